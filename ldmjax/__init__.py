@@ -1,0 +1,1 @@
+"""Latent diffusion models, their latent dimension and their stopping time, checked against exact laws."""

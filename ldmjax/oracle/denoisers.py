@@ -1,0 +1,52 @@
+"""The exact Gaussian score as a `Denoiser`, the type that samplers and metrics also get from trained networks.
+
+With m = min(C, 1 / (sigma^2 + alpha^2 lam)) the score is -m z, so by Tweedie's formula
+
+    (1)  E[z_0 | z] = (1 - sigma^2 m) / alpha  z          ( = alpha lam / (alpha^2 lam + sigma^2) z  where the cap is idle)
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike
+
+from ldmjax.oracle.capped import check_cap
+from ldmjax.oracle.stopped import check_spectra
+from ldmjax.process import Denoiser
+from ldmjax.schedules import Schedule
+
+
+def gaussian_denoiser(variances: ArrayLike, schedule: Schedule, *, cap: float = np.inf) -> Denoiser:
+    """The exact denoiser of N(0, diag(variances)), or with a cap the one of Prop. 4's score; equation (1).
+
+    Args:
+      variances: ``[D]``, any order.
+      schedule: any schedule; a cap bounds the weight of the score of *that* schedule's state.
+      cap: C > 1, inf for none.
+
+    Returns:
+      A `Denoiser`: (z ``[B, D]``, t ``[B]``) -> E[z_0 | z_t] ``[B, D]``, in the dtype of z.
+    """
+    (variances,) = check_spectra(variances)
+    cap = check_cap(cap)
+
+    def denoise(z, t):
+        lam = jnp.asarray(variances, z.dtype)
+        alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
+        marginal = alpha**2 * lam + sigma**2
+        # A variance of 0 has denoiser 0 at every t, also at t = 0 where the marginal vanishes.
+        gain = jnp.where(lam > 0, alpha * lam / jnp.where(marginal > 0, marginal, 1.0), 0.0)
+        if np.isfinite(cap):
+            gain = jnp.where(cap * marginal < 1.0, (1.0 - sigma**2 * cap) / alpha, gain)
+        return gain * z
+
+    return denoise
+
+
+def rotated_denoiser(denoiser: Denoiser, basis: ArrayLike) -> Denoiser:
+    """The denoiser of ``basis`` x where ``denoiser`` is that of x; ``basis`` ``[D, D]`` is orthogonal."""
+
+    def denoise(z, t):
+        rotation = jnp.asarray(basis, z.dtype)
+        return denoiser(z @ rotation, t) @ rotation.T
+
+    return denoise

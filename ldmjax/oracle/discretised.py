@@ -1,0 +1,213 @@
+"""Exact laws of samplers with finitely many steps: recursions on D variances. Source: arXiv 2405.14250, THEORY.md §5.
+
+For a linear score -m z every scheme multiplies each variance by a factor and adds noise. With w2 = dB/dt at t_k,
+dt = t_k - t_{k+1}, DB = B(t_k) - B(t_{k+1}) and m = min(C, 1/(sigma^2 + alpha^2 lamh)) at t_k:
+
+    (1) euler_maruyama  V' = (1 + dt w2 (1 - 2m))^2 V + 2 dt w2
+    (2) exponential     V' = (1 + expm1(DB) (1 - 2m))^2 V + expm1(2 DB)
+    (3) euler_ode       V' = (1 + dt w2 (1 - m))^2 V
+    (4) heun_ode        explicit trapezoid of dz/dt = -k z, k = w2 (1 - m)
+
+Chains over a ladder of levels (alpha, sigma), Dn = alpha^2 lam + sigma^2, r = sigma/alpha, tau^2 = sigma'^2 (1 -
+(sigma' alpha / (alpha' sigma))^2) and c = sqrt(sigma'^2 - eta^2 tau^2) (T_SPACE.md §1):
+
+    (5) ddim            v' = ((alpha' alpha lam + c sigma) / Dn)^2 v + eta^2 tau^2
+    (6) ddpm_exact      (5) with eta = 1 plus the posterior variance (alpha' - c alpha/sigma)^2 lam sigma^2 / Dn
+"""
+
+import numpy as np
+from jaxtyping import ArrayLike
+
+from ldmjax.oracle.capped import STARTS, capped_score_weights, capped_variances, check_choice
+from ldmjax.oracle.stopped import check_spectra, stopped_variances, w2_squared_from_variances
+from ldmjax.schedules import VariancePreserving
+
+SCHEMES = ("euler_maruyama", "exponential", "euler_ode", "heun_ode")
+CHAINS = ("ddim", "ddpm_exact", "heun", "dpmpp_2m")
+
+
+def sampler_variances(
+    estimated_variances: ArrayLike,
+    schedule: VariancePreserving,
+    times: ArrayLike,
+    *,
+    scheme: str,
+    cap: float = np.inf,
+    start: str,
+) -> np.ndarray:
+    """Variance of every component after each step of a discretised sampler, equations (1)-(4).
+
+    Args:
+      estimated_variances: lamh ``[D]``.
+      schedule: a variance-preserving schedule.
+      times: ``[N + 1]``, strictly decreasing forward times.
+      scheme: "euler_maruyama", "exponential", "euler_ode" or "heun_ode".
+      cap: bound C > 1 on the score's weights, inf for none.
+      start: "marginal" (alpha^2 lamh + sigma^2 at times[0]) or "standard" (1).
+
+    Returns:
+      ``[N + 1, D]``, time-major; row 0 is the start law. heun_ode evaluates the score at the new time, so it is infinite
+      where lamh = 0 and times[-1] = 0 without a cap.
+
+    Raises:
+      ValueError: if the schedule is not variance preserving, or an argument is out of range.
+    """
+    if not isinstance(schedule, VariancePreserving):
+        raise ValueError(f"sampler_variances needs a variance-preserving schedule, got {type(schedule).__name__}")
+    (estimated,) = check_spectra(estimated_variances)
+    times = np.asarray(times, np.float64)
+    if times.ndim != 1 or times.size < 1 or not np.all(np.diff(times) < 0) or times[-1] < 0:
+        raise ValueError("times must be [N + 1], strictly decreasing and >= 0")
+    check_choice("scheme", scheme, SCHEMES)
+    check_choice("start", start, STARTS)
+    noise_var = schedule.sigma(times) ** 2
+    integrated, rate = schedule.B(times), schedule.w_squared(times)
+    weights = capped_score_weights(estimated, noise_var, cap).T
+    result = np.empty((times.size, estimated.size))
+    result[0] = stopped_variances(estimated, noise_var[0])[:, 0] if start == "marginal" else 1.0
+    # An infinite weight (lamh = 0 at t = 0 without a cap) gives an infinite or NaN variance, as documented.
+    with np.errstate(invalid="ignore", over="ignore"):
+        for k in range(times.size - 1):
+            dt, db = times[k] - times[k + 1], integrated[k] - integrated[k + 1]
+            if scheme == "euler_maruyama":
+                factor, noise = 1.0 + dt * rate[k] * (1.0 - 2.0 * weights[k]), 2.0 * dt * rate[k]
+            elif scheme == "exponential":
+                factor, noise = 1.0 + np.expm1(db) * (1.0 - 2.0 * weights[k]), np.expm1(2.0 * db)
+            elif scheme == "euler_ode":
+                factor, noise = 1.0 + dt * rate[k] * (1.0 - weights[k]), 0.0
+            else:
+                here, there = rate[k] * (1.0 - weights[k]), rate[k + 1] * (1.0 - weights[k + 1])
+                factor, noise = 1.0 + 0.5 * dt * (here + there * (1.0 + dt * here)), 0.0
+            result[k + 1] = factor**2 * result[k] + noise
+    return result
+
+
+def chain_variances(
+    variances: ArrayLike,
+    alpha: ArrayLike,
+    sigma: ArrayLike,
+    *,
+    sampler: str,
+    eta: float = 0.0,
+    start: str = "standard",
+    score_variances: ArrayLike | None = None,
+) -> np.ndarray:
+    """Variance of every component along a chain over a ladder of noise levels, last update to clean data; (5), (6).
+
+    Args:
+      variances: data variances ``[D]``.
+      alpha: ``[T]``, noisiest level first, all > 0.
+      sigma: ``[T]``, all > 0; sigma/alpha strictly decreasing.
+      sampler: "ddim" (with ``eta``), "ddpm_exact", "heun" (second order in sigma/alpha, last update Euler) or "dpmpp_2m".
+      eta: 0 deterministic to 1 ancestral with the small posterior variance; "ddim" only.
+      start: "standard" (variance 1) or "marginal" (alpha_T^2 variances + sigma_T^2).
+      score_variances: the variances that the score assumes, ``[D]`` or one row per level ``[T, D]``; default ``variances``.
+
+    Returns:
+      ``[T + 1, D]``; row k is the law after k updates.
+    """
+    (variances,) = check_spectra(variances)
+    alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
+    if alpha.ndim != 1 or alpha.shape != sigma.shape or not (np.all(alpha > 0) and np.all(sigma > 0)):
+        raise ValueError("alpha and sigma must be [T] and > 0")
+    if np.any(np.diff(sigma / alpha) >= 0):
+        raise ValueError("sigma / alpha must be strictly decreasing: noisiest level first, no duplicate levels")
+    check_choice("sampler", sampler, CHAINS)
+    check_choice("start", start, STARTS)
+    if not 0.0 <= eta <= 1.0 or (eta and sampler != "ddim"):
+        raise ValueError(f"eta must lie in [0, 1] and needs sampler 'ddim', got {eta} with {sampler!r}")
+    assumed = np.broadcast_to(variances if score_variances is None else score_variances, (alpha.size, variances.size))
+    alpha_next, sigma_next = np.append(alpha[1:], 1.0), np.append(sigma[1:], 0.0)
+    result = np.empty((alpha.size + 1, variances.size))
+    result[0] = alpha[0] ** 2 * variances + sigma[0] ** 2 if start == "marginal" else 1.0
+    if sampler in ("heun", "dpmpp_2m"):
+        gains = _heun_gains(alpha, sigma, assumed) if sampler == "heun" else _dpmpp_2m_gains(alpha, sigma, assumed)
+        result[1:] = gains**2 * result[0]
+        return result
+    eta = 1.0 if sampler == "ddpm_exact" else eta
+    for k, lam in enumerate(assumed):
+        a, s, a_next, s_next = alpha[k], sigma[k], alpha_next[k], sigma_next[k]
+        tau_squared = s_next**2 * (1.0 - (s_next * a / (a_next * s)) ** 2)
+        c = np.sqrt(s_next**2 - eta**2 * tau_squared)
+        marginal = a**2 * lam + s**2
+        result[k + 1] = ((a_next * a * lam + c * s) / marginal) ** 2 * result[k] + eta**2 * tau_squared
+        if sampler == "ddpm_exact":
+            result[k + 1] += (a_next - c * a / s) ** 2 * lam * s**2 / marginal
+    return result
+
+
+def _heun_gains(alpha, sigma, assumed):
+    """Accumulated gain ``[T, D]`` on z of Heun's method in r = sigma/alpha, the last update (to r = 0) by Euler."""
+    ratio = np.append(sigma / alpha, 0.0)
+    slope = ratio[:-1, None] / (assumed + ratio[:-1, None] ** 2)
+    step = np.diff(ratio)[:, None]
+    gains = 1.0 + step * slope
+    gains[:-1] = 1.0 + 0.5 * step[:-1] * (slope[:-1] + slope[1:] * (1.0 + step[:-1] * slope[:-1]))
+    return np.cumprod(gains, axis=0) * np.append(alpha[1:], 1.0)[:, None] / alpha[0]
+
+
+def _dpmpp_2m_gains(alpha, sigma, assumed):
+    """Accumulated gain ``[T, D]`` on z of DPM-Solver++(2M), linear in the last two x0-predictions."""
+    half_logsnr = np.log(alpha / sigma)
+    state, previous, gains = np.ones(assumed.shape[1]), None, []
+    for k, lam in enumerate(assumed):
+        prediction = alpha[k] * lam / (alpha[k] ** 2 * lam + sigma[k] ** 2) * state
+        if k == alpha.size - 1:
+            state = prediction
+        else:
+            h, combined = half_logsnr[k + 1] - half_logsnr[k], prediction
+            if previous is not None:
+                ratio = h / (2.0 * (half_logsnr[k] - half_logsnr[k - 1]))
+                combined = (1.0 + ratio) * prediction - ratio * previous
+            state = sigma[k + 1] / sigma[k] * state - alpha[k + 1] * np.expm1(-h) * combined
+        previous = prediction
+        gains.append(state)
+    return np.stack(gains)
+
+
+def error_split(
+    variances: ArrayLike,
+    estimated_variances: ArrayLike,
+    schedule: VariancePreserving,
+    times: ArrayLike,
+    *,
+    scheme: str,
+    cap: float = np.inf,
+) -> dict[str, np.ndarray]:
+    """Squared W2 of each error source on its own, and of all together, for every latent dimension (arXiv 2405.14250 §4).
+
+    Args:
+      variances: ``[D]``, largest first.
+      estimated_variances: ``[D]``.
+      schedule: a variance-preserving schedule.
+      times: ``[N + 1]``, strictly decreasing; times[0] is where sampling starts, times[-1] = t_eps where it ends.
+      scheme: as in `sampler_variances`.
+      cap: bound on the score's weights, part of the "score" error.
+
+    Returns:
+      Arrays ``[D]``: "initialisation" (exact score, continuous time to t = 0, from N(0, I)), "truncation" (exact law at
+      t_eps), "discretisation" (exact score, marginal start, to t_eps, measured against the exact law there), "score"
+      (plug-in capped score, continuous time from its marginal start to t = 0), "total" (everything at once).
+      "discretisation" compares kept components only; the others include the variance of the dropped ones.
+    """
+    variances, estimated = check_spectra(variances, estimated_variances)
+    noise_var = schedule.sigma(np.asarray(times, np.float64)) ** 2
+    dynamics = "ode" if scheme.endswith("ode") else "sde"
+
+    def continuous(spectrum, start, bound):
+        return capped_variances(
+            spectrum, 0.0, noise_var_max=float(noise_var[0]), cap=bound, start=start, dynamics=dynamics
+        )
+
+    def last(spectrum, start, bound):
+        return sampler_variances(spectrum, schedule, times, scheme=scheme, cap=bound, start=start)[-1]
+
+    exact_end = stopped_variances(variances, noise_var[-1])[:, 0]
+    stepped = last(variances, "marginal", np.inf)
+    return {
+        "initialisation": w2_squared_from_variances(variances, continuous(variances, "standard", np.inf))[:, 0],
+        "truncation": w2_squared_from_variances(variances, exact_end[:, None])[:, 0],
+        "discretisation": np.cumsum((np.sqrt(stepped) - np.sqrt(exact_end)) ** 2),
+        "score": w2_squared_from_variances(variances, continuous(estimated, "marginal", cap))[:, 0],
+        "total": w2_squared_from_variances(variances, last(estimated, "standard", cap)[:, None])[:, 0],
+    }
