@@ -3,7 +3,7 @@
 With means mu and covariances A, B (positive semi-definite, possibly singular):
 
     (1)  W2^2 = |mu_a - mu_b|^2 + tr A + tr B - 2 || A^{1/2} B^{1/2} ||_*            (nuclear norm; the Bures distance)
-    (2)  KL(a || b) = (tr B^+ A + (mu_a - mu_b)^T B^+ (mu_a - mu_b) - r + logdet B - logdet A) / 2   on a support of rank r
+    (2)  KL(a || b) = (tr B^+ A + (mu_a - mu_b)^T B^+ (mu_a - mu_b) - r + logdet B - logdet A) / 2   on a rank-r support
     (3)  MMD^2 = E k(x,x') + E k(y,y') - 2 E k(x,y),  k(x,y) = exp(-|x-y|^2 / (2 h^2)),
          E k(x,y) = det(I + (A+B)/h^2)^{-1/2} exp(-m^T (h^2 I + A + B)^{-1} m / 2),  m = mu_a - mu_b
     (4)  sliced W2^2 = mean over directions u of the squared W2 between the laws of u.x
@@ -24,10 +24,16 @@ def covariance_factor(covariance: np.ndarray) -> np.ndarray:
 
 
 def eigh_descending(covariance: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues, largest first, with those at the rank tolerance set to exactly 0, and eigenvectors as columns."""
+    """Eigenvalues, largest first, with those at the rank tolerance set to exactly 0, and eigenvectors as columns.
+
+    Raises:
+      ValueError: as `check_covariance`, and if an eigenvalue is negative beyond float32 rounding (1e-6 of the largest).
+    """
     covariance = check_covariance("covariance", covariance)
     values, vectors = np.linalg.eigh(covariance)
     values, vectors = values[::-1], vectors[:, ::-1]
+    if np.min(values, initial=0.0) < -1e-6 * np.max(np.abs(values), initial=0.0):
+        raise ValueError(f"covariance must be positive semi-definite, got a negative eigenvalue {values[-1]:.6g}")
     return np.where(values > rank_tolerance(values), values, 0.0), vectors
 
 
@@ -37,7 +43,7 @@ def rank_tolerance(eigenvalues: np.ndarray) -> float:
 
 
 def check_covariance(name: str, covariance: ArrayLike) -> np.ndarray:
-    """Returns ``covariance`` as float64 ``[D, D]``, or raises ValueError if it is not symmetric, finite and PSD."""
+    """Returns ``covariance`` as float64 ``[D, D]``; ValueError unless symmetric and finite with variances >= 0."""
     covariance = np.asarray(covariance, np.float64)
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
         raise ValueError(f"{name} must have shape [D, D], got {list(covariance.shape)}")
@@ -47,7 +53,7 @@ def check_covariance(name: str, covariance: ArrayLike) -> np.ndarray:
     if np.max(np.abs(covariance - covariance.T), initial=0.0) > 1e-8 * scale:
         raise ValueError(f"{name} must be symmetric, got entries that differ by more than 1e-8 of the largest")
     if np.min(np.diag(covariance), initial=0.0) < 0:
-        raise ValueError(f"{name} must be positive semi-definite, got a negative variance {np.min(np.diag(covariance))}")
+        raise ValueError(f"{name} must be positive semi-definite, got a negative variance on its diagonal")
     return 0.5 * (covariance + covariance.T)
 
 
@@ -61,10 +67,11 @@ def w2_squared(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov_b: Ar
       cov_b: ``[D, D]``.
 
     Returns:
-      The squared distance, accurate to about 1e-12 (tr A + tr B).
+      The squared distance, accurate to about 1e-12 (tr A + tr B) if every eigenvalue is 0 or above about 1e-8 of its
+      matrix' largest; one at the rank tolerance is rounding itself and moves the result by up to the root of it.
 
     Raises:
-      ValueError: if a covariance is not square, finite, symmetric with non-negative variances.
+      ValueError: if a covariance is not square, finite, symmetric and positive semi-definite.
     """
     factor_a, factor_b = covariance_factor(cov_a), covariance_factor(cov_b)
     difference = np.asarray(mean_a, np.float64) - np.asarray(mean_b, np.float64)
@@ -106,9 +113,7 @@ def kl_divergence(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov_b:
     return float(max(0.5 * (np.sum(ratio - 1.0 - np.log(ratio)) + shift @ shift), 0.0))
 
 
-def mmd_squared(
-    mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov_b: ArrayLike, *, bandwidth: float
-) -> float:
+def mmd_squared(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov_b: ArrayLike, *, bandwidth: float) -> float:
     """Squared maximum mean discrepancy with the RBF kernel of width ``bandwidth`` (h), equation (3).
 
     Args:
@@ -140,7 +145,7 @@ def mmd_squared(
 def sliced_w2_squared(
     mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov_b: ArrayLike, *, directions: ArrayLike
 ) -> float:
-    """Squared sliced Wasserstein-2 over the given unit ``directions`` ``[P, D]``, equation (4), exact for each of them."""
+    """Squared sliced Wasserstein-2 over given unit ``directions`` ``[P, D]``, equation (4), exact for each of them."""
     directions = np.asarray(directions, np.float64)
     cov_a, cov_b = check_covariance("cov_a", cov_a), check_covariance("cov_b", cov_b)
     shift = directions @ (np.asarray(mean_a, np.float64) - np.asarray(mean_b, np.float64))

@@ -102,7 +102,7 @@ class OrnsteinUhlenbeck(VariancePreserving):
         _check_positive("OrnsteinUhlenbeck", t_max=self.t_max)
 
     def B(self, t: ArrayLike):
-        """Integrated drift B(t) = t."""
+        """Integrated drift, t itself."""
         return _namespace(t).asarray(t) * 1.0
 
     def inverse_B(self, b: ArrayLike):
@@ -128,7 +128,7 @@ class LinearVP(VariancePreserving):
             raise ValueError(f"LinearVP: beta_max must be >= beta_min = {self.beta_min}, got {self.beta_max}")
 
     def beta(self, t: ArrayLike):
-        """Song's beta(t); the drift rate w^2 is half of it."""
+        """Song's noise rate; the drift rate w^2 is half of it."""
         return self.beta_min + (self.beta_max - self.beta_min) * _namespace(t).asarray(t) / self.t_max
 
     def w_squared(self, t: ArrayLike):

@@ -2,8 +2,8 @@
 
 Data are N(0, diag(variances)), largest first; the score is the plug-in one of ``estimated_variances`` (the same
 component order, never re-sorted); the autoencoder keeps the first ``latent_dim`` components; ``noise_var`` is the VP
-noise variance nu left when sampling stops. Results are float64 numpy ``[D, K]``: row d-1 is latent dimension d, column k
-is ``noise_var[k]``. Every distance is squared and says so.
+noise variance nu left when sampling stops. Results are float64 numpy ``[D, K]``: row d-1 is latent dimension d,
+column k is ``noise_var[k]``. Every distance is squared and says so.
 
 - `stopped`: laws and optima without a cap, THEORY.md §2
 - `capped`: laws and bounds with a cap on the score, §3

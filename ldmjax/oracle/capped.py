@@ -4,10 +4,10 @@ With nu the VP noise variance, so alpha^2 = 1 - nu, and the score s = -m z:
 
     (1)  m_i(nu) = min(C, 1 / g_i(nu)),   g_i(nu) = lamh_i + nu (1 - lamh_i)                          Prop. 4
     (2)  the cap binds for nu < nu*_i = (1/C - lamh_i) / (1 - lamh_i)  if lamh_i < 1/C, else never
-    nu >= nu*:  (3) SDE  V = g + (1-nu_T)/(1-nu) (g/g_T)^2 (V_0 - g_T)             (4) flow ODE  V = V_0 g/g_T
-    nu <  nu*:  (5) SDE  V = v + e^{-(4C-2)(B*-B)} (V(nu*) - v),  v = 1/(2C-1)     (6) flow ODE  V = V(nu*) e^{-2(C-1)(B*-B)}
+    nu >= nu*:  (3) SDE  V = g + (1-nu_T)/(1-nu) (g/g_T)^2 (V_0 - g_T)      (4) flow ODE  V = V_0 g/g_T
+    nu <  nu*:  (5) SDE  V = v + e^{-(4C-2)(B*-B)} (V(nu*) - v)      (6) flow ODE  V = V(nu*) e^{-2(C-1)(B*-B)}
 
-where B = -log(1 - nu) / 2 and V_0 = g_T (start "marginal") or 1 (start "standard", N(0, I)).
+where B = -log(1 - nu) / 2, v = 1/(2C-1) and V_0 = g_T (start "marginal") or 1 (start "standard", N(0, I)).
 """
 
 import math
@@ -151,7 +151,10 @@ def dimension_bounds(variances: ArrayLike, estimated_variances: ArrayLike, cap: 
 
 
 def corollary_dimensions(estimated_variances: ArrayLike, cap: float) -> tuple[int, int]:
-    """Corollary 1: for lam_i = q^-i, q > 16, q <= C <= q^D the best dimension is one of (d, d+1), lamh_{d+1} <= 1/C <= lamh_d.
+    """Corollary 1: for lam_i = q^-i, q > 16, q <= C <= q^D the best latent dimension is one of the two returned.
+
+    They are (d, d+1) with lamh_{d+1} <= 1/C <= lamh_d. Like `dimension_bounds` for the SDE from N(0, I) with
+    B_T >= (ln 2)/2, on the event lam/2 <= lamh <= 2 lam.
 
     Returns:
       ``(d, min(d + 1, D))`` with d the number of estimated variances >= 1/C (at least 1).

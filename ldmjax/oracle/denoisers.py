@@ -2,7 +2,7 @@
 
 With m = min(C, 1 / (sigma^2 + alpha^2 lam)) the score is -m z, so by Tweedie's formula
 
-    (1)  E[z_0 | z] = (1 - sigma^2 m) / alpha  z          ( = alpha lam / (alpha^2 lam + sigma^2) z  where the cap is idle)
+    (1)  E[z_0 | z] = (1 - sigma^2 m) / alpha  z      ( = alpha lam / (alpha^2 lam + sigma^2) z  where the cap is idle)
 """
 
 import jax.numpy as jnp

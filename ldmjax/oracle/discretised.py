@@ -46,8 +46,8 @@ def sampler_variances(
       start: "marginal" (alpha^2 lamh + sigma^2 at times[0]) or "standard" (1).
 
     Returns:
-      ``[N + 1, D]``, time-major; row 0 is the start law. heun_ode evaluates the score at the new time, so it is infinite
-      where lamh = 0 and times[-1] = 0 without a cap.
+      ``[N + 1, D]``, time-major; row 0 is the start law. heun_ode evaluates the score at the new time, so it is
+      infinite or NaN where lamh = 0 and times[-1] = 0 without a cap.
 
     Raises:
       ValueError: if the schedule is not variance preserving, or an argument is out of range.
@@ -96,24 +96,25 @@ def chain_variances(
 
     Args:
       variances: data variances ``[D]``.
-      alpha: ``[T]``, noisiest level first, all > 0.
+      alpha: ``[T]``, noisiest level first, all > 0; the first may be 0 (pure noise) except for "heun".
       sigma: ``[T]``, all > 0; sigma/alpha strictly decreasing.
-      sampler: "ddim" (with ``eta``), "ddpm_exact", "heun" (second order in sigma/alpha, last update Euler) or "dpmpp_2m".
+      sampler: "ddim" (with ``eta``), "ddpm_exact", "heun" (second order in sigma/alpha, last update Euler) or
+        "dpmpp_2m".
       eta: 0 deterministic to 1 ancestral with the small posterior variance; "ddim" only.
       start: "standard" (variance 1) or "marginal" (alpha_T^2 variances + sigma_T^2).
-      score_variances: the variances that the score assumes, ``[D]`` or one row per level ``[T, D]``; default ``variances``.
+      score_variances: what the score assumes, ``[D]`` or a row per level ``[T, D]``; default ``variances``.
 
     Returns:
       ``[T + 1, D]``; row k is the law after k updates.
+
+    Raises:
+      ValueError: if the levels are not a ladder, or an argument is out of range.
     """
     (variances,) = check_spectra(variances)
     alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
-    if alpha.ndim != 1 or alpha.shape != sigma.shape or not (np.all(alpha > 0) and np.all(sigma > 0)):
-        raise ValueError("alpha and sigma must be [T] and > 0")
-    if np.any(np.diff(sigma / alpha) >= 0):
-        raise ValueError("sigma / alpha must be strictly decreasing: noisiest level first, no duplicate levels")
     check_choice("sampler", sampler, CHAINS)
     check_choice("start", start, STARTS)
+    _check_levels(alpha, sigma, sampler)
     if not 0.0 <= eta <= 1.0 or (eta and sampler != "ddim"):
         raise ValueError(f"eta must lie in [0, 1] and needs sampler 'ddim', got {eta} with {sampler!r}")
     assumed = np.broadcast_to(variances if score_variances is None else score_variances, (alpha.size, variances.size))
@@ -136,6 +137,18 @@ def chain_variances(
     return result
 
 
+def _check_levels(alpha, sigma, sampler):
+    if alpha.ndim != 1 or alpha.size == 0 or alpha.shape != sigma.shape:
+        raise ValueError(f"alpha and sigma must be [T] with T >= 1, got {list(alpha.shape)} and {list(sigma.shape)}")
+    if not (np.all(alpha[1:] > 0) and alpha[0] >= 0 and np.all(sigma > 0)):
+        raise ValueError("alpha and sigma must be > 0 (the first alpha may be 0)")
+    if sampler == "heun" and alpha[0] == 0:
+        raise ValueError("sampler 'heun' steps in sigma / alpha and needs alpha > 0 at every level")
+    with np.errstate(divide="ignore"):
+        if not np.all(np.diff(sigma / alpha) < 0):
+            raise ValueError("sigma / alpha must be strictly decreasing: noisiest level first, no duplicate levels")
+
+
 def _heun_gains(alpha, sigma, assumed):
     """Accumulated gain ``[T, D]`` on z of Heun's method in r = sigma/alpha, the last update (to r = 0) by Euler."""
     ratio = np.append(sigma / alpha, 0.0)
@@ -148,7 +161,8 @@ def _heun_gains(alpha, sigma, assumed):
 
 def _dpmpp_2m_gains(alpha, sigma, assumed):
     """Accumulated gain ``[T, D]`` on z of DPM-Solver++(2M), linear in the last two x0-predictions."""
-    half_logsnr = np.log(alpha / sigma)
+    with np.errstate(divide="ignore"):  # alpha = 0 at the first level: an infinite step, which DPM-Solver++ takes well
+        half_logsnr = np.log(alpha / sigma)
     state, previous, gains = np.ones(assumed.shape[1]), None, []
     for k, lam in enumerate(assumed):
         prediction = alpha[k] * lam / (alpha[k] ** 2 * lam + sigma[k] ** 2) * state
@@ -174,7 +188,9 @@ def error_split(
     scheme: str,
     cap: float = np.inf,
 ) -> dict[str, np.ndarray]:
-    """Squared W2 of each error source on its own, and of all together, for every latent dimension (arXiv 2405.14250 §4).
+    """Squared W2 of each error source on its own, and of all together, for every latent dimension.
+
+    Source: arXiv 2405.14250 §4.
 
     Args:
       variances: ``[D]``, largest first.

@@ -1,11 +1,12 @@
-"""General covariances and linear autoencoders that are not orthogonal projections. Source: arXiv 2510.08409 §6, THEORY.md §4.
+"""General covariances and linear autoencoders that are not orthogonal projections.
 
-The PCA autoencoder of an estimate Oh diag(lamh) Oh^T keeps its first d eigenvectors Oh_d, so the generated covariance is
-G = Oh_d diag(g) Oh_d^T. It does not commute with the truth Sigma, and
+The PCA autoencoder of an estimate Oh diag(lamh) Oh^T keeps its first d eigenvectors Oh_d, so the generated covariance
+is G = Oh_d diag(g) Oh_d^T. It does not commute with the truth Sigma, and
 
     (1)  W2^2 = sum g + tr Sigma - 2 || diag(sqrt g) Oh_d^T Sigma^{1/2} ||_*        (nuclear norm)
 
 For rank(estimate) < d < D the estimate leaves the last eigenvectors arbitrary, so only d <= rank and d = D have a law.
+Source: arXiv 2510.08409 §6, THEORY.md §4.
 """
 
 import numpy as np

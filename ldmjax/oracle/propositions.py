@@ -80,6 +80,10 @@ def check_propositions(
     return {check.name: check for check in checks}
 
 
+def _not_applicable(name, why):
+    return PropositionCheck(name=name, holds=None, slack=math.nan, detail=why)
+
+
 def _proposition_1(variances, estimated, noise_var_max, grid):
     """The closed-form best stop is never beaten by the grid, and is 0 exactly where the slope at 0 is >= 0."""
     best = best_noise_var(variances, estimated, noise_var_max=noise_var_max)
@@ -103,8 +107,9 @@ def _proposition_2(variances, estimated, grid):
     curve = w2_squared_curve(variances, estimated, grid)
     change = np.diff(np.concatenate([np.full((1, grid.size), np.sum(variances)), curve]), axis=0)
     margin = 4.0 * variances[:, None] - stopped_variances(estimated, grid)
-    # Where the closed form is within rounding of equality the sign of the change means nothing.
-    decided = np.abs(margin) > 1e-9 * (np.sum(variances) + np.sum(estimated))
+    # Within rounding of equality the sign of the change means nothing; a component with g = 0 changes nothing at all.
+    scale = np.sum(variances) + np.sum(estimated)
+    decided = (np.abs(margin) > 1e-9 * scale) & (np.abs(change) > 1e-13 * scale)
     useful = component_is_useful(variances, estimated, grid)
     wrong = decided & (useful != (change <= 0))
     slack = float(np.min(np.abs(margin), initial=math.inf, where=decided))
@@ -121,14 +126,12 @@ def _proposition_3(variances, estimated, noise_var_max):
     name = "proposition_3"
     support = int(np.count_nonzero(variances))
     if support == 0 or np.ptp(variances[:support]) > 1e-12 * variances[0]:
-        return PropositionCheck(name=name, holds=None, slack=math.nan, detail="variances are not isotropic on a subspace")
+        return _not_applicable(name, "variances are not isotropic on a subspace")
     if np.any(estimated[:support] > 4 * variances[0]) or np.any(estimated[support:] > 0):
-        return PropositionCheck(name=name, holds=None, slack=math.nan, detail="estimate is off the event lamh <= 4 lam")
+        return _not_applicable(name, "estimate is off the event lamh <= 4 lam")
     best = best_noise_var(variances, estimated, noise_var_max=noise_var_max)
     if np.any(stopped_variances(estimated, best[support - 1])[:support] > 4 * variances[0]):
-        return PropositionCheck(
-            name=name, holds=None, slack=math.nan, detail="a component is not useful at nu*(d0): not the likely event"
-        )
+        return _not_applicable(name, "a component is not useful at nu*(d0): not the likely event")
     dim, noise_var, distance = best_stop(variances, estimated, noise_var_max=noise_var_max)
     expected = float(w2_squared_curve(variances, estimated, best[support - 1])[support - 1, 0])
     slack = distance - expected + 1e-12 * float(np.sum(variances))
@@ -149,9 +152,7 @@ def _proposition_4(estimated, cap, grid):
 
 
 def _best_dimension_at_end(variances, estimated, cap, noise_var_max):
-    end = capped_variances(
-        estimated, 0.0, noise_var_max=noise_var_max, cap=cap, start="standard", dynamics="sde"
-    )
+    end = capped_variances(estimated, 0.0, noise_var_max=noise_var_max, cap=cap, start="standard", dynamics="sde")
     return int(np.argmin(w2_squared_from_variances(variances, end)[:, 0])) + 1
 
 
@@ -161,34 +162,36 @@ def _proposition_5(variances, estimated, cap, noise_var_max):
     if np.any(estimated > 2 * variances):
         i = int(np.argmax(estimated - 2 * variances))
         detail = f"off the event lamh <= 2 lam: component {i + 1} has {estimated[i]:.6g} > 2 * {variances[i]:.6g}"
-        return PropositionCheck(name=name, holds=None, slack=math.nan, detail=detail)
+        return _not_applicable(name, detail)
     if noise_var_max < 0.5:
-        return PropositionCheck(name=name, holds=None, slack=math.nan, detail="needs noise_var_max >= 1/2 (B_T >= ln(2)/2)")
+        return _not_applicable(name, "needs noise_var_max >= 1/2 (B_T >= ln(2)/2)")
     d_min = _best_dimension_at_end(variances, estimated, cap, noise_var_max)
     d1, d2 = dimension_bounds(variances, estimated, cap)
     if np.any(4 * variances <= 1.0 / (2.0 * cap - 1.0)):
         d2 = max(1, d2 - 1)
     slack = float(min(d_min - d1, d2 - d_min))
-    return PropositionCheck(
-        name=name, holds=bool(slack >= 0), slack=slack, detail=f"components between bound and best: {d1} <= {d_min} <= {d2}"
-    )
+    detail = f"components between bound and best: {d1} <= {d_min} <= {d2}"
+    return PropositionCheck(name=name, holds=bool(slack >= 0), slack=slack, detail=detail)
 
 
 def _corollary_1(variances, estimated, cap, noise_var_max):
-    """For lam_i = q^-i, q > 16, q <= C <= q^D: the best dimension is d or d + 1 with lamh_{d+1} <= 1/C <= lamh_d."""
+    """For lam_i = q^-i, q > 16, q <= C <= q^D: the best dimension is d or d + 1 with lamh_{d+1} <= 1/C <= lamh_d.
+
+    Its proof needs d2 <= d + 2, that is 4 lam_{d+2} <= 1/(2C-1): q > 16 gives it if also lamh_{d+1} >= lam_{d+1} / 2.
+    """
     name = "corollary_1"
     index = 1 + np.arange(variances.size)
     q = 1.0 / variances[0] if variances[0] > 0 else 0.0
     applies = (
         q > 16
-        and np.allclose(variances, q**-index.astype(float), rtol=1e-9, atol=0)
+        and np.allclose(variances, q ** -index.astype(float), rtol=1e-9, atol=0)
         and q <= cap <= q**variances.size
-        and np.all(estimated <= 2 * variances)
+        and np.all((variances <= 2 * estimated) & (estimated <= 2 * variances))
         and noise_var_max >= 0.5
     )
     if not applies:
-        detail = "needs lam_i = q^-i with q > 16, q <= C <= q^D, lamh <= 2 lam, noise_var_max >= 1/2"
-        return PropositionCheck(name=name, holds=None, slack=math.nan, detail=detail)
+        detail = "needs lam_i = q^-i with q > 16, q <= C <= q^D, lam/2 <= lamh <= 2 lam, noise_var_max >= 1/2"
+        return _not_applicable(name, detail)
     d_min = _best_dimension_at_end(variances, estimated, cap, noise_var_max)
     low, high = corollary_dimensions(estimated, cap)
     slack = float(min(d_min - low, high - d_min))

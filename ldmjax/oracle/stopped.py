@@ -75,7 +75,7 @@ def w2_squared_from_variances(variances: ArrayLike, generated_variances: ArrayLi
 
 
 def _prefix_distances(variances, generated, difference):
-    """Equation (2) for all d from generated variances and ``difference`` = generated - variances, free of cancellation."""
+    """Equation (2) for all d; ``difference`` = generated - variances is given so that it need not cancel."""
     result = np.empty_like(difference)
     total = np.zeros(difference.shape[1])
     root, dropped = np.sqrt(variances), dropped_mass(variances)
@@ -154,9 +154,9 @@ def slope_terms(
     kept = estimated[:, None] + noise_var * (scale_squared - estimated)[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(variances[:, None] > 0, variances[:, None] / kept, 0.0)
-    # A whitened component does not move with nu: its term is 0 even where the ratio is infinite.
+    # A whitened component does not move with nu: its term is 0, also where rounding leaves lamh a little off c^2.
     growth = (scale_squared - estimated)[:, None]
-    return np.where(growth == 0, 0.0, (1.0 - np.sqrt(ratio)) * growth)
+    return np.where(np.abs(growth) <= 1e-14 * scale_squared, 0.0, (1.0 - np.sqrt(ratio)) * growth)
 
 
 def _slope_roots(variances, estimated, scale_squared, rows, noise_var_max):
@@ -184,7 +184,7 @@ def component_is_useful(
 
 
 def useful_noise_var(variances: ArrayLike, estimated_variances: ArrayLike) -> np.ndarray:
-    """The interval of noise variances within [0, 1] at which each component is useful, equation (4) solved for nu (Prop. 2).
+    """The noise variances within [0, 1] at which each component is useful: equation (4) solved for nu (Prop. 2).
 
     For lamh < 1 the upper end is (4 lam - lamh) / (1 - lamh), which is 3 lam / (1 - lam) with the exact score; for
     lamh > 1 the inequality turns around and the same ratio is the lower end.
@@ -249,7 +249,7 @@ def tolerance_noise_var(variances: ArrayLike, *, relative: float, noise_var_max:
 
 
 def _rise_roots(variances, rows, allowed, noise_var_max):
-    """Solves rise_d(nu) = allowed by Newton's method in (log nu, log rise), whose slope lies between 1 and 2."""
+    """Solves rise_d(nu) = allowed by Newton's method in (log nu, log rise), where the slope is at least 1."""
     prefix = np.arange(variances.size)[:, None] <= rows
     growth_rate, root = (1.0 - variances)[:, None], np.sqrt(variances)[:, None]
     log_nu = np.full(rows.size, np.log(noise_var_max))

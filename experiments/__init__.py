@@ -1,0 +1,1 @@
+"""Experiments: each module is run with `python -m experiments.NAME`; `python -m experiments` lists them."""

@@ -1,0 +1,155 @@
+"""Flags that experiments share, their validation, and the one way to start an experiment.
+
+Bad input ends with one line on stderr (flag, value got, what is allowed) and exit status 2, before any work. Lists are
+comma-separated.
+"""
+
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from ldmjax import data, records
+
+FLAGS = flags.FLAGS
+EXIT_USAGE = 2
+
+
+class UsageError(Exception):
+    """Bad input; its text is the one line that the user sees."""
+
+
+class _ListParser(flags.ArgumentParser):
+    """Comma-separated numbers within bounds, without repetition."""
+
+    def __init__(self, kind: type, low: float, high: float, *, low_open: bool = False, infinite: bool = False):
+        self.kind, self.low, self.high, self.low_open, self.infinite = kind, low, high, low_open, infinite
+        bounds = f"{'>' if low_open else '>='} {low:g}" + ("" if high == math.inf else f" and <= {high:g}")
+        noun = "whole numbers" if kind is int else "numbers"
+        self.allowed = f"comma-separated {noun} {bounds}{' or inf' if infinite else ''}, none twice"
+        self.syntactic_help = self.allowed
+
+    def parse(self, argument: str | Sequence) -> list:
+        words = argument.split(",") if isinstance(argument, str) else [str(a) for a in argument]
+        try:
+            values = [self.kind(word.strip()) for word in words]
+        except ValueError:
+            raise ValueError(f"must be {self.allowed}") from None
+        for value in values:
+            above = value > self.low if self.low_open else value >= self.low
+            if not (above and value <= self.high and (math.isfinite(value) or (self.infinite and value > 0))):
+                raise ValueError(f"must be {self.allowed}")
+        if len(set(values)) < len(values):
+            raise ValueError(f"must be {self.allowed}")
+        return values
+
+    def flag_type(self) -> str:
+        return f"comma-separated {self.kind.__name__} list"
+
+
+class _ListSerializer(flags.ArgumentSerializer):
+    def serialize(self, value: Sequence) -> str:
+        return ",".join(str(v) for v in value)
+
+
+def define_list(name: str, default: str | None, help_text: str, kind: type, low: float, high: float = math.inf, **bounds):
+    """Defines a list flag; ``bounds`` are `_ListParser`'s."""
+    parser = _ListParser(kind, low, high, **bounds)
+    flags.DEFINE(parser, name, default, help_text, serializer=_ListSerializer())
+
+
+def define_integer(name: str, default: int | None, help_text: str, *, low: int, high: int | None = None):
+    """Defines a bounded integer flag."""
+    flags.DEFINE_integer(name, default, help_text, lower_bound=low, upper_bound=high)
+
+
+def define_data_flags(*, default: str = "digits") -> None:
+    """--data, --spectrum, --data_dim."""
+    flags.DEFINE_string("data", None, f"digits, or the path of an .npz file with key images or x. Default: {default}.")
+    flags.DEFINE_string("spectrum", None, f"Instead of --data, a Gaussian with this spectrum: {data.SPECTRA}.")
+    define_integer("data_dim", 64, "Dimension of --spectrum (a file gives its own).", low=1, high=100_000)
+
+
+def define_common_flags(experiment: str) -> None:
+    """--workdir and --quick."""
+    flags.DEFINE_string("workdir", f"results/{experiment}", "Directory for flags.txt, records.jsonl, curves.npz, figures.")
+    flags.DEFINE_bool("quick", False, "A smaller version of everything, to see that it runs.")
+
+
+def bad(name: str, value: Any, allowed: str) -> UsageError:
+    """The error for a flag whose value is refused after parsing."""
+    if isinstance(value, list | tuple):
+        value = ",".join(str(v) for v in value)
+    return UsageError(f"flag --{name}={value}: {allowed}")
+
+
+def load_dataset(*, default: str = "digits") -> data.Dataset:
+    """The data set that --data or --spectrum names."""
+    if FLAGS.data is not None and FLAGS.spectrum is not None:
+        raise bad("spectrum", FLAGS.spectrum, f"allowed only without --data, got --data={FLAGS.data} as well")
+    if FLAGS.spectrum is not None:
+        try:
+            return data.spectrum(FLAGS.spectrum, FLAGS.data_dim)
+        except ValueError as error:
+            raise bad("spectrum", FLAGS.spectrum, str(error)) from error
+    name = default if FLAGS.data is None else FLAGS.data
+    try:
+        return data.load(name)
+    except ValueError as error:
+        raise bad("data", name, str(error)) from error
+
+
+def check_n(dataset: data.Dataset) -> None:
+    """Every --n leaves two held-out samples of the data."""
+    if dataset.samples is not None and max(FLAGS.n) > len(dataset.samples) - 2:
+        raise bad("n", FLAGS.n, f"must be 2..{len(dataset.samples) - 2}: {dataset.name} has {len(dataset.samples)} samples")
+
+
+def check_latent_dims(dataset: data.Dataset) -> None:
+    """Every --latent_dims is at most D."""
+    if max(FLAGS.latent_dims) > dataset.dim:
+        raise bad("latent_dims", FLAGS.latent_dims, f"must be 1..{dataset.dim}, the dimension of {dataset.name}")
+
+
+def prepare_workdir() -> Path:
+    """Creates --workdir and writes flags.txt, which reruns the experiment with --flagfile."""
+    try:
+        workdir = records.prepare_workdir(FLAGS.workdir)
+    except ValueError as error:
+        raise bad("workdir", FLAGS.workdir, str(error)) from error
+    own = {flag.name: flag for module in ("__main__", "experiments.flags") for flag in _module_flags(module)}
+    lines = [own[name].serialize() for name in sorted(own) if name != "workdir" and own[name].value is not None]
+    records.write_text(workdir / "flags.txt", "".join(line + "\n" for line in lines))
+    return workdir
+
+
+def _module_flags(module: str):
+    by_module = FLAGS.flags_by_module_dict()
+    return by_module.get(sys.argv[0] if module == "__main__" else module, [])
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses flags, runs ``main``, and turns bad input into one line and exit status 2."""
+    app.define_help_flags()
+    try:
+        stray = FLAGS(sys.argv)[1:]
+        if stray:
+            raise UsageError(f"stray word {stray[0]!r}: only flags of the form --name=value are allowed")
+        main()
+    except flags.UnrecognizedFlagError as error:
+        _refuse(f"{error}; --help lists the flags that are allowed")
+    except flags.Error as error:
+        _refuse(str(error))
+    except UsageError as error:
+        _refuse(str(error))
+    except BrokenPipeError:
+        os._exit(1)
+
+
+def _refuse(line: str) -> None:
+    print("error: " + " ".join(line.split()), file=sys.stderr)
+    sys.exit(EXIT_USAGE)

@@ -1,0 +1,287 @@
+"""Distances between generated samples and a reference, with a leave-one-block-out jackknife on every one of them.
+
+Samples are decoded linearly, x = basis z, so all distances in data space are computed from latents z ``[N, d]``. Inside a
+compiled sampler `sample_statistics` reduces a state to sums over K equal blocks of samples; on the host `pseudo_values`
+turns those into K jackknife pseudo-values per metric:
+
+    (1)  p_k = K theta - (K - 1) theta_{-k},    mean(p) = theta without its O(1/N) bias,    var(p) / K = its squared error
+
+The same blocks at every stopping time keep curves paired, so resampling the p_k is a paired bootstrap (stopping.py).
+
+    w2       squared Wasserstein-2 between the Gaussians with the samples' mean and covariance (squared Fréchet distance)
+    mmd      squared maximum mean discrepancy, RBF kernel exp(-|x-y|^2 / (2 h^2)), U-statistic; h = median reference distance
+    sliced_w2  squared W2 of one-dimensional projections, averaged over fixed random directions; p_k from the Kantorovich
+             potential, so its O(1/N) bias stays (it is nearly the same at every stopping time)
+    kl       KL(reference || samples) between Gaussian fits *inside the latent space*, nats; inf if supports differ
+
+Sources: Efron & Tibshirani, An Introduction to the Bootstrap, ch. 11 (1); Gretton et al., JMLR 2012 (mmd); Bonneel et al.,
+JMIV 2015 (sliced_w2); Santambrogio, Optimal Transport for Applied Mathematicians, prop. 7.17 (its derivative).
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldmjax.gaussians import check_covariance, covariance_factor, rank_tolerance
+
+METRICS = ("w2", "mmd", "sliced_w2", "kl")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What generated samples are compared with.
+
+    Attributes:
+      mean: ``[D]``.
+      covariance: ``[D, D]``.
+      samples: ``[M, D]``, for mmd and sliced_w2.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    samples: np.ndarray
+
+    @property
+    def bandwidth(self) -> float:
+        """Median distance between two reference samples (of the first 1000), the kernel's h."""
+        first = self.samples[:1000]
+        squares = np.sum(first**2, axis=1)
+        distances = squares[:, None] + squares - 2.0 * first @ first.T
+        return float(np.sqrt(np.median(distances[np.triu_indices(len(first), 1)])))
+
+
+class LatentReference(NamedTuple):
+    """A `Reference` seen from one autoencoder's latent space, as arrays for the device.
+
+    Attributes:
+      samples: ``[M, d]``, encoded reference samples.
+      outside: ``[M]``, their squared distance to the decoder's range.
+      bandwidth: kernel width h.
+      directions: ``[P, d]``, encoded random unit directions of data space.
+      quantiles: ``[P, N]``, reference quantiles along each direction, at the ranks of N samples.
+    """
+
+    samples: jax.Array
+    outside: jax.Array
+    bandwidth: jax.Array
+    directions: jax.Array
+    quantiles: jax.Array
+
+
+class SampleStatistics(NamedTuple):
+    """Sums over blocks of samples: all that the metrics need of a state. K blocks.
+
+    Attributes:
+      mean: ``[K, d]``, block means.
+      second: ``[K, d, d]``, block means of z z^T.
+      kernel: ``[K, K]``, sums of the kernel over pairs of distinct samples of two blocks.
+      cross: ``[K]``, sums of the kernel over (sample of the block, reference sample).
+      sliced: scalar, squared sliced W2.
+      potential: ``[K]``, block means of the derivative of ``sliced`` with respect to a sample's weight.
+    """
+
+    mean: jax.Array
+    second: jax.Array
+    kernel: jax.Array
+    cross: jax.Array
+    sliced: jax.Array
+    potential: jax.Array
+
+
+def latent_reference(
+    reference: Reference, basis: np.ndarray, *, count: int, kernel_count: int, directions: int, seed: int = 0
+) -> LatentReference:
+    """Prepares a reference for samples that are decoded by ``basis`` ``[D, d]`` (orthonormal columns).
+
+    Args:
+      reference: the reference in data space.
+      basis: decoder.
+      count: N, number of generated samples.
+      kernel_count: reference samples used by the kernel metric.
+      directions: P, number of random directions.
+      seed: chooses the directions.
+    """
+    kernel_samples = reference.samples[:kernel_count]
+    encoded = kernel_samples @ basis
+    unit = np.random.default_rng(seed).standard_normal((directions, basis.shape[0]))
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    ranks = (np.arange(count) + 0.5) / count
+    outside = np.clip(np.sum(kernel_samples**2, axis=1) - np.sum(encoded**2, axis=1), 0.0, None)
+    arrays = [
+        encoded,
+        outside,
+        reference.bandwidth,
+        unit @ basis,
+        np.quantile(reference.samples @ unit.T, ranks, axis=0).T,
+    ]
+    return LatentReference(*(np.asarray(a, np.float32) for a in arrays))
+
+
+def sample_statistics(
+    z: jax.Array, reference: LatentReference, mask: jax.Array | float = 1.0, *, blocks: int = 64
+) -> SampleStatistics:
+    """Reduces samples to block sums (traceable).
+
+    Args:
+      z: latents ``[N, d]``, 0 in padded components; N a multiple of ``blocks``.
+      reference: what to compare with; its kernel metric uses the first min(N, M) samples rounded down to whole blocks.
+      mask: ``[d]``, 0 in padded components.
+      blocks: K.
+    """
+    count = z.shape[0]
+    grouped = z.reshape(blocks, count // blocks, -1)
+    block_mean = grouped.mean(axis=1)
+    second = jnp.einsum("kni,knj->kij", grouped, grouped) * (blocks / count)
+    per_block = min(count, reference.samples.shape[0]) // blocks
+    chosen = z[: per_block * blocks]
+    encoded = reference.samples * mask
+    lost = jnp.sum(reference.samples**2 * (1.0 - mask), axis=1) + reference.outside
+    kernel = _kernel(chosen, chosen, reference.bandwidth, 0.0) * (1.0 - jnp.eye(chosen.shape[0]))
+    kernel = kernel.reshape(blocks, per_block, blocks, per_block).sum(axis=(1, 3))
+    cross = _kernel(chosen, encoded, reference.bandwidth, lost).reshape(blocks, -1).sum(axis=1)
+    sliced, potential = _sliced(z @ (reference.directions * mask).T, reference.quantiles)
+    return SampleStatistics(
+        block_mean, second, kernel, cross, sliced, potential.reshape(blocks, -1).mean(axis=1)
+    )
+
+
+def _kernel(a, b, bandwidth, offset):
+    squared = jnp.sum(a**2, axis=1)[:, None] + jnp.sum(b**2, axis=1) - 2.0 * a @ b.T + offset
+    return jnp.exp(-0.5 * squared / bandwidth**2)
+
+
+def _sliced(projected, quantiles):
+    """Mean squared W2 over directions of ``projected`` ``[N, P]``, and its derivative in each sample's weight ``[N]``."""
+
+    def one_direction(values, reference):
+        order = jnp.argsort(values)
+        ordered = values[order]
+        gap = ordered - reference
+        # Kantorovich potential: its slope is twice the displacement; trapezoidal rule along the sorted samples.
+        rise = (gap[1:] + gap[:-1]) * jnp.diff(ordered)
+        potential = jnp.concatenate([jnp.zeros(1), jnp.cumsum(rise)])
+        return jnp.mean(gap**2), jnp.zeros_like(values).at[order].set(potential - jnp.mean(potential))
+
+    value, potential = jax.vmap(one_direction)(projected.T, quantiles)
+    return jnp.mean(value), jnp.mean(potential, axis=0)
+
+
+def pseudo_values(
+    statistics: SampleStatistics, reference: Reference, basis: np.ndarray, *, count: int, kernel_count: int
+) -> dict[str, np.ndarray]:
+    """Jackknife pseudo-values of every metric, equation (1).
+
+    Args:
+      statistics: of S stops, every leaf with a leading axis ``[S]``; components beyond basis's columns are dropped.
+      reference: in data space.
+      basis: decoder ``[D, d]``.
+      count: N, generated samples.
+      kernel_count: as given to `latent_reference`.
+
+    Returns:
+      ``{metric: [K, S]}``, float64.
+    """
+    dim = basis.shape[1]
+    mean = np.asarray(statistics.mean, np.float64)[..., :dim]
+    second = np.asarray(statistics.second, np.float64)[..., :dim, :dim]
+    means, covariances = _leave_one_out_moments(mean, second)
+    blocks = mean.shape[1]
+    kernel_blocks = min(count, kernel_count, len(reference.samples)) // blocks
+    values = {
+        "w2": _jackknife(_frechet(means, covariances, reference, basis)),
+        "mmd": _jackknife(_mmd(statistics, reference, kernel_blocks, kernel_count)),
+        "kl": _jackknife(_gaussian_kl(means, covariances, reference, basis)),
+    }
+    potential = np.asarray(statistics.potential, np.float64)
+    sliced = np.asarray(statistics.sliced, np.float64)[:, None]
+    values["sliced_w2"] = (sliced + potential - potential.mean(axis=1, keepdims=True)).T
+    return {metric: values[metric] for metric in METRICS}
+
+
+def _jackknife(theta):
+    """Pseudo-values ``[K, S]`` from ``theta`` ``[S, K + 1]``: the full value first, then those without one block."""
+    blocks = theta.shape[1] - 1
+    with np.errstate(invalid="ignore"):
+        return (blocks * theta[:, :1] - (blocks - 1) * theta[:, 1:]).T
+
+
+def _leave_one_out_moments(mean, second):
+    """Means ``[S, K + 1, d]`` and covariances of all samples (first) and of all but one block."""
+    blocks = mean.shape[1]
+
+    def combine(x):
+        total = x.sum(axis=1, keepdims=True)
+        return np.concatenate([total / blocks, (total - x) / (blocks - 1)], axis=1)
+
+    mean, second = combine(mean), combine(second)
+    return mean, second - mean[..., :, None] * mean[..., None, :]
+
+
+def _frechet(means, covariances, reference, basis):
+    """Squared Fréchet distances ``[S, K + 1]``."""
+    factor = covariance_factor(reference.covariance)
+    # In latent coordinates: || A^{1/2} basis^T L ||_* = sum of square roots of the eigenvalues of R A R^T.
+    reduced = np.linalg.qr((basis.T @ factor).T, mode="r")
+    inner = reduced @ covariances @ reduced.T
+    overlap = np.sqrt(np.linalg.eigvalsh(inner).clip(0.0)).sum(axis=-1)
+    shift = means - reference.mean @ basis
+    lost = np.sum(reference.mean**2) - np.sum((reference.mean @ basis) ** 2)
+    traces = np.trace(covariances, axis1=-2, axis2=-1) + np.sum(factor**2)
+    return np.sum(shift**2, axis=-1) + lost + traces - 2.0 * overlap
+
+
+def _mmd(statistics, reference, per_block, kernel_count):
+    kernel, cross = np.asarray(statistics.kernel, np.float64), np.asarray(statistics.cross, np.float64)
+    blocks = cross.shape[1]
+    samples = reference.samples[:kernel_count]
+    within = kernel.sum(axis=(1, 2))[:, None]
+    removed = 2.0 * kernel.sum(axis=2) - np.diagonal(kernel, axis1=1, axis2=2)
+    pairs = np.concatenate([within, within - removed], axis=1)
+    crossed = cross.sum(axis=1, keepdims=True) - np.concatenate([np.zeros((len(cross), 1)), cross], axis=1)
+    count = per_block * np.append(blocks, np.full(blocks, blocks - 1))
+    squares = np.sum(samples**2, axis=1)
+    gram = np.exp(-0.5 * (squares[:, None] + squares - 2.0 * samples @ samples.T) / reference.bandwidth**2)
+    own = (gram.sum() - np.trace(gram)) / (len(samples) * (len(samples) - 1))
+    return pairs / (count * (count - 1)) - 2.0 * crossed / (count * len(samples)) + own
+
+
+def _gaussian_kl(means, covariances, reference, basis):
+    target = check_covariance("reference covariance", basis.T @ reference.covariance @ basis)
+    shift = means - reference.mean @ basis
+    values = np.linalg.eigvalsh(covariances)
+    singular = values[..., 0] <= 1e-12 * values[..., -1]
+    target_values = np.linalg.eigvalsh(target)
+    if target_values[0] <= max(rank_tolerance(target_values), 1e-12 * target_values[-1]):
+        return np.full(singular.shape, np.inf)
+    safe = np.where(singular[..., None, None], np.eye(target.shape[0]), covariances)
+    inverse = np.linalg.inv(safe)
+    quadratic = np.einsum("...i,...ij,...j->...", shift, inverse, shift)
+    log_ratio = np.sum(np.log(np.linalg.eigvalsh(safe)), axis=-1) - np.sum(np.log(target_values))
+    kl = 0.5 * (np.trace(inverse @ target, axis1=-2, axis2=-1) - target.shape[0] + log_ratio + quadratic)
+    return np.where(singular, np.inf, kl)
+
+
+def distances(
+    samples: np.ndarray, reference: Reference, *, basis: np.ndarray | None = None, blocks: int = 64, directions: int = 64
+) -> dict[str, tuple[float, float]]:
+    """All metrics of one set of samples: ``{metric: (estimate, standard error)}``.
+
+    Args:
+      samples: latents ``[N, d]``; the last N mod ``blocks`` are left out.
+      reference: in data space.
+      basis: decoder ``[D, d]``; default the identity (samples are data).
+      blocks: K of the jackknife.
+      directions: number of random directions of sliced_w2.
+    """
+    basis = np.eye(samples.shape[1]) if basis is None else basis
+    count = len(samples) // blocks * blocks
+    kernel_count = min(count, len(reference.samples), 2048)
+    latent = latent_reference(reference, basis, count=count, kernel_count=kernel_count, directions=directions)
+    statistics = sample_statistics(jnp.asarray(samples[:count], jnp.float32), latent, blocks=blocks)
+    statistics = jax.tree.map(lambda x: np.asarray(x)[None], statistics)
+    values = pseudo_values(statistics, reference, basis, count=count, kernel_count=kernel_count)
+    with np.errstate(invalid="ignore"):
+        return {m: (float(p.mean()), float(p.std(ddof=1) / np.sqrt(blocks))) for m, p in values.items()}

@@ -1,0 +1,124 @@
+"""Result files of a workdir: flags.txt, metadata.json, records.jsonl, curves.npz, each written whole or not at all.
+
+records.jsonl holds one object per run with deterministic fields only; NaN and infinity become null. What varies from run to
+run (seconds, device, versions) is in metadata.json.
+"""
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SCHEMA_VERSION = 1
+PACKAGES = ("ldmjax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
+
+
+def prepare_workdir(workdir: str) -> Path:
+    """Creates the directory and proves that it can be written; ValueError if not."""
+    path = Path(workdir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".probe"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to {workdir!r}: {error.strerror}") from error
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes ``text`` under a temporary name, then renames: readers see the old file or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def write_records(workdir: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes records.jsonl, one object per line in the order given, with ``schema_version`` first."""
+    lines = [json.dumps({"schema_version": SCHEMA_VERSION, **plain(dict(record))}) for record in records]
+    write_text(workdir / "records.jsonl", "".join(line + "\n" for line in lines))
+
+
+def write_curves(workdir: Path, curves: Mapping[str, np.ndarray]) -> None:
+    """Writes curves.npz."""
+    partial = workdir / "curves.partial.npz"
+    np.savez_compressed(partial, **curves)
+    os.replace(partial, workdir / "curves.npz")
+
+
+def write_metadata(workdir: Path, **fields: Any) -> None:
+    """Writes metadata.json: versions, platform, devices, git state, and the given fields."""
+    import jax  # here, so that closed-form experiments that read no device do not initialise one at import
+
+    entry = {
+        "schema_version": SCHEMA_VERSION,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "devices": [str(device) for device in jax.devices()],
+        "git": _git_state(),
+        **fields,
+    }
+    write_text(workdir / "metadata.json", json.dumps(plain(entry), indent=2) + "\n")
+
+
+def load_records(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+    """Reads a workdir's records.jsonl.
+
+    Raises:
+      ValueError: if the file is missing, a line is not JSON, or a record has another schema version.
+    """
+    path = Path(workdir) / "records.jsonl"
+    if not path.is_file():
+        raise ValueError(f"no file {str(path)!r}")
+    records = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+        if record.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(
+                f"{path}, line {number}: schema version {record.get('schema_version')!r}, this ldmjax reads {SCHEMA_VERSION}"
+            )
+        records.append(record)
+    return records
+
+
+def plain(value: Any) -> Any:
+    """JSON-ready: numpy scalars and arrays become Python's, NaN and infinity become None."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, np.bool_ | np.integer):
+        return value.item()
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state() -> str | None:
+    """Commit and whether the tree differs from it, or None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,107 @@
+"""Stopping curves: which stopping time is best, how sure that is, and what it gains over not stopping.
+
+Input are pseudo-values p ``[K, S]`` of one metric (metrics.py): K independent blocks of samples, S stopping times along the
+same chains, the last one being the end of sampling ("no stop"). With f(s) the block mean and gain(s) = f(end) - f(s):
+
+- **t\\*** is the argmin of f; its interval holds the middle 90 % of the argmins of bootstrap means (blocks resampled, all
+  stops together: paired).
+- **gain** = gain(t\\*). Its interval must survive the choice of t\\* among S stops, so it comes from simultaneous bounds:
+  low = max over s < end of gain(s) - c se(s), high = max over s of gain(s) + c se(s), where c is the 95 % quantile over
+  bootstrap replicates of the largest studentised deviation over all s. Each bound errs with probability at most 5 %.
+- **verdict**: "stop early" if low > 0; "no gain from stopping" if high < 1 % of f(end); else "cannot tell".
+"""
+
+import dataclasses
+
+import numpy as np
+
+VERDICTS = ("stop early", "no gain from stopping", "cannot tell")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoppingResult:
+    """One metric's stopping curve, read.
+
+    Attributes:
+      curve: ``[S]``, debiased estimates.
+      standard_error: ``[S]``.
+      end: value at the end of sampling.
+      best: smallest value.
+      best_stop, best_stop_low, best_stop_high: index of t* and of its interval; S - 1 means no stop. None if not finite.
+      gain, gain_low, gain_high: end - best and its interval, in the metric's own units.
+      verdict: one of `VERDICTS`.
+    """
+
+    curve: np.ndarray
+    standard_error: np.ndarray
+    end: float
+    best: float
+    best_stop: int | None
+    best_stop_low: int | None
+    best_stop_high: int | None
+    gain: float
+    gain_low: float
+    gain_high: float
+    verdict: str
+
+
+def read_stopping_curve(
+    pseudo: np.ndarray, *, replicates: int = 2000, confidence: float = 0.9, negligible: float = 0.01, seed: int = 0
+) -> StoppingResult:
+    """Reads one stopping curve, as the module's text says.
+
+    Args:
+      pseudo: ``[K, S]`` pseudo-values, K >= 2 blocks, S >= 2 stops in order of sampling.
+      replicates: bootstrap replicates.
+      confidence: of every interval.
+      negligible: share of the distance at the end below which a gain does not count.
+      seed: of the bootstrap.
+    """
+    pseudo = np.asarray(pseudo, np.float64)
+    blocks, stops = pseudo.shape
+    if blocks < 2 or stops < 2:
+        raise ValueError(f"need at least 2 blocks and 2 stops, got {blocks} and {stops}")
+    curve = pseudo.mean(axis=0) if np.all(np.isfinite(pseudo)) else np.full(stops, np.inf)
+    if not np.all(np.isfinite(curve)):
+        nan = float("nan")
+        undefined = dict.fromkeys(["best_stop", "best_stop_low", "best_stop_high"])
+        return StoppingResult(
+            curve=curve, standard_error=np.full(stops, nan), end=float(curve[-1]), best=float(curve[-1]), **undefined,
+            gain=nan, gain_low=nan, gain_high=nan, verdict="cannot tell",
+        )  # fmt: skip
+    weights = np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1.0 / blocks), replicates) / blocks
+    # Resampled deviations are too small by (K - 1)/K in variance.
+    bootstrap = curve + (weights @ pseudo - curve) * np.sqrt(blocks / (blocks - 1.0))
+    tail = 0.5 * (1.0 - confidence)
+    low, high = np.quantile(np.argmin(bootstrap, axis=1), [tail, 1.0 - tail], method="inverted_cdf")
+    gain = curve[-1] - curve
+    gain_low, gain_high = _simultaneous_gain_bounds(pseudo, bootstrap, gain, tail)
+    best = int(np.argmin(curve))
+    if gain_low > 0:
+        verdict = "stop early"
+    else:
+        verdict = "no gain from stopping" if gain_high < negligible * curve[-1] else "cannot tell"
+    return StoppingResult(
+        curve=curve,
+        standard_error=pseudo.std(axis=0, ddof=1) / np.sqrt(blocks),
+        end=float(curve[-1]),
+        best=float(curve[best]),
+        best_stop=best,
+        best_stop_low=int(low),
+        best_stop_high=int(high),
+        gain=float(gain[best]),
+        gain_low=float(gain_low),
+        gain_high=float(max(gain_high, 0.0)),
+        verdict=verdict,
+    )
+
+
+def _simultaneous_gain_bounds(pseudo, bootstrap, gain, tail):
+    """Lower and upper bound on the largest gain over the stops before the end."""
+    blocks = len(pseudo)
+    paired = pseudo[:, -1:] - pseudo[:, :-1]
+    error = paired.std(axis=0, ddof=1) / np.sqrt(blocks)
+    deviation = (bootstrap[:, -1:] - bootstrap[:, :-1]) - gain[:-1]
+    studentised = np.divide(deviation, error, out=np.zeros_like(deviation), where=error > 0)
+    upward, downward = (np.quantile(np.max(sign * studentised, axis=1), 1.0 - tail) for sign in (1, -1))
+    return np.max(gain[:-1] - upward * error), np.max(gain[:-1] + downward * error)

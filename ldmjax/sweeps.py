@@ -1,0 +1,293 @@
+"""Many training runs as one program: runs stacked on a leading axis, latents padded to the widest and masked.
+
+A run's random numbers come from its own seed and name, and the padded axis is drawn first, so run i of a batch equals run i
+alone, whatever its neighbours, up to float tolerance. All runs of one model class share one compiled program.
+"""
+
+import dataclasses
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ldmjax.devices import map_runs, padded_count
+from ldmjax.networks import RunInputs, as_denoiser
+from ldmjax.process import Denoiser
+from ldmjax.training import TrainingConfig, TrainState, graph_definition, init_state, train_step
+
+DRAWS = ("sample", "fresh")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One training run: what it learns from and how.
+
+    Attributes:
+      model: "linear" or "mlp".
+      data: name of the data, a key of `Latents` given to `train`.
+      training_draws: "sample" trains on the n latents of the data's subset, "fresh" on new draws of its Gaussian law.
+      latent_dim: d >= 1.
+      seed: chooses the subset, the initialisation and all noise.
+      n: size of the subset.
+      cap: bound on the score's weights, inf for none (the MLP has none).
+      learning_rate: peak of the schedule.
+    """
+
+    model: str
+    data: str
+    training_draws: str
+    latent_dim: int
+    seed: int
+    n: int
+    cap: float = np.inf
+    learning_rate: float = 0.01
+
+    def __post_init__(self):
+        if self.training_draws not in DRAWS:
+            raise ValueError(f"training_draws must be one of {', '.join(DRAWS)}, got {self.training_draws!r}")
+        if self.latent_dim < 1 or self.n < 2:
+            raise ValueError(f"need latent_dim >= 1 and n >= 2, got {self.latent_dim} and {self.n}")
+        if not self.cap > 1:
+            raise ValueError(f"cap must be > 1 (inf for none), got {self.cap}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
+
+    @property
+    def name(self) -> str:
+        """Unique among the runs of a sweep."""
+        return (
+            f"{self.model}/{self.data}/{self.training_draws}/d{self.latent_dim}/seed{self.seed}/n{self.n}"
+            f"/cap{self.cap:g}/lr{self.learning_rate:g}"
+        )
+
+    @property
+    def key(self) -> jax.Array:
+        """The run's random key, from its seed and name alone."""
+        return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(self.name.encode()))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Latents:
+    """Training latents of one (data, seed, n).
+
+    Attributes:
+      sample: ``[n, D]``, the encoded subset, all D components.
+      fresh_factor: ``[D, r]`` with factor factor^T = covariance of the law that "fresh" runs draw from.
+    """
+
+    sample: np.ndarray
+    fresh_factor: np.ndarray
+
+
+class StackedRuns(NamedTuple):
+    """Runs as arrays with a leading axis: what varies inside one compiled program."""
+
+    key: jax.Array
+    latent_dim: jax.Array
+    learning_rate: jax.Array
+    source: jax.Array
+    n: jax.Array
+    fresh: jax.Array
+    inputs: RunInputs
+
+
+class Sources(NamedTuple):
+    """All training latents, padded and stacked: sample ``[G, n_max, D]``, factor ``[G, D, r_max]``."""
+
+    sample: jax.Array
+    factor: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedRuns:
+    """The result of `train`.
+
+    Attributes:
+      specs: the runs, in order.
+      config: what they were trained with.
+      width: padded latent width D.
+      runs: their stacked arrays.
+      sources: their training latents.
+      initial: parameters before training, leading axis = runs.
+      params: power EMA of the parameters after training.
+      losses: ``[runs, chunks]``, mean loss of each chunk of steps.
+      failed_at: ``[runs]``, the step at which a run first was not finite, -1 for none.
+    """
+
+    specs: tuple[RunSpec, ...]
+    config: TrainingConfig
+    width: int
+    runs: StackedRuns
+    sources: Sources
+    initial: nnx.State
+    params: nnx.State
+    losses: np.ndarray
+    failed_at: np.ndarray
+
+    def denoiser(self, index: int) -> Denoiser:
+        """Run ``index`` as a `Denoiser` on padded latents ``[B, D]``."""
+        graphdef = graph_definition(self.config, self.width)
+        params, inputs = jax.tree.map(lambda x: x[index], (self.params, self.runs.inputs))
+        return as_denoiser(nnx.merge(graphdef, params), inputs)
+
+
+def stack_runs(
+    specs: Sequence[RunSpec], latents: dict[tuple[str, int, int], Latents], width: int
+) -> tuple[StackedRuns, Sources]:
+    """Stacks specs and their latents, padded to ``width`` components. ``latents`` is keyed by (data, seed, n)."""
+    groups = list(dict.fromkeys((s.data, s.seed, s.n) for s in specs))
+    n_max = max(n for _, _, n in groups)
+    rank = max(latents[g].fresh_factor.shape[1] for g in groups)
+    sample = np.zeros((len(groups), n_max, width), np.float32)
+    factor = np.zeros((len(groups), width, rank), np.float32)
+    for i, group in enumerate(groups):
+        data = latents[group]
+        kept = min(width, data.sample.shape[1])
+        sample[i, : len(data.sample), :kept] = data.sample[:, :kept]
+        factor[i, :kept, : data.fresh_factor.shape[1]] = data.fresh_factor[:kept]
+    dims = np.array([s.latent_dim for s in specs])
+    if dims.max() > width:
+        raise ValueError(f"latent_dim must be <= {width}, got {dims.max()}")
+    stds = [np.sqrt(np.mean(latents[(s.data, s.seed, s.n)].sample[:, : s.latent_dim] ** 2)) for s in specs]
+    runs = StackedRuns(
+        key=jnp.stack([s.key for s in specs]),
+        latent_dim=jnp.asarray(dims),
+        learning_rate=jnp.asarray([s.learning_rate for s in specs], jnp.float32),
+        source=jnp.asarray([groups.index((s.data, s.seed, s.n)) for s in specs]),
+        n=jnp.asarray([s.n for s in specs]),
+        fresh=jnp.asarray([s.training_draws == "fresh" for s in specs]),
+        inputs=RunInputs(
+            mask=jnp.asarray(np.arange(width) < dims[:, None], jnp.float32),
+            cap=jnp.asarray([s.cap for s in specs], jnp.float32),
+            data_std=jnp.asarray(stds, jnp.float32),
+        ),
+    )
+    return runs, Sources(jnp.asarray(sample), jnp.asarray(factor))
+
+
+def draw_latents(sources: Sources, run: StackedRuns, key: jax.Array, count: int) -> jax.Array:
+    """``count`` clean training latents of one run ``[count, D]``: uniform from its sample, or fresh Gaussian draws."""
+    index_key, normal_key = jax.random.split(key)
+    sampled = sources.sample[run.source, jax.random.randint(index_key, (count,), 0, run.n)]
+    normal = jax.random.normal(normal_key, (sources.factor.shape[2], count)).T
+    return jnp.where(run.fresh, normal @ sources.factor[run.source].T, sampled) * run.inputs.mask
+
+
+def train(
+    specs: Sequence[RunSpec],
+    latents: dict[tuple[str, int, int], Latents],
+    config: TrainingConfig,
+    *,
+    width: int | None = None,
+    runs_per_batch: int = 1,
+    chunk: int = 100,
+    report: Callable[[str], None] = lambda line: None,
+) -> TrainedRuns:
+    """Trains all runs of one model class in one compiled program.
+
+    Args:
+      specs: the runs, with distinct names, all of ``config.model``.
+      latents: training latents by (data, seed, n).
+      config: shared by all runs.
+      width: padded latent width; default the largest latent dimension.
+      runs_per_batch: runs vmapped at once on each device; the others wait, which bounds memory.
+      chunk: steps per dispatch; ``report`` gets one line after each.
+      report: receives progress lines.
+
+    Returns:
+      The trained runs; one that diverged holds its last finite parameters and says when.
+
+    Raises:
+      ValueError: if names repeat or a spec is of another model class.
+    """
+    if len({s.name for s in specs}) < len(specs):
+        raise ValueError("runs must have distinct names")
+    if any(s.model != config.model for s in specs):
+        raise ValueError(f"all runs must be of model {config.model!r}")
+    width = width or max(s.latent_dim for s in specs)
+    runs, sources = stack_runs(specs, latents, width)
+    padding = np.minimum(np.arange(padded_count(len(specs))), len(specs) - 1)
+    padded = jax.tree.map(lambda x: x[padding], runs)
+    init = jax.jit(
+        map_runs(
+            lambda _, run: init_state(config, width, jax.random.fold_in(run.key, 0), run.latent_dim), runs_per_batch=1
+        )
+    )
+    advance = jax.jit(
+        map_runs(partial(_train_chunk, config, graph_definition(config, width), chunk), runs_per_batch=runs_per_batch),
+        donate_argnums=(1,),
+    )
+    initial = jax.tree.map(lambda x: x[: len(specs)], init(0, padded).params)
+    state, losses, start = init(0, padded), [], time.perf_counter()
+    for first in range(0, config.steps, chunk):
+        state, loss = advance((sources, jnp.asarray(first)), (state, padded))
+        losses.append(np.asarray(loss)[: len(specs)])
+        done, seconds = min(first + chunk, config.steps), time.perf_counter() - start
+        report(
+            f"{config.model}: step {done}/{config.steps} of {len(specs)} runs, loss {np.nanmean(losses[-1]):.4f}, "
+            f"{done * len(specs) / seconds:.0f} run-steps/s, {seconds * (config.steps - done) / done:.0f} s left"
+        )
+    params, failed_at = jax.tree.map(lambda x: x[: len(specs)], (state.ema, state.failed_at))
+    return TrainedRuns(
+        specs=tuple(specs),
+        config=config,
+        width=width,
+        runs=runs,
+        sources=sources,
+        initial=initial,
+        params=params,
+        losses=np.stack(losses, axis=1),
+        failed_at=np.asarray(failed_at),
+    )
+
+
+def _train_chunk(config, graphdef, chunk, shared, one_run):
+    """``chunk`` steps of one run from step ``first``; steps past the end of training change nothing."""
+    (sources, first), (state, run) = shared, one_run
+
+    def step_of(state: TrainState, step):
+        data_key, step_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(run.key, 1), step))
+        x0 = draw_latents(sources, run, data_key, config.batch_size)
+        new, loss = train_step(
+            config, graphdef, state, run.inputs, x0=x0, key=step_key, step=step, learning_rate=run.learning_rate
+        )
+        beyond = step >= config.steps
+        return jax.tree.map(lambda a, b: jnp.where(beyond, b, a), new, state), jnp.where(beyond, jnp.nan, loss)
+
+    state, losses = jax.lax.scan(step_of, state, first + jnp.arange(chunk))
+    return state, jnp.nanmean(losses)
+
+
+def map_trained(trained: TrainedRuns, function: Callable, extra, *, runs_per_batch: int = 1) -> Callable:
+    """Compiles ``function(denoiser, run, sources, extra_of_run)`` over the trained runs.
+
+    Args:
+      trained: result of `train`.
+      function: gets one run's `Denoiser`, its `StackedRuns` row, the shared `Sources` and its row of ``extra``.
+      extra: a pytree of arrays with leading axis = runs.
+      runs_per_batch: runs vmapped at once on each device.
+
+    Returns:
+      A function of a slice or index array of runs that returns the stacked results, padded runs removed.
+    """
+    graphdef = graph_definition(trained.config, trained.width)
+
+    def one(sources, packed):
+        params, run, extra_of_run = packed
+        return function(as_denoiser(nnx.merge(graphdef, params), run.inputs), run, sources, extra_of_run)
+
+    compiled = jax.jit(map_runs(one, runs_per_batch=runs_per_batch))
+
+    def call(indices):
+        indices = np.asarray(indices)
+        padding = indices[np.minimum(np.arange(padded_count(len(indices))), len(indices) - 1)]
+        packed = jax.tree.map(lambda x: jnp.asarray(x)[padding], (trained.params, trained.runs, extra))
+        return jax.tree.map(lambda x: x[: len(indices)], compiled(trained.sources, packed))
+
+    return call
