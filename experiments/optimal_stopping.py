@@ -22,8 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import flags as shared
-from ldmjax import data, devices, losses, metrics, oracle, plotting, records, samplers, schedules, stopping, sweeps
+from ldmjax import data, devices, losses, metrics, oracle, samplers, schedules, stopping, sweeps
 from ldmjax import training as training_lib
 
 FLAGS = flags.FLAGS
@@ -41,7 +40,7 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2)
     caps: tuple[float, ...] = (np.inf, 20.0)
     learning_rates: tuple[float, ...] | None = None
-    linear_steps: int = 2000
+    linear_steps: int = 3000
     mlp_steps: int = 1500
     batch_size: int = 256
     hidden: int = 64
@@ -76,7 +75,7 @@ class Config:
         return training_lib.TrainingConfig(
             model=model,
             steps=steps,
-            batch_size=self.batch_size,
+            batch_size=128 if model == "linear" else self.batch_size,
             hidden=self.hidden,
             logsnr_min=self.logsnr_min,
             logsnr_max=self.logsnr_max,
@@ -177,15 +176,14 @@ def stopping_results(
     """Samples every run and reads its stopping curves: one ``{metric: StoppingResult}`` per run."""
     kernel_count = min(1024, config.samples)
     groups = list(dict.fromkeys((s.data, s.seed, s.n) for s in trained.specs))
+    smallest = min(kernel_count, *(len(problems[g].reference.samples) for g in groups))
     references = [
         metrics.latent_reference(
             problems[g].reference, problems[g].basis[:, : trained.width], count=config.samples,
-            kernel_count=kernel_count, directions=32,
+            kernel_count=smallest, directions=32,
         )
         for g in groups
     ]  # fmt: skip
-    smallest = min(len(r.samples) for r in references)
-    references = [r._replace(samples=r.samples[:smallest], outside=r.outside[:smallest]) for r in references]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *references)
     chosen = jnp.asarray([groups.index((s.data, s.seed, s.n)) for s in trained.specs])
     times, stops = config.times, config.stop_steps
@@ -211,22 +209,33 @@ def stopping_results(
         )  # fmt: skip
         return {metric: stopping.read_stopping_curve(values) for metric, values in pseudo.items()}
 
-    call = sweeps.map_trained(trained, statistics_of, chosen, runs_per_batch=config.runs_per_batch)
-    futures, begin, total = [], time.perf_counter(), len(trained.specs)
-    size = 4 * jax.device_count()
+    futures, begin, done, total = {}, time.perf_counter(), 0, len(trained.specs)
     with ThreadPoolExecutor(jax.device_count()) as pool:
-        for first in range(0, total, size):
-            indices = np.minimum(np.arange(first, first + size), total - 1)
-            batch = jax.tree.map(np.asarray, call(indices))
-            for i in range(first, min(first + size, total)):
-                one = jax.tree.map(lambda x, i=i: x[i - first], batch)
-                futures.append(pool.submit(read, trained.specs[i], one))
-            done, seconds = min(first + size, total), time.perf_counter() - begin
-            report(
-                f"{trained.config.model}: sampled {done}/{total} runs, {done / seconds:.1f} runs/s, "
-                f"{seconds * (total - done) / done:.0f} s left"
+        for width, indices in _by_width(trained).items():
+            call = sweeps.map_trained(
+                trained, statistics_of, chosen, width=width, runs_per_batch=config.runs_per_batch
             )
-        return [future.result() for future in futures]
+            size = 2 * jax.device_count()
+            for first in range(0, len(indices), size):
+                batch = indices[first : first + size]
+                statistics = jax.tree.map(np.asarray, call(np.pad(batch, (0, size - len(batch)), mode="edge")))
+                for k, i in enumerate(batch):
+                    one = jax.tree.map(lambda x, k=k: x[k], statistics)
+                    futures[i] = pool.submit(read, trained.specs[i], one)
+                done, seconds = done + len(batch), time.perf_counter() - begin
+                report(
+                    f"{trained.config.model}: sampled {done}/{total} runs at latent width {width}, "
+                    f"{done / seconds:.1f} runs/s"
+                )
+        return [futures[i].result() for i in range(total)]
+
+
+def _by_width(trained: sweeps.TrainedRuns) -> dict[int, np.ndarray]:
+    """Indices of the runs by the padded width they are sampled at: 16 for the narrow ones, the full width for the rest."""
+    dims = np.array([s.latent_dim for s in trained.specs])
+    narrow = min(16, trained.width)
+    groups = {narrow: np.flatnonzero(dims <= narrow), trained.width: np.flatnonzero(dims > narrow)}
+    return {width: indices for width, indices in groups.items() if indices.size}
 
 
 def exact_curve(law: tuple[np.ndarray, np.ndarray], spec: sweeps.RunSpec, problem: Problem, config: Config) -> np.ndarray:
@@ -339,7 +348,7 @@ if __name__ == "__main__":
     ds = data.digits()
     import sys
     t=time.time()
-    def rep(x): print(f"{time.time()-t:.1f} {x}",flush=True)
+    def rep(x): print(f"{time.time()-t:.1f} {time.process_time():.0f} {x}",flush=True)
     o = run(ds, eval('Config('+sys.argv[1]+')'), rep)
     rep("done")
     import pickle

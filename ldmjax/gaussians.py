@@ -13,10 +13,11 @@ Sources: THEORY.md §4 and §6; Gretton et al., JMLR 2012, for (3).
 """
 
 import numpy as np
-from jaxtyping import ArrayLike
+
+from ldmjax.typing import ArrayLike
 
 
-def covariance_factor(covariance: np.ndarray) -> np.ndarray:
+def covariance_factor(covariance: ArrayLike) -> np.ndarray:
     """Returns L ``[D, r]`` with L L^T = ``covariance`` and r its numerical rank (columns by falling eigenvalue)."""
     values, vectors = eigh_descending(covariance)
     keep = values > 0

@@ -64,7 +64,7 @@ def linear_score_matching(
 
 
 def edm_weight(schedule: Schedule, t: jax.Array, data_std: jax.Array) -> jax.Array:
-    """w = (alpha^2 s^2 + sigma^2) / (sigma s)^2: unit weight on the raw output of an EDM-preconditioned network."""
+    """W = (alpha^2 s^2 + sigma^2) / (sigma s)^2: unit weight on the raw output of an EDM-preconditioned network."""
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     return (alpha**2 * data_std**2 + sigma**2) / (sigma * data_std) ** 2
 

@@ -62,6 +62,10 @@ class DiagonalLinearScore(nnx.Module):
         table = self.table[...] / self.table_scale
         return (1.0 - share) * table[row] + share * table[row + 1]
 
+    def narrow(self, width: int) -> None:
+        """Drops the components after the first ``width``."""
+        self.table = nnx.Param(self.table[:, :width])
+
     def project(self, run: RunInputs) -> None:
         """Moves the weights to the nearest ones with |m| <= cap."""
         weights = self.table[...] / self.table_scale
@@ -104,6 +108,10 @@ class MLP(nnx.Module):
         self.down = nnx.Param(jnp.zeros((blocks, hidden, hidden)))
         self.scale = nnx.Param(jnp.zeros((blocks, features, hidden)))
         self.shift = nnx.Param(jnp.zeros((blocks, features, hidden)))
+
+    def narrow(self, width: int) -> None:
+        """Drops the components after the first ``width``."""
+        self.encode, self.decode = nnx.Param(self.encode[:width]), nnx.Param(self.decode[:, :width])
 
     def raw(self, u: Float[Array, "b d"], logsnr: Float[Array, " b"]) -> Float[Array, "b d"]:
         """F: unit-scale input and output."""

@@ -15,7 +15,8 @@ shorter interval (`sample_respaced`). Readouts of a stopped state: "state" z_t, 
 "denoised" E[z_0 | z_t]. Sources: Song et al., arXiv 2011.13456; Song, Meng & Ermon, arXiv 2010.02502; THEORY.md §5, §7.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ import numpy as np
 
 from ldmjax.process import Denoiser, epsilon_from_x0, score_from_x0, velocity_from_x0
 from ldmjax.schedules import Schedule, VariancePreserving
+from ldmjax.typing import ArrayLike
 
 Step = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 SAMPLERS = ("euler_maruyama", "exponential", "euler", "heun", "ddpm", "ddim")
@@ -96,6 +98,18 @@ def read_out(denoiser: Denoiser, schedule: Schedule, readout: str) -> Callable[[
     return lambda z, t: z
 
 
+def _make_advance(step: Step, key: jax.Array, mask):
+    """The loop's body (times, k, z at times[k]) -> z at times[k + 1]."""
+
+    def advance(times, k, z):
+        mean, std = step(z, times[k], times[k + 1])
+        # The padded axis is drawn first, so that padding does not change a run's numbers.
+        noise = jax.random.normal(jax.random.fold_in(key, k), z.shape[::-1], z.dtype).T
+        return mean + std * noise * mask
+
+    return advance
+
+
 def sample(
     denoiser: Denoiser,
     schedule: Schedule,
@@ -103,7 +117,7 @@ def sample(
     key: jax.Array,
     *,
     times: np.ndarray,
-    stops: Sequence[int],
+    stops: ArrayLike,
     statistic: Callable[[jax.Array, jax.Array], Any],
     sampler: str,
     eta: float = 0.0,
@@ -136,18 +150,12 @@ def sample(
         raise ValueError("times must be [N + 1], strictly decreasing")
     if stops.size == 0 or np.any(np.diff(stops) <= 0) or stops[0] < 0 or stops[-1] >= times.size:
         raise ValueError(f"stops must rise strictly within 0..{times.size - 1}, got {stops.tolist()}")
-    step = make_step(denoiser, schedule, sampler=sampler, eta=eta)
+    advance = _make_advance(make_step(denoiser, schedule, sampler=sampler, eta=eta), key, mask)
     read = read_out(denoiser, schedule, readout)
     grid = jnp.asarray(times, start.dtype)
 
-    def advance(k, z):
-        mean, std = step(z, grid[k], grid[k + 1])
-        # The padded axis is drawn first, so that padding does not change a run's numbers.
-        noise = jax.random.normal(jax.random.fold_in(key, k), z.shape[::-1], z.dtype).T
-        return mean + std * noise * mask
-
     def to_stop(z, bounds):
-        z = jax.lax.fori_loop(bounds[0], bounds[1], advance, z)
+        z = jax.lax.fori_loop(bounds[0], bounds[1], partial(advance, grid), z)
         t = grid[bounds[1]]
         return z, statistic(read(z, t), t)
 
@@ -188,16 +196,11 @@ def sample_respaced(
     time_grids = np.asarray(time_grids, np.float64)
     if time_grids.ndim != 2 or not np.all(np.diff(time_grids, axis=1) < 0):
         raise ValueError("time_grids must be [S, N + 1], every row strictly decreasing")
-    step = make_step(denoiser, schedule, sampler=sampler, eta=eta)
+    advance = _make_advance(make_step(denoiser, schedule, sampler=sampler, eta=eta), key, mask)
     read = read_out(denoiser, schedule, readout)
 
     def one_grid(grid):
-        def advance(z, k):
-            mean, std = step(z, grid[k], grid[k + 1])
-            noise = jax.random.normal(jax.random.fold_in(key, k), z.shape[::-1], z.dtype).T
-            return mean + std * noise * mask, None
-
-        z, _ = jax.lax.scan(advance, start, jnp.arange(time_grids.shape[1] - 1))
+        z = jax.lax.fori_loop(0, time_grids.shape[1] - 1, partial(advance, grid), start)
         return statistic(read(z, grid[-1]), grid[-1])
 
     return jax.lax.map(one_grid, jnp.asarray(time_grids, start.dtype))

@@ -14,12 +14,13 @@ Every function takes numpy or jax arrays and returns the same kind. Source: Song
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike
+
+from ldmjax.typing import ArrayLike
 
 
 def _namespace(x):
@@ -39,6 +40,7 @@ def logsnr_from_noise_var(noise_var: ArrayLike):
         return xp.log1p(-xp.asarray(noise_var)) - xp.log(noise_var)
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """What samplers and losses need of a schedule; all methods are elementwise."""
 

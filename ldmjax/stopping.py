@@ -46,7 +46,7 @@ class StoppingResult:
 
 
 def read_stopping_curve(
-    pseudo: np.ndarray, *, replicates: int = 2000, confidence: float = 0.9, negligible: float = 0.01, seed: int = 0
+    pseudo: np.ndarray, *, replicates: int = 1000, confidence: float = 0.9, negligible: float = 0.01, seed: int = 0
 ) -> StoppingResult:
     """Reads one stopping curve, as the module's text says.
 

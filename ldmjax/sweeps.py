@@ -143,14 +143,17 @@ def stack_runs(
     """Stacks specs and their latents, padded to ``width`` components. ``latents`` is keyed by (data, seed, n)."""
     groups = list(dict.fromkeys((s.data, s.seed, s.n) for s in specs))
     n_max = max(n for _, _, n in groups)
-    rank = max(latents[g].fresh_factor.shape[1] for g in groups)
+    # Without fresh runs no Gaussian draws are made: the factor has no columns.
+    fresh = any(s.training_draws == "fresh" for s in specs)
+    rank = max(latents[g].fresh_factor.shape[1] for g in groups) if fresh else 0
     sample = np.zeros((len(groups), n_max, width), np.float32)
     factor = np.zeros((len(groups), width, rank), np.float32)
     for i, group in enumerate(groups):
         data = latents[group]
         kept = min(width, data.sample.shape[1])
         sample[i, : len(data.sample), :kept] = data.sample[:, :kept]
-        factor[i, :kept, : data.fresh_factor.shape[1]] = data.fresh_factor[:kept]
+        if fresh:
+            factor[i, :kept, : data.fresh_factor.shape[1]] = data.fresh_factor[:kept]
     dims = np.array([s.latent_dim for s in specs])
     if dims.max() > width:
         raise ValueError(f"latent_dim must be <= {width}, got {dims.max()}")
@@ -264,30 +267,40 @@ def _train_chunk(config, graphdef, chunk, shared, one_run):
     return state, jnp.nanmean(losses)
 
 
-def map_trained(trained: TrainedRuns, function: Callable, extra, *, runs_per_batch: int = 1) -> Callable:
+def map_trained(
+    trained: TrainedRuns, function: Callable, extra, *, width: int | None = None, runs_per_batch: int = 1
+) -> Callable:
     """Compiles ``function(denoiser, run, sources, extra_of_run)`` over the trained runs.
 
     Args:
       trained: result of `train`.
       function: gets one run's `Denoiser`, its `StackedRuns` row, the shared `Sources` and its row of ``extra``.
       extra: a pytree of arrays with leading axis = runs.
+      width: padded latent width to work at, at least the latent dimension of every run asked for; default the trained one.
       runs_per_batch: runs vmapped at once on each device.
 
     Returns:
-      A function of a slice or index array of runs that returns the stacked results, padded runs removed.
+      A function of an index array of runs that returns the stacked results, padded runs removed.
     """
     graphdef = graph_definition(trained.config, trained.width)
+    width = width or trained.width
+    sources = Sources(trained.sources.sample[..., :width], trained.sources.factor[:, :width])
 
     def one(sources, packed):
         params, run, extra_of_run = packed
-        return function(as_denoiser(nnx.merge(graphdef, params), run.inputs), run, sources, extra_of_run)
+        network = nnx.merge(graphdef, params)
+        network.narrow(width)
+        run = run._replace(inputs=run.inputs._replace(mask=run.inputs.mask[:width]))
+        return function(as_denoiser(network, run.inputs), run, sources, extra_of_run)
 
     compiled = jax.jit(map_runs(one, runs_per_batch=runs_per_batch))
 
     def call(indices):
         indices = np.asarray(indices)
+        if max(trained.specs[i].latent_dim for i in indices) > width:
+            raise ValueError(f"width {width} is too narrow for the runs asked for")
         padding = indices[np.minimum(np.arange(padded_count(len(indices))), len(indices) - 1)]
         packed = jax.tree.map(lambda x: jnp.asarray(x)[padding], (trained.params, trained.runs, extra))
-        return jax.tree.map(lambda x: x[: len(indices)], compiled(trained.sources, packed))
+        return jax.tree.map(lambda x: x[: len(indices)], compiled(sources, packed))
 
     return call

@@ -85,12 +85,10 @@ def graph_definition(config: TrainingConfig, width: int) -> nnx.GraphDef:
 def init_state(config: TrainingConfig, width: int, key: jax.Array, latent_dim: jax.Array) -> TrainState:
     """The state before the first step."""
     params = nnx.split(make_network(config, width, key, latent_dim))[1]
-    return TrainState(params, optax.scale_by_adam(b2=0.99).init(params), params, jnp.asarray(-1))
+    return TrainState(params, optax.scale_by_adam(b2=0.99).init(params), params, jnp.full((), -1, jnp.int32))
 
 
-def batch_loss(
-    config: TrainingConfig, network: nnx.Module, run: RunInputs, x0: jax.Array, key: jax.Array
-) -> jax.Array:
+def batch_loss(config: TrainingConfig, network: nnx.Module, run: RunInputs, x0: jax.Array, key: jax.Array) -> jax.Array:
     """Denoising score matching on one batch of clean latents ``[B, D]``: noise-weighted (linear) or EDM-weighted (MLP).
 
     The linear class sees the batch on every level of its table, the MLP on one level per latent, stratified over logsnr.
@@ -124,9 +122,9 @@ def train_step(
 
     A run whose loss or gradient is not finite keeps its last state, for good, and remembers the step.
     """
-    loss, gradient = jax.value_and_grad(
-        lambda params: batch_loss(config, nnx.merge(graphdef, params), run, x0, key)
-    )(state.params)
+    loss, gradient = jax.value_and_grad(lambda params: batch_loss(config, nnx.merge(graphdef, params), run, x0, key))(
+        state.params
+    )
     update, optimiser = optax.scale_by_adam(b2=0.99).update(gradient, state.optimiser)
     rate = learning_rate * _unit_learning_rate(step, config.steps)
     params = optax.apply_updates(state.params, jax.tree.map(lambda u: -rate * u, update))
@@ -144,5 +142,5 @@ def train_step(
 
 
 def _unit_learning_rate(step, steps):
-    """Linear warm-up over 50 steps, constant to 30 % of training, then linear to 0; multiplied by each run's own rate."""
+    """Linear warm-up over 50 steps, constant to 30 % of training, then linear to 0; times each run's own rate."""
     return jnp.minimum(1.0, (step + 1) / 50) * jnp.minimum(1.0, (1.0 - step / steps) / 0.7)

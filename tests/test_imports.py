@@ -10,6 +10,7 @@ import ldmjax
 ROOT = Path(ldmjax.__file__).parent
 
 LAYERS = {
+    0: ["typing"],
     1: ["schedules", "gaussians"],
     2: ["process", "oracle", "mixtures", "data"],
     3: ["networks", "autoencoders", "features", "losses", "metrics"],

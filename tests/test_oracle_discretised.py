@@ -75,7 +75,7 @@ def test_order_of_convergence_to_the_continuous_law(schedule, scheme, order, sta
         oracle.sampler_variances(
             VARIANCES, schedule, uniform_times(schedule, n, t_min=t_min), scheme=scheme, start=start
         )
-        for n in counts
+        for n in counts.tolist()
     ]
     errors = np.array([np.abs(end[-1] - limit) for end in ends])
     for i in range(VARIANCES.size):
@@ -94,7 +94,7 @@ def test_convergence_with_a_cap():
             estimated, schedule, uniform_times(schedule, n), scheme="euler_maruyama", cap=20.0, start="standard"
         )[-1]
         - limit
-        for n in counts
+        for n in counts.tolist()
     ]
     assert abs(slope(np.max(np.abs(errors), axis=1), counts) - 1) < 0.2
 

@@ -13,9 +13,9 @@ where B = -log(1 - nu) / 2, v = 1/(2C-1) and V_0 = g_T (start "marginal") or 1 (
 import math
 
 import numpy as np
-from jaxtyping import ArrayLike
 
 from ldmjax.oracle.stopped import check_noise_var, check_spectra, w2_squared_from_variances
+from ldmjax.typing import ArrayLike
 
 STARTS = ("marginal", "standard")
 DYNAMICS = ("sde", "ode")

@@ -7,12 +7,12 @@ With m = min(C, 1 / (sigma^2 + alpha^2 lam)) the score is -m z, so by Tweedie's 
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike
 
 from ldmjax.oracle.capped import check_cap
 from ldmjax.oracle.stopped import check_spectra
 from ldmjax.process import Denoiser
 from ldmjax.schedules import Schedule
+from ldmjax.typing import ArrayLike
 
 
 def gaussian_denoiser(variances: ArrayLike, schedule: Schedule, *, cap: float = np.inf) -> Denoiser:

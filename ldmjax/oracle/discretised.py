@@ -16,11 +16,11 @@ Chains over a ladder of levels (alpha, sigma), Dn = alpha^2 lam + sigma^2, r = s
 """
 
 import numpy as np
-from jaxtyping import ArrayLike
 
 from ldmjax.oracle.capped import STARTS, capped_score_weights, capped_variances, check_choice
 from ldmjax.oracle.stopped import check_spectra, stopped_variances, w2_squared_from_variances
-from ldmjax.schedules import VariancePreserving
+from ldmjax.schedules import Schedule, VariancePreserving
+from ldmjax.typing import ArrayLike
 
 SCHEMES = ("euler_maruyama", "exponential", "euler_ode", "heun_ode")
 CHAINS = ("ddim", "ddpm_exact", "heun", "dpmpp_2m")
@@ -28,7 +28,7 @@ CHAINS = ("ddim", "ddpm_exact", "heun", "dpmpp_2m")
 
 def sampler_variances(
     estimated_variances: ArrayLike,
-    schedule: VariancePreserving,
+    schedule: Schedule,
     times: ArrayLike,
     *,
     scheme: str,

@@ -10,10 +10,10 @@ Source: arXiv 2510.08409 §6, THEORY.md §4.
 """
 
 import numpy as np
-from jaxtyping import ArrayLike
 
 from ldmjax.gaussians import check_covariance, covariance_factor, eigh_descending, w2_squared
 from ldmjax.oracle.stopped import check_noise_var, stopped_variances
+from ldmjax.typing import ArrayLike
 
 
 def w2_squared_projected(covariance: ArrayLike, basis: ArrayLike, generated_variances: ArrayLike) -> np.ndarray:

@@ -9,7 +9,6 @@ import dataclasses
 import math
 
 import numpy as np
-from jaxtyping import ArrayLike
 
 from ldmjax.oracle.capped import capped_score_weights, capped_variances, corollary_dimensions, dimension_bounds
 from ldmjax.oracle.stopped import (
@@ -22,6 +21,7 @@ from ldmjax.oracle.stopped import (
     w2_squared_curve,
     w2_squared_from_variances,
 )
+from ldmjax.typing import ArrayLike
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ With lam = ``variances``, lamh = ``estimated_variances``, nu = ``noise_var`` and
 """
 
 import numpy as np
-from jaxtyping import ArrayLike
+
+from ldmjax.typing import ArrayLike
 
 
 def check_spectra(variances: ArrayLike, *others: ArrayLike) -> list[np.ndarray]:
