@@ -7,10 +7,12 @@ SUPPORT = ("__init__", "__main__", "flags")
 
 
 def main() -> None:
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.stem not in SUPPORT:
-            summary = ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
-            print(f"python -m experiments.{path.stem:18s} {summary}")
+    here = Path(__file__).parent
+    sources = {path.stem: path for path in here.glob("*.py") if path.stem not in SUPPORT}
+    sources |= {path.parent.name: path for path in here.glob("*/__init__.py")}
+    for name in sorted(sources):
+        summary = ast.get_docstring(ast.parse(sources[name].read_text())).splitlines()[0]
+        print(f"python -m experiments.{name:18s} {summary}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,11 @@ since between the two the basis is arbitrary.
     python -m experiments.phase_diagram                                       # digits
     python -m experiments.phase_diagram --spectrum=power:1.5 --data_dim=256 --n=50,500
 
-RESULTS_PLACEHOLDER
+Takes 5 s. Obtained (digits, draws 0..19): the best dimension rises from 17 to 61 along sampling; the noise variance
+that costs 1 % falls from .66 (d = 1) to .011 (d = 35). The best stop lies before the end in 45 to 70 % of draws at
+n = 500 for every d up to the rank, 61, and saves at most .12 % on average, .89 % in one draw; n = 100: at most 2.9 %.
+Beyond the rank it never does. PCA of 100 images: 5.5 to 6.9 % at d = rank; of 500: at most .15 % at any d. Cap 20:
+best d = 50 in place of 61, and no stop helps.
 """
 
 import dataclasses
@@ -354,7 +358,7 @@ def draw_gains(result: PhaseDiagram, config: Config, name: str):
     for panel in axes[0]:
         panel.grid(alpha=0.25)
         panel.set_xlabel("latent dimension")
-        plotting.set_dimension_scale(panel.xaxis, result.latent_dims[-1])
+        plotting.set_dimension_scale(panel.xaxis, int(result.latent_dims[-1]))
         plotting.draw_legend(panel, below=True, ncols=len(config.n))
     return figure
 
@@ -379,7 +383,7 @@ def draw_caps(result: PhaseDiagram, config: Config, name: str):
         )
         j, k = np.unravel_index(np.argmin(curve), curve.shape)
         plotting.draw_ridge(panel, result.noise_var[[k]], result.latent_dims[[j]], label="best", style="", marker="*")
-        panel.lines[-1].set_markersize(14)
+        panel.lines[-1].set(markersize=14, clip_on=False)
         plotting.add_noise_axis(panel, config.schedule)
         panel.set_title(f"C = {cap:g}: best {percent[j, k]:.3g} % at d = {result.latent_dims[j]}", fontsize=10)
         panel.set_xlabel(plotting.LOGSNR_LABEL, fontsize=9)

@@ -146,9 +146,7 @@ def sample_statistics(
       blocks: K.
     """
     count = z.shape[0]
-    grouped = z.reshape(blocks, count // blocks, -1)
-    block_mean = grouped.mean(axis=1)
-    second = jnp.einsum("kni,knj->kij", grouped, grouped) * (blocks / count)
+    block_mean, second = block_moments(z, blocks=blocks)
     per_block = min(count, reference.samples.shape[0]) // blocks
     chosen = z[: per_block * blocks]
     width = z.shape[1]
@@ -159,6 +157,12 @@ def sample_statistics(
     cross = _kernel(chosen, encoded, reference.bandwidth, lost).reshape(blocks, -1).sum(axis=1)
     sliced, potential = _sliced(z @ (reference.directions[:, :width] * mask).T, reference.quantiles, blocks)
     return SampleStatistics(block_mean, second, kernel, cross, sliced, potential)
+
+
+def block_moments(z: jax.Array, *, blocks: int = 64) -> tuple[jax.Array, jax.Array]:
+    """Block means ``[K, d]`` and block means of z z^T ``[K, d, d]`` of samples ``[N, d]``, N a multiple of K."""
+    grouped = z.reshape(blocks, z.shape[0] // blocks, -1)
+    return grouped.mean(axis=1), jnp.einsum("kni,knj->kij", grouped, grouped) * (blocks / z.shape[0])
 
 
 def _kernel(a, b, bandwidth, offset):
@@ -202,24 +206,39 @@ def pseudo_values(
     Returns:
       ``{metric: [K, S]}``, float64.
     """
+    blocks = statistics.mean.shape[1]
+    kernel_blocks = min(count, kernel_count, len(reference.samples)) // blocks
+    potential = np.asarray(statistics.potential, np.float64)
+    values = moment_pseudo_values(statistics.mean, statistics.second, reference, basis)
+    values["mmd"] = _jackknife(_mmd(statistics, reference.own_kernel(kernel_count), kernel_blocks, kernel_count))
+    values["sliced_w2"] = (np.asarray(statistics.sliced, np.float64)[:, None] + potential).T
+    return {metric: values[metric] for metric in METRICS}
+
+
+def moment_pseudo_values(
+    mean: np.ndarray, second: np.ndarray, reference: Reference, basis: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Pseudo-values of the metrics that need first and second moments only, "w2" and "kl".
+
+    Args:
+      mean: block means ``[S, K, d]`` of `block_moments`; components beyond basis's columns are dropped.
+      second: block second moments ``[S, K, d, d]``.
+      reference: in data space.
+      basis: decoder ``[D, d]``.
+
+    Returns:
+      ``{metric: [K, S]}``, float64.
+    """
     dim = basis.shape[1]
     factor = covariance_factor(reference.covariance)
     target = basis.T @ reference.covariance @ basis
     # Stop by stop: the covariances of one stop without each block stay in the processor's cache.
     w2, kl = [], []
-    for mean, second in zip(np.asarray(statistics.mean), np.asarray(statistics.second), strict=True):
-        moments = _leave_one_out_moments(mean[:, :dim].astype(np.float64), second[:, :dim, :dim].astype(np.float64))
+    for mean_s, second_s in zip(np.asarray(mean), np.asarray(second), strict=True):
+        moments = _leave_one_out_moments(mean_s[:, :dim].astype(np.float64), second_s[:, :dim, :dim].astype(np.float64))
         w2.append(_frechet(*moments, reference, basis, factor))
         kl.append(_gaussian_kl(*moments, reference.mean @ basis, target))
-    blocks = statistics.mean.shape[1]
-    kernel_blocks = min(count, kernel_count, len(reference.samples)) // blocks
-    potential = np.asarray(statistics.potential, np.float64)
-    return {
-        "w2": _jackknife(np.stack(w2)),
-        "mmd": _jackknife(_mmd(statistics, reference.own_kernel(kernel_count), kernel_blocks, kernel_count)),
-        "sliced_w2": (np.asarray(statistics.sliced, np.float64)[:, None] + potential).T,
-        "kl": _jackknife(np.stack(kl)),
-    }
+    return {"w2": _jackknife(np.stack(w2)), "kl": _jackknife(np.stack(kl))}
 
 
 def _jackknife(theta):

@@ -12,7 +12,7 @@ in colour.
 import dataclasses
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from ldmjax.schedules import Schedule, logsnr_from_noise_var
 
+Numbers = ArrayLike | Sequence
 LOGSNR_LABEL = "logsnr at which sampling stops (noise → data)"
 W2_LABEL = "squared W2 distance (data units squared)"
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)), (0, (3, 1, 1, 1)))
@@ -70,10 +71,16 @@ def save(figure: Figure, path: str | os.PathLike, *, dpi: int = 130) -> None:
     if path.suffix not in _FILE_METADATA:
         raise ValueError(f"path must end in {' or '.join(_FILE_METADATA)}, got {str(path)!r}")
     partial = path.with_name(path.name + ".partial")
+    engine = figure.get_layout_engine()
     try:
+        # Laid out once here: savefig would lay out a figure with an engine in a drawing of its own, for nothing.
+        if engine is not None:
+            engine.execute(figure)
+            figure.set_layout_engine("none")
         figure.savefig(partial, format=path.suffix[1:], dpi=dpi, metadata=_FILE_METADATA[path.suffix])
         os.replace(partial, path)
     finally:
+        figure.set_layout_engine(engine)
         partial.unlink(missing_ok=True)
 
 
@@ -99,7 +106,7 @@ def new_figure(
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def stop_positions(noise_var: ArrayLike, *, logsnr_end: float) -> np.ndarray:
+def stop_positions(noise_var: Numbers, *, logsnr_end: float) -> np.ndarray:
     """Where to draw each stop: its logsnr, and ``logsnr_end`` for the end of sampling and all that is beyond it."""
     return np.minimum(logsnr_from_noise_var(np.asarray(noise_var, np.float64)), logsnr_end)
 
@@ -116,7 +123,7 @@ def _check_curves(w2_squared, noise_var, latent_dims):
     return w2_squared[:, order], noise_var[order], latent_dims
 
 
-def percent_above(w2_squared: ArrayLike, best: ArrayLike) -> np.ndarray:
+def percent_above(w2_squared: Numbers, best: Numbers) -> np.ndarray:
     """100 (w2_squared / best - 1); 0 where both are 0, inf where only ``best`` is."""
     w2_squared, best = np.broadcast_arrays(np.asarray(w2_squared, np.float64), np.asarray(best, np.float64))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -125,10 +132,10 @@ def percent_above(w2_squared: ArrayLike, best: ArrayLike) -> np.ndarray:
 
 def draw_heat_map(
     axes: Axes,
-    percent: ArrayLike,
-    noise_var: ArrayLike,
+    percent: Numbers,
+    noise_var: Numbers,
     *,
-    latent_dims: ArrayLike | None = None,
+    latent_dims: Numbers | None = None,
     low: float = 0.1,
     high: float = 1000.0,
 ) -> QuadMesh:
@@ -163,7 +170,7 @@ def draw_heat_map(
         ticks = [t for t in np.arange(-100, 101, 2) if x_edges[0] <= t < x_edges[-1] - 0.03 * (right - x_edges[0])]
         axes.set_xticks([*ticks, middle], [*(f"{t:g}".replace("-", "−") for t in ticks), "end"])
     axes.set(xlim=(x_edges[0], right), ylim=(y_edges[0], y_edges[-1]))
-    set_dimension_scale(axes.yaxis, latent_dims[-1])
+    set_dimension_scale(axes.yaxis, int(latent_dims[-1]))
     return mesh
 
 
@@ -190,9 +197,7 @@ def _strip_centre(axes: Axes) -> float:
     return right - 0.5 * END_STRIP / (1 + END_STRIP) * (right - left)
 
 
-def draw_ridge(
-    axes: Axes, noise_var: ArrayLike, latent_dims: ArrayLike, *, label: str, style: str = "-", marker: str = ""
-):
+def draw_ridge(axes: Axes, noise_var: Numbers, latent_dims: Numbers, *, label: str, style: str = "-", marker: str = ""):
     """Draws a line over a heat map in white with a dark rim, so that it stands out from any background.
 
     A stop at or beyond the right edge (also noise_var = 0) is put in the middle of the strip "end".
@@ -232,10 +237,10 @@ def draw_legend(axes: Axes, *, below: bool = False, **options) -> None:
 
 
 def phase_diagram(
-    w2_squared: ArrayLike,
-    noise_var: ArrayLike,
+    w2_squared: Numbers,
+    noise_var: Numbers,
     *,
-    latent_dims: ArrayLike | None = None,
+    latent_dims: Numbers | None = None,
     schedule: Schedule | None = None,
     title: str = "",
     caption: str = "",
@@ -269,10 +274,11 @@ def phase_diagram(
 
 
 def draw_phase_panels(
-    panels: Sequence[Axes], w2_squared: ArrayLike, noise_var: ArrayLike, *, latent_dims: ArrayLike | None = None
+    panels: Iterable[Axes], w2_squared: Numbers, noise_var: Numbers, *, latent_dims: Numbers | None = None
 ) -> QuadMesh:
     """The two heat maps of `phase_diagram` on two given axes; returns the mesh."""
     curves, noise_var, latent_dims = _check_curves(w2_squared, noise_var, latent_dims)
+    panels = list(panels)
     draw_heat_map(panels[0], percent_above(curves, curves.min(axis=0)), noise_var, latent_dims=latent_dims)
     draw_ridge(panels[0], noise_var, latent_dims[np.argmin(curves, axis=0)], label="best latent dimension")
     above = percent_above(curves, curves.min(axis=1, keepdims=True))
@@ -284,11 +290,11 @@ def draw_phase_panels(
 
 
 def stopping_curves(
-    w2_squared: ArrayLike,
-    noise_var: ArrayLike,
+    w2_squared: Numbers,
+    noise_var: Numbers,
     *,
-    latent_dims: ArrayLike | None = None,
-    x: ArrayLike | None = None,
+    latent_dims: Numbers | None = None,
+    x: Numbers | None = None,
     xlabel: str = LOGSNR_LABEL,
     points: Sequence[Points] = (),
     title: str = "",
@@ -318,11 +324,11 @@ def stopping_curves(
 
 def draw_stopping_curves(
     axes: Axes,
-    w2_squared: ArrayLike,
-    noise_var: ArrayLike,
+    w2_squared: Numbers,
+    noise_var: Numbers,
     *,
-    latent_dims: ArrayLike | None = None,
-    x: ArrayLike | None = None,
+    latent_dims: Numbers | None = None,
+    x: Numbers | None = None,
     points: Sequence[Points] = (),
 ) -> None:
     """The lines, minima (filled markers) and measured points of `stopping_curves` on given axes."""
@@ -352,10 +358,10 @@ def draw_stopping_curves(
 
 def draw_lines(
     axes: Axes,
-    x: ArrayLike,
-    lines: Mapping[str, ArrayLike],
+    x: Numbers,
+    lines: Mapping[str, Numbers],
     *,
-    bands: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+    bands: Mapping[str, tuple[Numbers, Numbers]] | None = None,
     markers: bool = True,
 ) -> None:
     """Labelled lines over a common ``x`` ``[K]``, some with a band (low ``[K]``, high ``[K]``) of the same label."""

@@ -118,6 +118,7 @@ class TrainedRuns:
       params: power EMA of the parameters after training.
       losses: ``[runs, chunks]``, mean loss of each chunk of steps.
       failed_at: ``[runs]``, the step at which a run first was not finite, -1 for none.
+      compilations: programs compiled for the training steps.
     """
 
     specs: tuple[RunSpec, ...]
@@ -129,6 +130,7 @@ class TrainedRuns:
     params: nnx.State
     losses: np.ndarray
     failed_at: np.ndarray
+    compilations: int
 
     def denoiser(self, index: int) -> Denoiser:
         """Run ``index`` as a `Denoiser` on padded latents ``[B, D]``."""
@@ -247,6 +249,7 @@ def train(
         params=params,
         losses=np.stack(losses, axis=1),
         failed_at=np.asarray(failed_at),
+        compilations=advance._cache_size(),
     )
 
 

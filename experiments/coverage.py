@@ -1,0 +1,220 @@
+"""Are the intervals and verdicts on stopping times right? Repeats the analysis on many draws with a known answer.
+
+The product's promise is that a figure it prints can be trusted: the 90 % interval of t* must contain the exact optimum of
+that draw's estimate in 90 % of draws, "stop early" must be found where it helps and never where it cannot. Every draw
+estimates a spectrum from n samples, samples 250 Euler-Maruyama steps with the exact plug-in score of that estimate, reads
+the stopping curve as the main job does, and compares with the exact discretised law at the same stops. Controls: the exact
+score and whitened latents (never "stop early"); --planted=images.npz plants a large effect (n samples, d near the rank).
+
+    python -m experiments.coverage                                   # three spectra, two controls, 200 draws each
+    python -m experiments.coverage --planted=mnist.npz --draws=50    # adds the planted effect
+
+RESULTS_PLACEHOLDER
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from experiments import flags as shared
+from ldmjax import data, devices, metrics, oracle, records, samplers, schedules, stopping
+
+FLAGS = flags.FLAGS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One repeated situation: a true covariance, and how each draw estimates it.
+
+    Attributes:
+      name: in the table.
+      covariance: ``[D, D]``.
+      latent_dim: d.
+      estimate: "pca" (of n draws), "exact" (the truth), or "whitened" (latents divided by their own deviation).
+      n: draws that the estimate sees.
+      samples, stops, blocks: generated samples, recorded stops, jackknife blocks.
+    """
+
+    name: str
+    covariance: np.ndarray
+    latent_dim: int
+    estimate: str = "pca"
+    n: int = 100
+    samples: int = 4096
+    stops: int = 125
+    blocks: int = 64
+
+
+def make_sampler(case: Case, steps: int) -> tuple[Callable, np.ndarray, np.ndarray]:
+    """Compiled (estimated variances, latent noise key) -> block moments at the stops; times; stop steps."""
+    schedule = schedules.LinearVP()
+    times = schedules.uniform_logsnr_times(schedule, steps, logsnr_min=-10.0, logsnr_max=9.0)
+    stops = np.unique(np.round(np.linspace(0, steps, case.stops + 1)[1:]).astype(int))
+
+    def one(_, packed):
+        estimated, key = packed
+        start_key, chain_key = jax.random.split(key)
+
+        def denoiser(z, t):
+            alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
+            return alpha * estimated / (alpha**2 * estimated + sigma**2) * z
+
+        def statistic(z, _):
+            return metrics.block_moments(z, blocks=case.blocks)
+
+        shape = (case.latent_dim, case.samples)
+        if case.estimate == "whitened":
+            # The continuous law, which is exactly flat: Euler-Maruyama's own error is not.
+            x0, noise = jax.random.normal(start_key, shape).T, jax.random.normal(chain_key, shape).T
+            stop_times = jnp.asarray(times[stops], jnp.float32)
+            return jax.lax.map(lambda t: statistic(schedule.alpha(t) * x0 + schedule.sigma(t) * noise, t), stop_times)
+        t = jnp.asarray(times[0], jnp.float32)
+        std = jnp.sqrt(schedule.alpha(t) ** 2 * estimated + schedule.sigma(t) ** 2)
+        start = std * jax.random.normal(start_key, shape).T
+        return samplers.sample(
+            denoiser, schedule, start, chain_key, times=times, stops=stops, sampler="euler_maruyama", statistic=statistic
+        )
+
+    mapped = jax.jit(devices.map_runs(one, runs_per_batch=1))
+    return lambda *arguments: mapped(0, arguments), times, stops
+
+
+def estimate(case: Case, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """One draw's (estimated variances ``[d]``, decoder basis ``[D, d]``)."""
+    d = case.latent_dim
+    if case.estimate == "exact":
+        variances, vectors = np.linalg.eigh(case.covariance)
+        return variances[::-1][:d].clip(0.0), vectors[:, ::-1][:, :d]
+    rng = np.random.default_rng([seed, case.n])
+    factor = np.linalg.cholesky(case.covariance + 1e-12 * np.trace(case.covariance) * np.eye(len(case.covariance)))
+    variances, basis = data.principal_components(rng.standard_normal((case.n, len(factor))) @ factor.T)
+    return variances[:d], basis[:, :d]
+
+
+def run_case(case: Case, *, draws: int, steps: int = 250, report: Callable[[str], None] = print) -> list[dict]:
+    """One record per draw: exact and estimated best stops, interval, gain, verdict."""
+    sampler, times, stops = make_sampler(case, steps)
+    logsnrs = np.linspace(-10.0, 9.0, steps + 1)[stops]
+    rows, begin, size = [], time.perf_counter(), jax.device_count()
+    for first in range(0, draws, size):
+        seeds = np.minimum(np.arange(first, first + size), draws - 1)
+        laws = [estimate(case, int(seed)) for seed in seeds]
+        latent = [np.ones(case.latent_dim) if case.estimate == "whitened" else v for v, _ in laws]
+        keys = jnp.stack([jax.random.fold_in(jax.random.key(int(s)), 7) for s in seeds])
+        moments = jax.tree.map(np.asarray, sampler(jnp.asarray(np.stack(latent), jnp.float32), keys))
+        for i, seed in enumerate(seeds[: draws - first]):
+            rows.append(_record(case, int(seed), laws[i], latent[i], [m[i] for m in moments], times, stops, logsnrs))
+        done, seconds = len(rows), time.perf_counter() - begin
+        if done % 20 < size or done == draws:
+            report(f"{case.name}: {done}/{draws} draws, {done / seconds:.1f}/s, {seconds / done * (draws - done):.0f} s left")
+    return rows
+
+
+def _record(case, seed, law, latent_variances, moments, times, stops, logsnrs):
+    variances, basis = law
+    whitened = case.estimate == "whitened"
+    if whitened:  # the decoder undoes the whitening
+        scale = np.sqrt(variances)
+        moments = [moments[0] * scale, moments[1] * scale[:, None] * scale]
+    reference = metrics.Reference(mean=np.zeros(len(basis)), covariance=case.covariance, samples=np.zeros((2, len(basis))))
+    pseudo = metrics.moment_pseudo_values(*moments, reference, basis)["w2"]
+    result = stopping.read_stopping_curve(pseudo)
+    if whitened:
+        stepped = np.broadcast_to(variances, (len(stops), len(variances)))
+    else:
+        stepped = oracle.sampler_variances(
+            latent_variances, schedules.LinearVP(), times, scheme="euler_maruyama", start="marginal"
+        )[stops]
+    exact = oracle.w2_squared_projected(case.covariance, basis, stepped.T)
+    best, end = int(np.argmin(exact)), len(stops) - 1
+    return {
+        "case": case.name, "seed": seed, "latent_dim": case.latent_dim, "interior": best < end,
+        "exact_logsnr_best": logsnrs[best], "exact_gain": (exact[-1] - exact[best]) / exact[-1],
+        "logsnr_best_low": logsnrs[result.best_stop_low], "logsnr_best": logsnrs[result.best_stop],
+        "logsnr_best_high": logsnrs[result.best_stop_high],
+        "covered": bool(result.best_stop_low <= best <= result.best_stop_high),
+        "gain_covered": bool(result.gain_low <= exact[-1] - exact[best] <= result.gain_high),
+        "verdict": result.verdict,
+        "worst_deviation": float(np.max(np.abs(result.curve - exact) / result.standard_error)),
+    }  # fmt: skip
+
+
+def table(rows: list[dict]) -> str:
+    """One line per case."""
+    head = (
+        f"{'case':<30} {'draws':>5} {'interior':>8} {'covered':>8} {'boundary':>8} {'covered':>8} {'width':>6} "
+        f"{'gain covered':>12} {'exact gain %':>12} {'stop early':>10} {'no gain':>8} {'cannot tell':>11}"
+    )
+    lines = ["", "Share of draws whose 90 % interval of t* holds the exact optimum; width: median, in logsnr.", head]
+
+    def share(values):
+        return f"{100 * np.mean(values):.1f} %" if len(values) else "-"
+
+    for name in dict.fromkeys(r["case"] for r in rows):
+        own = [r for r in rows if r["case"] == name]
+        inside, edge = [r for r in own if r["interior"]], [r for r in own if not r["interior"]]
+        width = np.median([r["logsnr_best_high"] - r["logsnr_best_low"] for r in own])
+        verdicts = [share([r["verdict"] == v for r in own]) for v in stopping.VERDICTS]
+        lines.append(
+            f"{name:<30} {len(own):>5} {len(inside):>8} {share([r['covered'] for r in inside]):>8} {len(edge):>8} "
+            f"{share([r['covered'] for r in edge]):>8} {width:>6.2f} {share([r['gain_covered'] for r in own]):>12} "
+            f"{100 * np.mean([r['exact_gain'] for r in own]):>12.3f} {verdicts[0]:>10} {verdicts[1]:>8} {verdicts[2]:>11}"
+        )
+    return "\n".join(lines)
+
+
+def default_cases(n: int) -> list[Case]:
+    """Three spectra with an estimated score, then the two controls that can never gain."""
+    power = np.diag(data.spectrum_variances("power:1.5", 32))
+    exponential = np.diag(data.spectrum_variances("exponential:0.5", 32))
+    return [
+        Case(name="power:1.5, d = 24", covariance=power, latent_dim=24, n=n),
+        Case(name="exponential:0.5, d = 8", covariance=exponential, latent_dim=8, n=n),
+        Case(name="digits, d = 16", covariance=data.digits().covariance, latent_dim=16, n=n),
+        Case(name="power:1.5, d = 8", covariance=power, latent_dim=8, n=n),
+        Case(name="exact score, power:1.5, d = 8", covariance=power, latent_dim=8, estimate="exact", n=n),
+        Case(name="whitened, power:1.5, d = 8", covariance=power, latent_dim=8, estimate="whitened", n=n),
+    ]
+
+
+def planted_case(path: str, n: int) -> Case:
+    """The images' spectrum, n draws, d = n - 1: stopping early fills in the variance that n draws do not show."""
+    spectrum = np.linalg.eigvalsh(data.load_npz(path).covariance)[::-1].clip(0.0)
+    return Case(name=f"planted, n = {n}", covariance=np.diag(spectrum), latent_dim=n - 1, n=n, stops=12, blocks=16)
+
+
+def define_flags() -> None:
+    shared.define_common_flags("coverage")
+    shared.define_integer("draws", 200, "Draws per case.", low=2)
+    shared.define_integer("n", 100, "Samples that each estimate sees.", low=32)
+    flags.DEFINE_string("planted", None, "An .npz of images: adds the planted effect with its spectrum and n = 500.")
+
+
+def main() -> None:
+    begin = time.perf_counter()
+    if FLAGS.quick and not FLAGS["draws"].present:
+        FLAGS["draws"].value = 10
+    cases = default_cases(FLAGS.n)
+    if FLAGS.planted is not None:
+        try:
+            cases.append(planted_case(FLAGS.planted, 500))
+        except ValueError as error:
+            raise shared.bad("planted", FLAGS.planted, str(error)) from error
+    workdir = shared.prepare_workdir()
+    rows = [row for case in cases for row in run_case(case, draws=FLAGS.draws, report=lambda s: print(s, flush=True))]
+    records.write_records(workdir, rows)
+    print(table(rows))
+    seconds = time.perf_counter() - begin
+    records.write_metadata(workdir, seconds=seconds)
+    print(f"{len(rows)} draws in {seconds:.0f} s; records are in {workdir}")
+
+
+if __name__ == "__main__":
+    devices.use_all_cores()
+    define_flags()
+    shared.run(main)

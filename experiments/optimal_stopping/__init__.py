@@ -1,0 +1,92 @@
+"""Trains scores for many latent dimensions at once, checks them against the exact law, and finds the best stopping time.
+
+Claim ([OS], arXiv 2510.08409): the last sampling steps of a latent diffusion model can make samples worse; which stopping
+time is best depends on the latent dimension and on caps of the score. Here every (latent dimension, seed, cap) of a class
+trains in one program: diagonal linear scores, whose optimum Prop. 4 gives, and MLPs, whose optimum is the exact score when
+they see fresh draws of the data's Gaussian twin. Each is then sampled with Euler-Maruyama from the marginal start, and its
+stopping curve is read per metric with intervals.
+
+    python -m experiments.optimal_stopping            # sklearn digits, n = 500, d = 1..64, seeds 0,1,2
+    python -m experiments.optimal_stopping --quick    # one seed, three dimensions, short training
+
+RESULTS_PLACEHOLDER
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from experiments.optimal_stopping.evaluation import (
+    METRIC_PREFIX,
+    exact_curve,
+    exact_score,
+    make_record,
+    score_errors,
+    stopping_results,
+    summarise_errors,
+)
+from experiments.optimal_stopping.setup import Config, Problems, make_problems, make_specs
+from ldmjax import sweeps
+from ldmjax import training as training_lib
+
+__all__ = ["Config", "Outcome", "make_problems", "run"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """All results, one entry per run on each leading axis.
+
+    Attributes:
+      records: the lines of records.jsonl.
+      logsnrs: ``[stops]``, where sampling may stop; the last is the end.
+      curves: ``{metric: [runs, stops]}``, debiased estimates, squared where records say so.
+      standard_errors: the same shapes.
+      exact: ``[runs, stops]``, squared W2 of the exact discretised law; NaN where there is no oracle.
+      compilations: compiled training programs per model class.
+    """
+
+    records: list[dict]
+    logsnrs: np.ndarray
+    curves: dict[str, np.ndarray]
+    standard_errors: dict[str, np.ndarray]
+    exact: np.ndarray
+    compilations: dict[str, int]
+
+
+def run(problems: Problems, config: Config, report: Callable[[str], None] = print) -> Outcome:
+    """Trains, checks, samples and reads every run; the function behind the command.
+
+    Args:
+      problems: from `make_problems`.
+      config: the same that made them.
+      report: receives progress lines.
+    """
+    latents = {key: problem.latents for key, problem in problems.items()}
+    rows, results, exacts, compilations = [], [], [], {}
+    for model in training_lib.MODELS:
+        specs = make_specs(config, model, problems)
+        trained = sweeps.train(
+            specs, latents, config.training(model), width=max(config.latent_dims),
+            runs_per_batch=config.runs_per_batch, report=report,
+        )  # fmt: skip
+        compilations[model] = trained.compilations
+        laws = [exact_score(s, problems[(s.data, s.seed, s.n)]) for s in specs]
+        final = score_errors(trained, laws, config)
+        initial = score_errors(dataclasses.replace(trained, params=trained.initial), laws, config)
+        stopped = stopping_results(trained, problems, config, report)
+        for i, spec in enumerate(specs):
+            problem = problems[(spec.data, spec.seed, spec.n)]
+            exact = None if laws[i] is None else exact_curve(laws[i], spec, problem, config)
+            errors = summarise_errors(*(x[i] for x in final), *(x[i] for x in initial))
+            rows.append(make_record(spec, config, stopped[i], exact, errors, trained.failed_at[i]))
+            exacts.append(np.full(config.stops, np.nan) if exact is None else exact)
+        results += stopped
+    return Outcome(
+        records=rows,
+        logsnrs=config.stop_logsnrs,
+        curves={m: np.stack([r[m].curve for r in results]) for m in METRIC_PREFIX},
+        standard_errors={m: np.stack([r[m].standard_error for r in results]) for m in METRIC_PREFIX},
+        exact=np.stack(exacts),
+        compilations=compilations,
+    )

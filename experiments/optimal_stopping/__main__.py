@@ -1,0 +1,80 @@
+"""The command line of the main job."""
+
+import time
+
+from absl import flags
+
+from experiments import flags as shared
+from experiments import optimal_stopping
+from experiments.optimal_stopping import report
+from ldmjax import devices, records
+
+FLAGS = flags.FLAGS
+QUICK = {"seeds": [0], "latent_dims": [1, 4, 16], "linear_steps": 800, "mlp_steps": 300, "samples": 1024}
+
+
+def define_flags() -> None:
+    shared.define_data_flags()
+    shared.define_common_flags("optimal_stopping")
+    shared.define_list("n", "500", "Samples that PCA and the scores see.", int, 2)
+    shared.define_list(
+        "latent_dims", "1,2,4,8,16,32,64", "Latent dimensions; those above D by default left out.", int, 1
+    )
+    shared.define_list("seeds", "0,1,2", "Each seed has its own subset, initialisation and noise.", int, 0)
+    shared.define_list("caps", "inf,20", "Bounds of the linear scores.", float, 1, low_open=True, infinite=True)
+    shared.define_list(
+        "learning_rates", None, "Peak rates; default 0.05 (linear), 0.005 (MLP).", float, 0, low_open=True
+    )
+    shared.define_integer("linear_steps", 2500, "Optimiser steps of the linear scores.", low=1)
+    shared.define_integer("mlp_steps", 1200, "Optimiser steps of the MLPs.", low=1)
+    shared.define_integer("batch_size", 256, "Latents per step of the MLPs.", low=2)
+    shared.define_integer("hidden", 64, "Width of the MLPs.", low=1)
+    shared.define_integer("samples", 4096, "Generated samples per run; a multiple of 64.", low=128)
+    shared.define_integer("sampling_steps", 250, "Euler-Maruyama steps, uniform in logsnr from -10 to 9.", low=2)
+    shared.define_integer("stops", 25, "Recorded stopping times, evenly spaced steps; the last is the end.", low=2)
+    shared.define_integer("runs_per_batch", 1, "Runs vmapped at once on each device; bounds memory.", low=1)
+
+
+def read_config(dim: int) -> optimal_stopping.Config:
+    """Flags to configuration; --quick replaces the flags that were not given."""
+    if FLAGS.quick:
+        for name, value in QUICK.items():
+            if not FLAGS[name].present:
+                FLAGS[name].value = value
+    if not FLAGS["latent_dims"].present:
+        FLAGS["latent_dims"].value = [d for d in FLAGS.latent_dims if d <= dim] or [dim]
+    if FLAGS.samples % 64:
+        raise shared.bad("samples", FLAGS.samples, "must be a multiple of 64, the number of jackknife blocks")
+    if FLAGS.stops > FLAGS.sampling_steps:
+        raise shared.bad("stops", FLAGS.stops, f"must be 2..{FLAGS.sampling_steps}, the number of sampling steps")
+    lists = {name: tuple(FLAGS[name].value) for name in ("n", "latent_dims", "seeds", "caps")}
+    rates = FLAGS.learning_rates and tuple(FLAGS.learning_rates)
+    names = "linear_steps mlp_steps batch_size hidden samples sampling_steps stops runs_per_batch".split()
+    return optimal_stopping.Config(learning_rates=rates, **lists, **{name: FLAGS[name].value for name in names})
+
+
+def main() -> None:
+    start = time.perf_counter()
+    dataset = shared.load_dataset()
+    shared.check_n(dataset)
+    shared.check_latent_dims(dataset)
+    config = read_config(dataset.dim)
+    try:
+        problems = optimal_stopping.make_problems(dataset, config)
+    except ValueError as error:
+        raise shared.bad("latent_dims", FLAGS.latent_dims, str(error)) from error
+    workdir = shared.prepare_workdir()
+    outcome = optimal_stopping.run(problems, config, lambda line: print(line, flush=True))
+    records.write_records(workdir, outcome.records)
+    records.write_curves(workdir, report.curve_arrays(outcome))
+    report.save_figures(workdir, outcome, config)
+    print(report.table(outcome.records))
+    seconds = time.perf_counter() - start
+    records.write_metadata(workdir, seconds=seconds, data_sha256=dataset.digest, compilations=outcome.compilations)
+    print(f"{len(outcome.records)} runs in {seconds:.0f} s; records, curves and figures are in {workdir}")
+
+
+if __name__ == "__main__":
+    devices.use_all_cores()
+    define_flags()
+    shared.run(main)

@@ -1,0 +1,182 @@
+"""What is measured on every run: score error against its oracle, stopping curves per metric, the exact law beside them."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.optimal_stopping.setup import Config, Problem, Problems
+from ldmjax import losses, metrics, oracle, samplers, stopping, sweeps
+
+METRIC_PREFIX = {"w2": "w2_squared", "mmd": "mmd_squared", "sliced_w2": "sliced_w2_squared", "kl": "kl"}
+SCORE_LEVELS, SCORE_DRAWS = 36, 256
+BLOCKS = 64
+
+
+def exact_score(spec: sweeps.RunSpec, problem: Problem) -> tuple[np.ndarray, np.ndarray] | None:
+    """The law whose (capped) score the run should reach, as (variances ``[d]``, rotation ``[d, d]``), or None.
+
+    Linear: the training sample's second moments (Prop. 4). MLP on fresh draws: the true latent covariance. An MLP on n
+    points tends to the score of those n points, which memorises: no useful oracle.
+    """
+    d = spec.latent_dim
+    if spec.model == "linear":
+        return problem.variances[:d], np.eye(d)
+    if spec.training_draws == "fresh":
+        factor = problem.latents.fresh_factor[:d]
+        values, vectors = np.linalg.eigh(factor @ factor.T)
+        return values.clip(0.0), vectors
+    return None
+
+
+def score_errors(trained: sweeps.TrainedRuns, exact: list, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Squared noise-prediction errors and exact squared norms by level, ``[runs, SCORE_LEVELS]`` each; NaN without oracle."""
+    width, count = trained.width, len(trained.specs)
+    variances, rotations = np.zeros((count, width)), np.zeros((count, width, width))
+    for i, law in enumerate(exact):
+        if law is not None:
+            d = len(law[0])
+            variances[i, :d], rotations[i, :d, :d] = law
+    logsnrs = jnp.linspace(config.logsnr_min, config.logsnr_max, SCORE_LEVELS)
+
+    def errors_of(denoiser, run, sources, law):
+        del sources
+        key = jax.random.fold_in(run.key, 2)
+        return losses.noise_prediction_errors(
+            denoiser, *law, run.inputs.cap, key, schedule=config.schedule, logsnrs=logsnrs, count=SCORE_DRAWS
+        )
+
+    law = (jnp.asarray(variances, jnp.float32), jnp.asarray(rotations, jnp.float32))
+    errors, norms = map(np.array, sweeps.map_trained(trained, errors_of, law)(np.arange(count)))
+    missing = np.array([law is None for law in exact])
+    errors[missing], norms[missing] = np.nan, np.nan
+    return errors, norms
+
+
+def stopping_results(
+    trained: sweeps.TrainedRuns, problems: Problems, config: Config, report: Callable[[str], None]
+) -> list[dict[str, stopping.StoppingResult]]:
+    """Samples every run and reads its stopping curves: one ``{metric: StoppingResult}`` per run."""
+    kernel_count = min(1024, config.samples)
+    groups = list(dict.fromkeys((s.data, s.seed, s.n) for s in trained.specs))
+    smallest = min(kernel_count, *(len(problems[g].reference.samples) for g in groups))
+    references = [
+        metrics.latent_reference(
+            problems[g].reference, problems[g].basis[:, : trained.width], count=config.samples,
+            kernel_count=smallest, directions=32,
+        )
+        for g in groups
+    ]  # fmt: skip
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *references)
+    chosen = jnp.asarray([groups.index((s.data, s.seed, s.n)) for s in trained.specs])
+    times, stops = config.times, config.stop_steps
+
+    def statistics_of(denoiser, run, sources, group):
+        start_key, noise_key, chain_key = jax.random.split(jax.random.fold_in(run.key, 3), 3)
+        x0 = sweeps.draw_latents(sources, run, start_key, config.samples)
+        noise = jax.random.normal(noise_key, x0.shape[::-1]).T * run.inputs.mask
+        t = jnp.asarray(times[0], x0.dtype)
+        start = config.schedule.alpha(t) * x0 + config.schedule.sigma(t) * noise
+        reference = jax.tree.map(lambda x: x[group], stacked)
+        return samplers.sample(
+            denoiser, config.schedule, start, chain_key, times=times, stops=stops, sampler="euler_maruyama",
+            mask=run.inputs.mask,
+            statistic=lambda z, _: metrics.sample_statistics(z, reference, run.inputs.mask, blocks=BLOCKS),
+        )  # fmt: skip
+
+    def read(spec, statistics):
+        problem = problems[(spec.data, spec.seed, spec.n)]
+        pseudo = metrics.pseudo_values(
+            statistics, problem.reference, problem.basis[:, : spec.latent_dim], count=config.samples,
+            kernel_count=smallest,
+        )  # fmt: skip
+        return {metric: stopping.read_stopping_curve(values) for metric, values in pseudo.items()}
+
+    futures, begin, done, total = {}, time.perf_counter(), 0, len(trained.specs)
+    with ThreadPoolExecutor(jax.device_count()) as pool:
+        for width, indices in _by_width(trained).items():
+            call = sweeps.map_trained(trained, statistics_of, chosen, width=width, runs_per_batch=config.runs_per_batch)
+            size = 2 * jax.device_count()
+            for first in range(0, len(indices), size):
+                batch = indices[first : first + size]
+                statistics = jax.tree.map(np.asarray, call(np.pad(batch, (0, size - len(batch)), mode="edge")))
+                for k, i in enumerate(batch):
+                    one = jax.tree.map(lambda x, k=k: x[k], statistics)
+                    futures[i] = pool.submit(read, trained.specs[i], one)
+                done, seconds = done + len(batch), time.perf_counter() - begin
+                report(
+                    f"{trained.config.model}: sampled {done}/{total} runs at latent width {width}, "
+                    f"{done / seconds:.1f} runs/s"
+                )
+        return [futures[i].result() for i in range(total)]
+
+
+def _by_width(trained: sweeps.TrainedRuns) -> dict[int, np.ndarray]:
+    """Indices of the runs by the padded width they are sampled at: at most 16 for the narrow ones, full for the rest."""
+    dims = np.array([s.latent_dim for s in trained.specs])
+    if trained.width <= 16:
+        return {trained.width: np.arange(dims.size)}
+    groups = {16: np.flatnonzero(dims <= 16), trained.width: np.flatnonzero(dims > 16)}
+    return {width: indices for width, indices in groups.items() if indices.size}
+
+
+def exact_curve(
+    law: tuple[np.ndarray, np.ndarray], spec: sweeps.RunSpec, problem: Problem, config: Config
+) -> np.ndarray:
+    """Squared W2 of the exact discretised sampler at the same stops ``[stops]``, with the exact (capped) score."""
+    variances, rotation = law
+    stepped = oracle.sampler_variances(
+        variances, config.schedule, config.times, scheme="euler_maruyama", cap=spec.cap, start="marginal"
+    )
+    basis = problem.basis[:, : spec.latent_dim] @ rotation
+    distance = oracle.w2_squared_projected(problem.reference.covariance, basis, stepped[config.stop_steps].T)
+    return distance + np.sum(problem.reference.mean**2)
+
+
+def make_record(
+    spec: sweeps.RunSpec, config: Config, result: dict, exact: np.ndarray | None, errors: dict, failed_at: int
+) -> dict:
+    """One line of records.jsonl; distances are squared where the name says so, gains in the same unit."""
+    logsnrs = config.stop_logsnrs
+
+    def fields(metric):
+        r = result[metric]
+        prefix, end = METRIC_PREFIX[metric], len(logsnrs) - 1
+
+        def logsnr(stop):
+            return None if stop is None or stop == end else float(logsnrs[stop])
+
+        return {
+            f"{prefix}_end": r.end, f"{prefix}_best": r.best, "logsnr_best": logsnr(r.best_stop),
+            "logsnr_best_low": logsnr(r.best_stop_low), "logsnr_best_high": logsnr(r.best_stop_high),
+            "gain": r.gain, "gain_low": r.gain_low, "gain_high": r.gain_high, "verdict": r.verdict,
+        }  # fmt: skip
+
+    record = {
+        "name": spec.name, "model": spec.model, "data": spec.data, "training_draws": spec.training_draws,
+        "latent_dim": spec.latent_dim, "cap": spec.cap, "seed": spec.seed, "n": spec.n,
+        "learning_rate": spec.learning_rate, "samples": config.samples, "logsnr_end": config.logsnr_max,
+        "diverged_at_step": None if failed_at < 0 else int(failed_at), **errors, **fields("w2"),
+    }  # fmt: skip
+    if exact is None:
+        record |= dict.fromkeys(["oracle_w2_squared_end", "oracle_w2_squared_best", "oracle_logsnr_best"])
+    else:
+        best = int(np.argmin(exact))
+        record |= {
+            "oracle_w2_squared_end": exact[-1], "oracle_w2_squared_best": exact[best],
+            "oracle_logsnr_best": None if best == len(exact) - 1 else logsnrs[best],
+        }  # fmt: skip
+    return record | {"metrics": {metric: fields(metric) for metric in METRIC_PREFIX if metric != "w2"}}
+
+
+def summarise_errors(errors: np.ndarray, norms: np.ndarray, initial: np.ndarray, initial_norms: np.ndarray) -> dict:
+    """Score-error fields of one run from its levels ``[SCORE_LEVELS]``: root of summed squares, relative."""
+    thirds = zip(np.array_split(errors, 3), np.array_split(norms, 3), strict=True)
+    return {
+        "score_error": np.sqrt(errors.sum() / norms.sum()),
+        "score_error_init": np.sqrt(initial.sum() / initial_norms.sum()),
+        "score_error_thirds": [np.sqrt(e.sum() / m.sum()) for e, m in thirds],
+    }

@@ -1,0 +1,99 @@
+"""Data sets, spectra, twins, and every refusal."""
+
+import numpy as np
+import pytest
+
+from ldmjax import data
+
+
+def test_digits_are_scaled_and_centred():
+    digits = data.digits()
+    assert digits.samples.shape == (1797, 64) and digits.image_shape == (8, 8)
+    np.testing.assert_allclose(digits.samples.mean(axis=0), 0, atol=1e-12)
+    assert 1 < np.ptp(digits.samples) <= 4
+    np.testing.assert_allclose(digits.covariance, np.cov(digits.samples.T, bias=True), atol=1e-12)
+    assert digits.digest == data.digits().digest
+
+
+def test_split_is_disjoint_complete_and_seeded():
+    digits = data.digits()
+    train, held_out = digits.split(n=500, seed=3)
+    assert len(train) == 500 and len(train) + len(held_out) == 1797
+    everything = np.concatenate([train, held_out])
+    np.testing.assert_allclose(np.sort(everything.sum(1)), np.sort(digits.samples.sum(1)), atol=1e-12)
+    np.testing.assert_array_equal(train, digits.split(n=500, seed=3)[0])
+    assert not np.array_equal(train, digits.split(n=500, seed=4)[0])
+    for n in (1, 1796):
+        with pytest.raises(ValueError, match=r"n must be 2\.\.1795"):
+            digits.split(n=n, seed=0)
+
+
+def test_twin_has_the_covariance():
+    digits = data.digits()
+    draws = digits.twin_draws(200_000, seed=0)
+    error = np.abs(draws.T @ draws / len(draws) - digits.covariance)
+    scale = np.sqrt(np.outer(np.diag(digits.covariance), np.diag(digits.covariance)) * 2 / len(draws))
+    assert np.all(error <= 5 * scale + 1e-12)  # 5 standard errors over 4096 entries
+    assert not np.array_equal(digits.twin_draws(5, seed=0), digits.twin_draws(5, seed=0, stream=1))
+
+
+def test_principal_components_diagonalise():
+    samples = data.digits().split(n=100, seed=0)[0]
+    variances, basis = data.principal_components(samples)
+    latents = samples @ basis
+    np.testing.assert_allclose(latents.T @ latents / 100, np.diag(variances), atol=1e-12)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(64), atol=1e-12)
+    assert np.all(np.diff(variances) <= 0) and variances[-1] == 0
+
+
+@pytest.mark.parametrize("key", ["images", "x"])
+def test_npz(tmp_path, key):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "a.npz", **{key: rng.integers(0, 256, (20, 3, 4), dtype=np.uint8)})
+    loaded = data.load(str(tmp_path / "a.npz"))
+    assert loaded.name == "a" and loaded.samples.shape == (20, 12) and loaded.image_shape == (3, 4)
+    assert np.ptp(loaded.samples) <= 2.0 * 2
+
+
+def test_bad_npz(tmp_path):
+    good = np.random.default_rng(0).standard_normal((10, 4))
+    cases = {
+        "wrong": ({"data": good}, "needs 'images' or 'x'"),
+        "nan": ({"x": np.where(good > 1, np.nan, good)}, "NaN or infinity"),
+        "flat": ({"x": good[:, 0]}, "must hold numbers"),
+        "text": ({"x": np.array([["a", "b"]] * 5)}, "must hold numbers"),
+    }
+    for name, (arrays, message) in cases.items():
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        with pytest.raises(ValueError, match=message):
+            data.load(str(tmp_path / f"{name}.npz"))
+    np.savez(tmp_path / "cut.npz", x=good)
+    content = (tmp_path / "cut.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="not a readable"):
+        data.load(str(tmp_path / "cut.npz"))
+    with pytest.raises(ValueError, match="no file"):
+        data.load(str(tmp_path / "missing.npz"))
+    with pytest.raises(ValueError, match="unknown data"):
+        data.load("imagenet")
+
+
+def test_spectra():
+    np.testing.assert_allclose(data.spectrum_variances("power:1.5", 4), [1, 2**-1.5, 3**-1.5, 1 / 8])
+    np.testing.assert_allclose(data.spectrum_variances("exponential:0.5", 3), np.exp([0, -0.5, -1]))
+    np.testing.assert_array_equal(data.spectrum_variances("lowrank:2", 4), [1, 1, 0, 0])
+    assert data.spectrum("lowrank:2", 4).samples is None
+
+
+def test_spectrum_file(tmp_path):
+    np.save(tmp_path / "s.npy", np.array([0.1, 3.0, -1e-9, 1.0], np.float32))
+    np.testing.assert_allclose(data.spectrum_variances(str(tmp_path / "s.npy"), 7), [3, 1, 0.1, 0], rtol=1e-6)
+    np.save(tmp_path / "negative.npy", np.array([1.0, -0.5]))
+    with pytest.raises(ValueError, match="negative variance"):
+        data.spectrum_variances(str(tmp_path / "negative.npy"), 2)
+
+
+@pytest.mark.parametrize("text", ["power", "power:", "power:x", "cubic:2", "lowrank:0", "lowrank:2.5", "lowrank:9", "power:nan"])
+def test_bad_spectra(text):
+    with pytest.raises(ValueError, match="spectrum"):
+        data.spectrum_variances(text, 8)
