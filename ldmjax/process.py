@@ -15,17 +15,14 @@ Lipman et al., arXiv 2210.02747 (velocity).
 from collections.abc import Callable
 
 import jax
-from jaxtyping import Array, Float
 
 from ldmjax.schedules import Schedule
 
 Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def perturb(
-    x0: Float[Array, "*b d"], noise: Float[Array, "*b d"], schedule: Schedule, t: Float[Array, "*t"]
-) -> Float[Array, "*b d"]:
-    """Returns z = alpha(t) x0 + sigma(t) noise."""
+def perturb(x0: jax.Array, noise: jax.Array, schedule: Schedule, t: jax.Array) -> jax.Array:
+    """Returns z = alpha(t) x0 + sigma(t) noise; t broadcasts against the leading axes of x0 and noise."""
     return schedule.alpha(t)[..., None] * x0 + schedule.sigma(t)[..., None] * noise
 
 

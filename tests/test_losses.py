@@ -27,7 +27,7 @@ def test_linear_loss_is_denoising_score_matching():
         return (1 - sigma**2 * weights[:, None]) / alpha * z
 
     times = T[:, None]
-    weight = losses.noise_weight(SCHEDULE, times)
+    weight = (SCHEDULE.alpha(times) / SCHEDULE.sigma(times)) ** 2
     shape = (len(T), *noise.shape)
     plain = losses.denoising_score_matching(
         denoiser, x0, jnp.broadcast_to(noise, shape), times, weight, schedule=SCHEDULE, dim=3
@@ -53,7 +53,7 @@ def test_edm_weight_is_one_on_the_raw_output():
     """c_out^2 = sigma^2 s^2 / (alpha^2 s^2 + sigma^2): the weight is its inverse."""
     alpha, sigma = SCHEDULE.alpha(T), SCHEDULE.sigma(T)
     c_out = sigma * 0.7 / jnp.sqrt(alpha**2 * 0.49 + sigma**2)
-    np.testing.assert_allclose(losses.edm_weight(SCHEDULE, T, 0.7) * c_out**2, 1, rtol=1e-5)
+    np.testing.assert_allclose(losses.edm_weight(SCHEDULE, T, jnp.asarray(0.7)) * c_out**2, 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("cap", [np.inf, 4.0])
