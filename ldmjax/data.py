@@ -83,12 +83,13 @@ def load_npz(path: str) -> Dataset:
         raise ValueError(f"no file {path!r}")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            keys = [key for key in ("images", "x") if key in archive]
-            if not keys:
-                raise ValueError(f"{path!r} has keys {sorted(archive.files)}, needs 'images' or 'x'")
-            array = archive[keys[0]]
-    except (zipfile.BadZipFile, EOFError, OSError, AttributeError, zipfile.error) as error:
-        raise ValueError(f"{path!r} is not a readable .npz file: {error}") from error
+            keys = archive.files
+            key = next((k for k in ("images", "x") if k in keys), None)
+            array = None if key is None else archive[key]
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path!r} is not a readable .npz file of numbers: {error}") from error
+    if array is None:
+        raise ValueError(f"{path!r} has keys {', '.join(keys)}; needs 'images' or 'x'")
     if array.ndim < 2 or array.shape[0] < 4 or not np.issubdtype(array.dtype, np.number):
         raise ValueError(f"{path!r} must hold numbers [N >= 4, ...], got {array.dtype} {list(array.shape)}")
     samples = array.reshape(len(array), -1).astype(np.float64)
