@@ -307,10 +307,8 @@ def draw_dimensions(result: CappedScores, config: Config, name: str):
         f"Which latent dimension is best when the score's weights are bounded by C ({config.dynamics.upper()} "
         f"sampler from "
         f"N(0, I), not stopped early). Left: {name}, exact score, with Prop. 5's bounds d1 and d2 (d2 - 1 is a bound "
-        f"too); "
-        f"band: all {config.draws} draws of n = {min(config.n)}. Right: variances 20^-i, where the best dimension "
-        f"follows "
-        f"log C / log 20; band: all draws of n = {max(config.n)}."
+        f"too); band: all {config.draws} draws of n = {min(config.n)}. Right: variances 20^-i, where the best dimension "
+        f"follows log C / log 20; band: all draws of n = {max(config.n)}."
         + ("" if config.dynamics == "sde" else " The bounds are proved for the SDE, not for this flow ODE.")
     )
     figure, axes = plotting.new_figure(1, 2, width=11, height=5.0, caption=caption)
@@ -345,12 +343,10 @@ def draw_substitutes(result: CappedScores, config: Config, name: str):
     """What cap, stop and both save, and the variance that a cap leaves compared with a stop."""
     caption = (
         f"{name}: score and autoencoder are PCA of n Gaussian samples. Left: squared W2 saved by tuning the cap "
-        f"alone, the "
-        f"stop alone, or both ({config.dynamics.upper()}; one marker per draw, bar = median; d = rank of the "
+        f"alone, the stop alone, or both ({config.dynamics.upper()}; one marker per draw, bar = median; d = rank of the "
         f"estimate or half "
         f"of it). Right: variance left by a cap C in a component that the estimate misses (lamh = 0), times C; a "
-        f"stop at "
-        f"noise variance nu leaves nu there."
+        f"stop at noise variance nu leaves nu there."
     )
     figure, axes = plotting.new_figure(1, 2, width=11.5, height=5.0, caption=caption)
     left, right = axes[0]
@@ -399,8 +395,7 @@ def table(result: CappedScores, config: Config) -> str:
     for n, event, wrong in zip(config.n, result.event, result.violations, strict=True):
         lines.append(
             f"Prop. 5 with d2 - 1 ({config.dynamics}), n = {n}: fails in {wrong} of {event.sum() * result.caps.size} "
-            f"cases "
-            f"({event.sum()} of {event.size} draws are on the event lamh <= 2 lam)"
+            f"cases ({event.sum()} of {event.size} draws are on the event lamh <= 2 lam)"
         )
     on, hits = result.corollary_event.sum(), corollary_hits(result).sum()
     lines.append(

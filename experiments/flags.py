@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from ldmjax import data, records
 
@@ -134,7 +134,9 @@ def _module_flags(module: str):
 
 def run(main: Callable[[], None]) -> None:
     """Parses flags, runs ``main``, and turns bad input into one line and exit status 2."""
-    app.define_help_flags()
+    if {"--help", "-h", "-help", "--helpshort"} & set(sys.argv[1:]):
+        print(_help_text())
+        return
     try:
         stray = FLAGS(sys.argv)[1:]
         if stray:
@@ -148,6 +150,14 @@ def run(main: Callable[[], None]) -> None:
         _refuse(str(error))
     except BrokenPipeError:
         os._exit(1)
+
+
+def _help_text() -> str:
+    """The experiment's docstring and its flags."""
+    module = sys.modules["__main__"]
+    name = module.__spec__.name if module.__spec__ else ""
+    text = sys.modules[name.removesuffix(".__main__")].__doc__ if name.endswith(".__main__") else module.__doc__
+    return f"{text}\n{FLAGS.module_help(__name__)}\n{FLAGS.module_help(sys.argv[0])}"
 
 
 def _refuse(line: str) -> None:

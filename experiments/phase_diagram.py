@@ -297,8 +297,7 @@ def draw_map(result: PhaseDiagram, config: Config, name: str):
     titles = ["exact score (n = inf)", *(f"score estimated from n = {n}" for n in config.n)]
     caption = (
         f"{name}: squared W2 between the data and samples of a latent diffusion model, in closed form, for every "
-        f"latent "
-        f"dimension and stopping time. Top: percent above the best dimension for that stop (the line is that "
+        f"latent dimension and stopping time. Top: percent above the best dimension for that stop (the line is that "
         f"dimension). "
         f"Bottom: percent above the best stop for that dimension (dots mark it; 'end' = sampling not stopped). Dashed: "
         f"with the exact score, stopping there costs {100 * config.tolerance:g} %. Estimates: one draw of the Gaussian "
@@ -327,10 +326,8 @@ def draw_gains(result: PhaseDiagram, config: Config, name: str):
     """Over draws: how often the best stop is before the end, and what it saves, against latent dimension."""
     caption = (
         f"{name}: left, the share of {config.draws} draws of the estimated variances in which the best stop lies "
-        f"before "
-        f"the end of sampling (band: 90 % Wilson interval). Right, what that stop saves in percent of the distance "
-        f"at the "
-        f"end. Twin model: lines (mean) and dotted lines (largest draw)"
+        f"before the end of sampling (band: 90 % Wilson interval). Right, what that stop saves in percent of the distance "
+        f"at the end. Twin model: lines (mean) and dotted lines (largest draw)"
         + ("; PCA of n images against held-out images: open markers, one per draw." if result.pca else ".")
         + " Savings below 1e-4 % are drawn at 1e-4 %."
     )
@@ -369,8 +366,7 @@ def draw_caps(result: PhaseDiagram, config: Config, name: str):
         f"{name}: squared W2 in percent of the data's total variance when the score's weights are bounded by C "
         f"({config.dynamics.upper()} sampler, marginal start, one draw of n = {max(config.n)}). The star is the best "
         f"dimension and stop of its panel; its value is in the title. Where a cap binds it leaves variance in, as an "
-        f"early "
-        f"stop does, so a small C asks for fewer dimensions."
+        f"early stop does, so a small C asks for fewer dimensions."
     )
     figure, axes = plotting.new_figure(
         1, len(config.caps), width=3.7 * len(config.caps) + 1.2, height=4.6, caption=caption

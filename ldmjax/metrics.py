@@ -216,7 +216,7 @@ def pseudo_values(
 
 
 def moment_pseudo_values(
-    mean: np.ndarray, second: np.ndarray, reference: Reference, basis: np.ndarray
+    mean: np.ndarray, second: np.ndarray, reference: Reference, basis: np.ndarray, *, with_kl: bool = True
 ) -> dict[str, np.ndarray]:
     """Pseudo-values of the metrics that need first and second moments only, "w2" and "kl".
 
@@ -225,6 +225,7 @@ def moment_pseudo_values(
       second: block second moments ``[S, K, d, d]``.
       reference: in data space.
       basis: decoder ``[D, d]``.
+      with_kl: False leaves out "kl".
 
     Returns:
       ``{metric: [K, S]}``, float64.
@@ -237,8 +238,9 @@ def moment_pseudo_values(
     for mean_s, second_s in zip(np.asarray(mean), np.asarray(second), strict=True):
         moments = _leave_one_out_moments(mean_s[:, :dim].astype(np.float64), second_s[:, :dim, :dim].astype(np.float64))
         w2.append(_frechet(*moments, reference, basis, factor))
-        kl.append(_gaussian_kl(*moments, reference.mean @ basis, target))
-    return {"w2": _jackknife(np.stack(w2)), "kl": _jackknife(np.stack(kl))}
+        if with_kl:
+            kl.append(_gaussian_kl(*moments, reference.mean @ basis, target))
+    return {"w2": _jackknife(np.stack(w2))} | ({"kl": _jackknife(np.stack(kl))} if with_kl else {})
 
 
 def _jackknife(theta):

@@ -318,6 +318,9 @@ def stopping_curves(
     figure, axes = new_figure(1, 1, width=7, height=4.6, title=title, caption=caption)
     draw_stopping_curves(axes[0, 0], w2_squared, noise_var, latent_dims=latent_dims, x=x, points=points)
     axes[0, 0].set(xlabel=xlabel, ylabel=W2_LABEL)
+    low, high = np.min(w2_squared), np.max(w2_squared)
+    if low > 0 and high > 30 * low:
+        axes[0, 0].set_yscale("log")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, handlelength=3.2)
     return figure
 

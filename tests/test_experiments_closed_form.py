@@ -3,6 +3,7 @@
 The commands run in children forked from one process that has imported everything, since an import costs seconds.
 """
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from experiments import capped_scores, paper_figures, phase_diagram
+from experiments.paper_figures import learned, report
 from ldmjax import data, gaussians, oracle, plotting, records, schedules
 
 ROOT = Path(__file__).parent.parent
@@ -23,15 +25,16 @@ FILES = {
 SMALL = {
     "phase_diagram": ["--n=30,60", "--latent_dims=1,8,64", "--schedule=linear_vp"],
     "capped_scores": ["--spectrum=exponential:0.5", "--data_dim=10", "--n=8", "--dynamics=ode"],
-    "paper_figures": ["--seed=3"],
+    "paper_figures": ["--seed=3", "--nolearned"],
 }
 # Reads [[experiment, arguments, whether to draw], ...] from stdin, writes [[status, stdout, stderr], ...] to argv[1].
 DRIVER = """
 import json, os, runpy, sys, tempfile, warnings
 import jax, matplotlib.figure, sklearn.datasets, scipy.stats
 from experiments import capped_scores, paper_figures, phase_diagram, flags
+from experiments.paper_figures import learned
 from ldmjax import plotting
-for name in ("capped_scores", "paper_figures", "phase_diagram"):
+for name in ("capped_scores", "phase_diagram"):
     del sys.modules["experiments." + name]
 def start(experiment, arguments, draws=True):
     out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
@@ -339,10 +342,58 @@ def test_learned_points_are_drawn_on_their_panel():
     )
     panels = paper_figures.run(paper_figures.Config(draws=2, levels=11), learned={"fig4_left": [points]})
     assert panels["fig4_left"].points == (points,) and panels["fig4_right"].points == ()
-    figure = paper_figures.draw([panels["fig4_left"]], "caption")
+    figure = report.draw([panels["fig4_left"]], "caption")
     assert [len(axes.containers) for axes in figure.axes] == [1, 0]
     with pytest.raises(ValueError, match="no panel 'fig5'"):
         paper_figures.run(paper_figures.Config(draws=1), learned={"fig5": [points]})
+
+
+@pytest.fixture(scope="module")
+def trained(panels):
+    """Few steps and samples for two curves: an estimated score on n samples, and the exact one on fresh draws."""
+    shown = {
+        "fig3_decaying": dataclasses.replace(panels["fig3_decaying"], latent_dims=(6,)),
+        "fig4_left": dataclasses.replace(panels["fig4_left"], latent_dims=(4,)),
+    }
+    config = learned.LearnedConfig(steps=300, samples=2048, sampling_steps=100, stops=4)
+    return shown, learned.measure(shown, config, lambda line: None)
+
+
+def test_learned_scores_reach_the_exact_law(panels, trained):
+    shown, curves = trained
+    assert [(c.panel, c.latent_dim) for c in curves] == [("fig3_decaying", 6), ("fig4_left", 4)]
+    for curve in curves:
+        panel = shown[curve.panel]
+        np.testing.assert_allclose(curve.backward_times, 2 * (1 - np.linspace(1, 0, 4) ** 1.5), atol=0.03)
+        # The Euler-Maruyama chain of the exact score is first order in its 100 steps: 12 % off in the middle.
+        nearest = np.argmin(np.abs(panel.times[:, None] - curve.backward_times), axis=0)
+        np.testing.assert_allclose(curve.exact_w2_squared, panel.w2_squared[curve.latent_dim - 1, nearest], rtol=0.15)
+        assert curve.w2_squared[-1] == pytest.approx(curve.exact_w2_squared[-1], rel=0.1)
+        assert np.all(np.abs(curve.deviation) < 5) and curve.failed_at == -1
+
+
+def test_learned_scores_are_trained_on_the_estimates_of_their_panel(panels):
+    for panel in panels.values():
+        latents = learned.training_latents(panel, 3)
+        assert len(latents.sample) == (panel.n or 2)
+        np.testing.assert_allclose(np.mean(latents.sample**2, axis=0), panel.estimated_variances, rtol=1e-12)
+        np.testing.assert_allclose(
+            latents.fresh_factor @ latents.fresh_factor.T, np.diag(panel.estimated_variances), rtol=1e-12
+        )
+
+
+def test_learned_records_and_captions(panels, trained):
+    shown, curves = trained
+    rows = learned.make_records(curves)
+    assert len(rows) == 8 and {r["kind"] for r in rows} == {"learned"}
+    for row in rows:
+        error = row["w2_squared"] - row["exact_w2_squared"]
+        assert row["deviation_in_standard_errors"] == pytest.approx(error / row["standard_error"])
+    pointed = paper_figures.with_points(panels, learned.points(curves))
+    assert pointed["fig3_decaying"].points[0].latent_dim == 6 and pointed["fig4_right"].points == ()
+    assert "Open markers" in report.captions(pointed)["figure_3"] and "Open" not in report.captions(panels)["figure_3"]
+    worst = max(abs(r["deviation_in_standard_errors"]) for r in rows)
+    assert f"largest deviation {worst:.1f} standard errors" in report.table(panels, curves).splitlines()[-1]
 
 
 REFUSED = [

@@ -2,12 +2,13 @@
 
 import time
 
+import numpy as np
 from absl import flags
 
 from experiments import flags as shared
 from experiments import optimal_stopping
 from experiments.optimal_stopping import report
-from ldmjax import devices, records
+from ldmjax import data, devices, records
 
 FLAGS = flags.FLAGS
 QUICK = {"seeds": [0], "latent_dims": [1, 4, 16], "linear_steps": 800, "mlp_steps": 300, "samples": 1024}
@@ -18,15 +19,15 @@ def define_flags() -> None:
     shared.define_common_flags("optimal_stopping")
     shared.define_list("n", "500", "Samples that PCA and the scores see.", int, 2)
     shared.define_list(
-        "latent_dims", "1,2,4,8,16,32,64", "Latent dimensions; those above D by default left out.", int, 1
+        "latent_dims", "1,2,4,8,16,32,64", "Latent dimensions; by default only those that the data have.", int, 1
     )
     shared.define_list("seeds", "0,1,2", "Each seed has its own subset, initialisation and noise.", int, 0)
     shared.define_list("caps", "inf,20", "Bounds of the linear scores.", float, 1, low_open=True, infinite=True)
     shared.define_list(
         "learning_rates", None, "Peak rates; default 0.05 (linear), 0.005 (MLP).", float, 0, low_open=True
     )
-    shared.define_integer("linear_steps", 2500, "Optimiser steps of the linear scores.", low=1)
-    shared.define_integer("mlp_steps", 1200, "Optimiser steps of the MLPs.", low=1)
+    shared.define_integer("linear_steps", 2000, "Optimiser steps of the linear scores.", low=1)
+    shared.define_integer("mlp_steps", 1000, "Optimiser steps of the MLPs.", low=1)
     shared.define_integer("batch_size", 256, "Latents per step of the MLPs.", low=2)
     shared.define_integer("hidden", 64, "Width of the MLPs.", low=1)
     shared.define_integer("samples", 4096, "Generated samples per run; a multiple of 64.", low=128)
@@ -35,14 +36,16 @@ def define_flags() -> None:
     shared.define_integer("runs_per_batch", 1, "Runs vmapped at once on each device; bounds memory.", low=1)
 
 
-def read_config(dim: int) -> optimal_stopping.Config:
+def read_config(dataset: data.Dataset) -> optimal_stopping.Config:
     """Flags to configuration; --quick replaces the flags that were not given."""
     if FLAGS.quick:
         for name, value in QUICK.items():
             if not FLAGS[name].present:
                 FLAGS[name].value = value
     if not FLAGS["latent_dims"].present:
-        FLAGS["latent_dims"].value = [d for d in FLAGS.latent_dims if d <= dim] or [dim]
+        # Between the rank of the n samples and D the PCA basis is arbitrary.
+        rank = min(*FLAGS.n, int(np.linalg.matrix_rank(dataset.covariance, hermitian=True)))
+        FLAGS["latent_dims"].value = [d for d in FLAGS.latent_dims if d <= rank or d == dataset.dim]
     if FLAGS.samples % 64:
         raise shared.bad("samples", FLAGS.samples, "must be a multiple of 64, the number of jackknife blocks")
     if FLAGS.stops > FLAGS.sampling_steps:
@@ -58,7 +61,7 @@ def main() -> None:
     dataset = shared.load_dataset()
     shared.check_n(dataset)
     shared.check_latent_dims(dataset)
-    config = read_config(dataset.dim)
+    config = read_config(dataset)
     try:
         problems = optimal_stopping.make_problems(dataset, config)
     except ValueError as error:

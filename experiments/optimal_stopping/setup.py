@@ -17,8 +17,8 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2)
     caps: tuple[float, ...] = (np.inf, 20.0)
     learning_rates: tuple[float, ...] | None = None
-    linear_steps: int = 2500
-    mlp_steps: int = 1200
+    linear_steps: int = 2000
+    mlp_steps: int = 1000
     batch_size: int = 256
     hidden: int = 64
     samples: int = 4096

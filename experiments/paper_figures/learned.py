@@ -1,7 +1,7 @@
 """Diagonal linear scores trained by denoising score matching for every curve of Figs. 3 and 4, and stopped early."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +24,12 @@ class LearnedConfig:
       logsnr_max: cleanest level trained, and where sampling ends; the noisiest is that of the largest T.
       samples: generated per score, a multiple of `BLOCKS`.
       sampling_steps: Euler-Maruyama steps, uniform in logsnr.
-      stops: stopping times recorded, evenly spread over backward time; the first is the start, the last the end.
+      stops: stopping times recorded, from the start of sampling to its end, closer together towards the end.
       seed: of the training samples, of training and of sampling.
     """
 
-    steps: int = 2000
-    batch_size: int = 512
+    steps: int = 1500
+    batch_size: int = 256
     learning_rate: float = training.DEFAULT_LEARNING_RATES["linear"]
     logsnr_max: float = 9.0
     samples: int = 8192
@@ -46,14 +46,13 @@ class LearnedConfig:
     def times(self, t_max: float) -> np.ndarray:
         """Forward sampling times ``[sampling_steps + 1]`` from T down."""
         schedule = schedules.OrnsteinUhlenbeck(t_max=t_max)
-        times = schedules.uniform_logsnr_times(
+        return schedules.uniform_logsnr_times(
             schedule, self.sampling_steps, logsnr_min=float(schedule.logsnr(t_max)), logsnr_max=self.logsnr_max
         )
-        return times
 
     def stop_steps(self, t_max: float) -> np.ndarray:
-        """Step counts whose times are nearest to evenly spread ones."""
-        wanted = np.linspace(t_max, 0.0, self.stops)
+        """Step counts whose times are nearest to T (1 - u)^1.5, u evenly spread over [0, 1]."""
+        wanted = t_max * np.linspace(1.0, 0.0, self.stops) ** 1.5
         return np.unique(np.argmin(np.abs(self.times(t_max)[:, None] - wanted), axis=0))
 
 
@@ -83,14 +82,6 @@ class LearnedCurve:
     def deviation(self) -> np.ndarray:
         """``[S]``, learned minus exact, in standard errors."""
         return (self.w2_squared - self.exact_w2_squared) / self.standard_error
-
-    @property
-    def points(self) -> plotting.Points:
-        """What is drawn over the exact lines."""
-        return plotting.Points(
-            latent_dim=self.latent_dim, x=self.backward_times, w2_squared=self.w2_squared,
-            standard_error=self.standard_error, label="learned score",
-        )  # fmt: skip
 
 
 def training_latents(panel: Panel, seed: int) -> sweeps.Latents:
@@ -124,11 +115,11 @@ def train(
         model="linear", steps=config.steps, batch_size=config.batch_size, schedule=schedule,
         logsnr_min=float(schedule.logsnr(schedule.t_max)), logsnr_max=config.logsnr_max,
     )  # fmt: skip
-    return sweeps.train(specs, latents, training_config, chunk=500, report=report)
+    return sweeps.train(specs, latents, training_config, chunk=300, report=report)
 
 
 def _sample(trained, config, t_max, indices):
-    """Block moments (mean ``[runs, S, K, D]``, second ``[runs, S, K, D, D]``) of the runs at every stop."""
+    """Block means ``[runs, S, K, d]`` and second moments ``[runs, S, K, d, d]`` at every stop; d is the largest."""
     schedule = schedules.OrnsteinUhlenbeck(t_max=t_max)
     times, stops = config.times(t_max), config.stop_steps(t_max)
 
@@ -143,7 +134,8 @@ def _sample(trained, config, t_max, indices):
             statistic=lambda z, _: metrics.block_moments(z, blocks=BLOCKS),
         )  # fmt: skip
 
-    call = sweeps.map_trained(trained, moments_of, np.zeros(len(trained.specs)))
+    width = max(trained.specs[i].latent_dim for i in indices)
+    call = sweeps.map_trained(trained, moments_of, np.zeros(len(trained.specs)), width=width)
     return jax.tree.map(np.asarray, call(indices))
 
 
@@ -191,7 +183,19 @@ def _read(panel, d, config, mean, second, failed_at):
     )
 
 
-def make_records(curves: list[LearnedCurve]) -> list[dict]:
+def points(curves: Sequence[LearnedCurve]) -> dict[str, list[plotting.Points]]:
+    """What is drawn over the exact lines, by panel."""
+    by_panel = {}
+    for c in curves:
+        by_panel.setdefault(c.panel, []).append(
+            plotting.Points(
+                latent_dim=c.latent_dim, x=c.backward_times, w2_squared=c.w2_squared, standard_error=c.standard_error
+            )
+        )
+    return by_panel
+
+
+def make_records(curves: Sequence[LearnedCurve]) -> list[dict]:
     """Lines of records.jsonl: one per panel, latent dimension and stop."""
     return [
         {
@@ -203,7 +207,7 @@ def make_records(curves: list[LearnedCurve]) -> list[dict]:
             "standard_error": curve.standard_error[k],
             "exact_w2_squared": curve.exact_w2_squared[k],
             "deviation_in_standard_errors": curve.deviation[k],
-            "failed_at": None if curve.failed_at < 0 else curve.failed_at,
+            "diverged_at_step": None if curve.failed_at < 0 else curve.failed_at,
         }
         for curve in curves
         for k in range(curve.backward_times.size)

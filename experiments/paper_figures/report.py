@@ -1,3 +1,17 @@
+"""Figures, captions and the printed table of both paper figures."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from experiments.paper_figures import SETTINGS, Panel
+from experiments.paper_figures.learned import LearnedCurve
+from experiments.phase_diagram import wilson_interval
+from ldmjax import plotting
+
+XLABEL = "backward time at which sampling stops (0 = noise, T = {:g} = data)"
+
+
 def draw(panels: Sequence[Panel], caption: str):
     """Per panel the stopping curves, and below them the turn near the end, or the best dimension at each stop."""
     figure, axes = plotting.new_figure(2, len(panels), width=6.2 * len(panels), height=8.6, caption=caption)
@@ -66,8 +80,7 @@ def captions(panels: Mapping[str, Panel]) -> dict[str, str]:
         f"stopped early, "
         f"for several latent dimensions d, score estimated from n = 30 samples (one draw); the marker is each curve's "
         f"minimum. Bottom: the same curves near the end of sampling, against not stopping; below 0 stopping helps. "
-        f"Left: "
-        f"the rank {d0} is best, as Prop. 3 says (in {100 * low_rank.rank_count / low_rank.draws:.0f} % of "
+        f"Left: the rank {d0} is best, as Prop. 3 says (in {100 * low_rank.rank_count / low_rank.draws:.0f} % of "
         f"{low_rank.draws} draws; d > {d0} coincide with it at the end), and its minimum lies before the end in "
         f"{share['fig3_low_rank']:.0f} %. Right: at d = {decaying.counted_dim} in {share['fig3_decaying']:.0f} %."
     )
@@ -75,19 +88,30 @@ def captions(panels: Mapping[str, Panel]) -> dict[str, str]:
     low, high = wilson_interval(right.interior_count, right.draws)
     fig4 = (
         f"[OS] Fig. 4: squared W2 of a latent diffusion model stopped early. Left: exact score; every curve falls to "
-        f"the "
-        f"end, and from t_d on (grey lines) dimension d is better than d - 1: {listed}; lower d pay from the start. "
-        f"Right: "
-        f"one draw of n = 1000 in which d = 4 has its minimum (marker) before the end, as in "
+        f"the end, and from t_d on (grey lines) dimension d is better than d - 1: {listed}; lower d pay from the start. "
+        f"Right: one draw of n = 1000 in which d = 4 has its minimum (marker) before the end, as in "
         f"{share['fig4_right']:.1f} % of "
         f"{right.draws} draws (90 % interval {100 * low:.1f} to {100 * high:.1f} %); bottom, the curves near the end "
         f"against not stopping, below 0 stopping helps; d = 5 and 6 only add noise and meet d = 4 at the end."
     )
-    return {"figure_3": fig3, "figure_4": fig4}
+    shown = {"figure_3": (fig3, (low_rank, decaying)), "figure_4": (fig4, (left, right))}
+    return {name: text + _points_caption(of_figure) for name, (text, of_figure) in shown.items()}
 
 
-def table(panels: Mapping[str, Panel]) -> str:
-    """What the command prints."""
+def _points_caption(panels):
+    """What the measured points are; nothing if there are none."""
+    if not any(p.points for p in panels):
+        return ""
+    hidden = any(np.any(q.w2_squared <= 0) for p in panels if p.yscale == "log" for q in p.points)
+    return (
+        " Open markers: diagonal linear scores trained by denoising score matching, squared W2 of their stopped "
+        "Euler-Maruyama samples (debiased, ± 2 standard errors; finite steps put them off the lines, by most where the "
+        "distance is small)" + ("; an estimate below 0 has no marker on a logarithmic axis." if hidden else ".")
+    )
+
+
+def table(panels: Mapping[str, Panel], curves: Sequence[LearnedCurve] = ()) -> str:
+    """What the command prints; with learned scores their end of sampling and their largest deviation too."""
     lines = [
         f"{'panel':>14s} {'d':>3s} {'threshold t_d':>14s} {'best time':>10s} {'W2^2 there':>12s} {'at the end':>12s}"
     ]
@@ -102,8 +126,26 @@ def table(panels: Mapping[str, Panel]) -> str:
             low, high = wilson_interval(p.interior_count, p.draws)
             lines.append(
                 f"{p.name}: d = {p.counted_dim} has its minimum before the end in {p.interior_count} of {p.draws} "
-                f"draws "
-                f"[{low:.3f}, {high:.3f}], first in draw {p.shown_draw}"
+                f"draws [{low:.3f}, {high:.3f}], first in draw {p.shown_draw}"
                 + ("" if p.rank_count is None else f"; it is the joint optimum in {p.rank_count}")
             )
-    return "\n".join(lines)
+    return "\n".join(lines + _learned_lines(curves))
+
+
+def _learned_lines(curves):
+    """Per learned score the end of sampling, then the largest deviation of all stops."""
+    if not curves:
+        return []
+    lines = [f"{'panel':>14s} {'d':>3s} {'learned, at the end':>26s} {'exact':>18s} {'largest deviation':>19s}"]
+    lines += [
+        f"{c.panel:>14s} {c.latent_dim:3d} {c.w2_squared[-1]:14.5f} ± {c.standard_error[-1]:9.5f} "
+        f"{c.exact_w2_squared[-1]:18.5f} {np.abs(c.deviation).max():14.1f} s.e."
+        for c in curves
+    ]
+    deviations = np.concatenate([c.deviation for c in curves])
+    worst = max(curves, key=lambda c: np.abs(c.deviation).max())
+    lines.append(
+        f"learned against exact: largest deviation {np.abs(deviations).max():.1f} standard errors ({worst.panel}, "
+        f"d = {worst.latent_dim}), root mean square {np.sqrt(np.mean(deviations**2)):.2f} over {deviations.size} stops"
+    )
+    return lines
