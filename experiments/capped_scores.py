@@ -462,7 +462,7 @@ def main() -> None:
     plotting.save(draw_dimensions(result, config, dataset.name), workdir / "dimensions.png")
     plotting.save(draw_substitutes(result, config, dataset.name), workdir / "substitutes.png")
     seconds = time.perf_counter() - begin
-    records.write_metadata(workdir, seconds=seconds, data_digest=dataset.digest)
+    records.write_metadata(workdir, seconds=seconds, data_sha256=dataset.digest)
     print(f"{seconds:.1f} s; results in {workdir}")
 
 

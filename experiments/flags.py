@@ -56,7 +56,9 @@ class _ListSerializer(flags.ArgumentSerializer):
         return ",".join(str(v) for v in value)
 
 
-def define_list(name: str, default: str | None, help_text: str, kind: type, low: float, high: float = math.inf, **bounds):
+def define_list(
+    name: str, default: str | None, help_text: str, kind: type, low: float, high: float = math.inf, **bounds
+):
     """Defines a list flag; ``bounds`` are `_ListParser`'s."""
     parser = _ListParser(kind, low, high, **bounds)
     flags.DEFINE(parser, name, default, help_text, serializer=_ListSerializer())
@@ -76,7 +78,9 @@ def define_data_flags(*, default: str = "digits") -> None:
 
 def define_common_flags(experiment: str) -> None:
     """--workdir and --quick."""
-    flags.DEFINE_string("workdir", f"results/{experiment}", "Directory for flags.txt, records.jsonl, curves.npz, figures.")
+    flags.DEFINE_string(
+        "workdir", f"results/{experiment}", "Directory for flags.txt, records.jsonl, curves.npz, figures."
+    )
     flags.DEFINE_bool("quick", False, "A smaller version of everything, to see that it runs.")
 
 
@@ -103,10 +107,14 @@ def load_dataset(*, default: str = "digits") -> data.Dataset:
         raise bad("data", name, str(error)) from error
 
 
-def check_n(dataset: data.Dataset) -> None:
-    """Every --n leaves two held-out samples of the data."""
-    if dataset.samples is not None and max(FLAGS.n) > len(dataset.samples) - 2:
-        raise bad("n", FLAGS.n, f"must be 2..{len(dataset.samples) - 2}: {dataset.name} has {len(dataset.samples)} samples")
+def check_n(dataset: data.Dataset, *, held_out: int = 2) -> None:
+    """Every --n leaves ``held_out`` samples of the data."""
+    if dataset.samples is None:
+        return
+    count = len(dataset.samples)
+    if max(FLAGS.n) > count - held_out:
+        allowed = f"must be 2..{count - held_out}: {dataset.name} has {count} samples, {held_out} are held out at least"
+        raise bad("n", FLAGS.n, allowed)
 
 
 def check_latent_dims(dataset: data.Dataset) -> None:

@@ -487,7 +487,7 @@ def main() -> None:
     for name, draw in [("phase_diagram", draw_map), ("gains", draw_gains), ("caps", draw_caps)]:
         plotting.save(draw(result, config, dataset.name), workdir / f"{name}.png")
     seconds = time.perf_counter() - begin
-    records.write_metadata(workdir, seconds=seconds, data_digest=dataset.digest)
+    records.write_metadata(workdir, seconds=seconds, data_sha256=dataset.digest)
     print(f"{seconds:.1f} s; results in {workdir}")
 
 

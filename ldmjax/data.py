@@ -74,7 +74,7 @@ def digits() -> Dataset:
 def load_npz(path: str) -> Dataset:
     """Reads key ``images`` or ``x``, samples first, from an .npz file.
 
-    8-bit integers are scaled from 0..255 to [-1, 1]; other numbers are taken as they are. Then centred.
+    Unsigned 8-bit integers are scaled from 0..255 to [-1, 1]; other numbers are taken as they are. Then centred.
 
     Raises:
       ValueError: with a line that says what is wrong with the file.

@@ -28,7 +28,7 @@ import numpy as np
 
 from ldmjax.gaussians import covariance_factor, rank_tolerance
 
-# Covariances of samples are float32 sums: below this share of the largest eigenvalue a smallest one is noise.
+# A covariance whose smallest eigenvalue is below this share of its largest counts as singular in "kl".
 SINGULAR = 1e-10
 METRICS = ("w2", "mmd", "sliced_w2", "kl")
 
@@ -148,6 +148,8 @@ def sample_statistics(
     count = z.shape[0]
     block_mean, second = block_moments(z, blocks=blocks)
     per_block = min(count, reference.samples.shape[0]) // blocks
+    if per_block < 1:
+        raise ValueError(f"need at least {blocks} samples and reference samples, got {count}, {len(reference.samples)}")
     chosen = z[: per_block * blocks]
     width = z.shape[1]
     encoded = reference.samples[:, :width] * mask
@@ -236,6 +238,11 @@ def moment_pseudo_values(
     # Stop by stop: the covariances of one stop without each block stay in the processor's cache.
     w2, kl = [], []
     for mean_s, second_s in zip(np.asarray(mean), np.asarray(second), strict=True):
+        if not (np.all(np.isfinite(mean_s)) and np.all(np.isfinite(second_s))):
+            # Samples that left the range of float32: no distance, and no eigenvalues either.
+            w2.append(np.full(len(mean_s) + 1, np.inf))
+            kl.append(np.full(len(mean_s) + 1, np.inf))
+            continue
         moments = _leave_one_out_moments(mean_s[:, :dim].astype(np.float64), second_s[:, :dim, :dim].astype(np.float64))
         w2.append(_frechet(*moments, reference, basis, factor))
         if with_kl:

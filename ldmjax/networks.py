@@ -16,6 +16,8 @@ from jaxtyping import Array, Float
 from ldmjax.process import Denoiser
 from ldmjax.schedules import Schedule, noise_var_from_logsnr
 
+BUMPS = 16  # features of logsnr that condition the MLP
+
 
 class RunInputs(NamedTuple):
     """What one run needs besides its parameters: traced, so that one compiled program serves every run.
@@ -95,19 +97,18 @@ class MLP(nnx.Module):
         latent_dim: jax.Array | int,
         hidden: int = 64,
         blocks: int = 1,
-        features: int = 16,
         rngs: nnx.Rngs,
     ):
-        """Args: width: D. latent_dim: the run's own d, its fan-in. hidden, blocks: size. features: bumps over logsnr."""
+        """Args: width: D. latent_dim: the run's own d, its fan-in. hidden, blocks: size."""
         self.schedule, self.logsnr_min, self.logsnr_max = schedule, logsnr_min, logsnr_max
         init = jax.nn.initializers.normal(1.0)
         self.encode = nnx.Param(init(rngs.params(), (width, hidden)) / jnp.sqrt(1.0 * latent_dim))
         self.decode = nnx.Param(jnp.zeros((hidden, width)))
-        self.gain = nnx.Param(jnp.zeros((features, hidden)))
+        self.gain = nnx.Param(jnp.zeros((BUMPS, hidden)))
         self.up = nnx.Param(init(rngs.params(), (blocks, hidden, hidden)) / np.sqrt(hidden))
         self.down = nnx.Param(jnp.zeros((blocks, hidden, hidden)))
-        self.scale = nnx.Param(jnp.zeros((blocks, features, hidden)))
-        self.shift = nnx.Param(jnp.zeros((blocks, features, hidden)))
+        self.scale = nnx.Param(jnp.zeros((blocks, BUMPS, hidden)))
+        self.shift = nnx.Param(jnp.zeros((blocks, BUMPS, hidden)))
 
     def narrow(self, width: int) -> None:
         """Drops the components after the first ``width``."""

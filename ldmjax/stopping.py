@@ -9,13 +9,15 @@ same chains, the last one being the end of sampling ("no stop"). With f(s) the b
   that noise decides the argmin and percentiles fail (they held a true "no stop" in 50-74 %), so the interval reaches the
   end unless some stop s beats it by more than chance: (f(end) - f(s)) / se > c, with c the 90 % quantile of the largest
   studentised deviation over the stops that are not clearly worse than the end (t > -2; Andrews & Soares, Econometrica
-  2010). `experiments.coverage` measures the result.
+  2010). `experiments.coverage` measures the result, for squared W2; the other metrics share the method, not the check.
 - **gain** = gain(t star). Its interval must survive the choice of t star among S stops, so it comes from simultaneous bounds:
   low = max over s < end of gain(s) - c_low se(s), high = max over s < end of gain(s) + c_high se(s). c_high is the 95 %
   quantile over bootstrap replicates of the largest studentised deviation over all s. c_low is that quantile too, plus 1.16
   standard errors, which takes the error of the lower bound from 5 % to about 0.25 %: on it rests the claim that stopping
   helps, and a curve that is exactly flat must not be called "stop early". The interval holds at least 90 %.
 - **verdict**: "stop early" if low > 0; "no gain from stopping" if high < 1 % of f(end); else "cannot tell".
+
+All of it is conditional on the reference: the error of a held-out sample's own covariance is not in the intervals.
 """
 
 import dataclasses

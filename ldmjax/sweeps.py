@@ -35,8 +35,8 @@ class RunSpec:
       latent_dim: d >= 1.
       seed: chooses the subset, the initialisation and all noise.
       n: size of the subset.
-      cap: bound on the score's weights, inf for none (the MLP has none).
       learning_rate: peak of the schedule.
+      cap: bound on the score's weights, inf for none (the MLP has none).
     """
 
     model: str
@@ -45,8 +45,8 @@ class RunSpec:
     latent_dim: int
     seed: int
     n: int
+    learning_rate: float
     cap: float = np.inf
-    learning_rate: float = 0.01
 
     def __post_init__(self):
         if self.training_draws not in DRAWS:

@@ -40,8 +40,13 @@ def test_linear_loss_is_least_at_prop_4():
     """With all moments at their expectation the gradient vanishes at m = 1 / (sigma^2 + alpha^2 lamh)."""
     scale = jnp.asarray([2.0, 0.5, 0.01])
     signs = jnp.asarray([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
-    x0, noise = signs[:, :1] * scale, jnp.broadcast_to(signs[:, 1:], (4, 3))  # <x0^2> = scale^2, <x0 eps> = 0, <eps^2> = 1
-    exact = oracle.capped_score_weights(np.asarray(scale) ** 2, SCHEDULE.sigma(np.asarray(T, np.float64)) ** 2, np.inf).T
+    x0, noise = (
+        signs[:, :1] * scale,
+        jnp.broadcast_to(signs[:, 1:], (4, 3)),
+    )  # <x0^2> = scale^2, <x0 eps> = 0, <eps^2> = 1
+    exact = oracle.capped_score_weights(
+        np.asarray(scale) ** 2, SCHEDULE.sigma(np.asarray(T, np.float64)) ** 2, np.inf
+    ).T
     loss = lambda m: losses.linear_score_matching(m, x0, noise, T, schedule=SCHEDULE, dim=3)  # noqa: E731
     gradient = jax.grad(loss)(jnp.asarray(exact, jnp.float32)) * exact  # per relative change
     assert np.max(np.abs(gradient)) < 1e-5

@@ -82,9 +82,7 @@ def test_pseudo_values_are_leave_one_block_out(setting, metric):
         if metric == "w2":
             return gaussians.w2_squared(basis @ mean, basis @ cov @ basis.T, reference.mean, reference.covariance)
         if metric == "kl":
-            return gaussians.kl_divergence(
-                basis.T @ reference.mean, basis.T @ reference.covariance @ basis, mean, cov
-            )
+            return gaussians.kl_divergence(basis.T @ reference.mean, basis.T @ reference.covariance @ basis, mean, cov)
         x, y = points @ basis.T, reference.samples[:count]
 
         def kernel(a, b):
@@ -149,6 +147,26 @@ def test_padding_and_narrow_latents_change_nothing(setting):
 
 def test_kl_is_infinite_on_a_singular_reference():
     reference = metrics.Reference(mean=np.zeros(2), covariance=np.diag([1.0, 0.0]), samples=np.zeros((64, 2)))
-    moments = [np.asarray(m)[None] for m in metrics.block_moments(jax.random.normal(jax.random.key(0), (64, 2)), blocks=8)]
+    moments = [
+        np.asarray(m)[None] for m in metrics.block_moments(jax.random.normal(jax.random.key(0), (64, 2)), blocks=8)
+    ]
     theta = metrics.moment_pseudo_values(*moments, reference, np.eye(2))["kl"]
     assert not np.any(np.isfinite(theta))
+
+
+def test_samples_that_are_not_finite_have_no_distance():
+    """One exploded stop must not take the others, or the sweep, with it."""
+    reference = metrics.Reference(mean=np.zeros(2), covariance=np.eye(2), samples=np.zeros((64, 2)))
+    z = np.random.default_rng(0).standard_normal((2, 64, 2)).astype(np.float32)
+    z[1, 5, 0] = np.inf
+    moments = [np.stack([np.asarray(metrics.block_moments(jnp.asarray(x), blocks=8)[k]) for x in z]) for k in (0, 1)]
+    for values in metrics.moment_pseudo_values(*moments, reference, np.eye(2)).values():
+        assert np.all(np.isfinite(values[:, 0])) and not np.any(np.isfinite(values[:, 1]))
+
+
+def test_too_few_reference_samples_are_refused():
+    reference = metrics.Reference(
+        mean=np.zeros(2), covariance=np.eye(2), samples=np.ones((5, 2)) * np.arange(5)[:, None]
+    )
+    with pytest.raises(ValueError, match="at least 64"):
+        metrics.distances(np.zeros((128, 2)), reference)

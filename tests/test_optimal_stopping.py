@@ -104,13 +104,13 @@ def test_dimension_between_rank_and_width_is_refused():
 
 
 SHORT = (
-    "--latent_dims=1,2 --seeds=0 --linear_steps=20 --mlp_steps=10 --hidden=4 --samples=128 --sampling_steps=10 --stops=5"
+    "--seeds=0 --linear_steps=20 --mlp_steps=10 --hidden=4 --samples=128 --sampling_steps=10 --stops=5"
     " --n=30 --spectrum=power:1.5 --data_dim=4 --caps=inf,20"
 ).split()
 REFUSED = [
     ("--data=imagenet", "imagenet"), ("--latent_dims=1,65", "1..64"), ("--latent_dims=", "whole numbers"),
     ("--latent_dims=0", ">= 1"), ("--latent_dims=2,2", "none twice"), ("--caps=1", "> 1"), ("--caps=nan", "> 1"),
-    ("--n=1", ">= 2"), ("--n=1797", "2..1795"), ("--seeds=-1", ">= 0"), ("--samples=130", "multiple of 64"),
+    ("--n=1", ">= 2"), ("--n=1797", "2..1733"), ("--seeds=-1", ">= 0"), ("--samples=130", "multiple of 64"),
     ("--stops=999", "2..250"), ("--learning_rates=0", "> 0"), ("--mlp_steps=two", "two"), ("--nonsense=1", "nonsense"),
     ("stray", "stray"), ("--spectrum=power:x", "power:x"), ("--workdir=/dev/null/x", "/dev/null/x"),
     ("--n=20 --latent_dims=21", "rank 20"),
@@ -123,7 +123,9 @@ def commands(tmp_path_factory):
     runs = [["optimal_stopping", [*SHORT, f"--workdir={where / 'a'}"]]]
     runs += [["optimal_stopping", [f"--workdir={where / 'refused'}", *bad.split()]] for bad, _ in REFUSED]
     first = run_commands(runs, where)
-    again = run_commands([["optimal_stopping", [f"--flagfile={where / 'a/flags.txt'}", f"--workdir={where / 'b'}"]]], where)
+    again = run_commands(
+        [["optimal_stopping", [f"--flagfile={where / 'a/flags.txt'}", f"--workdir={where / 'b'}"]]], where
+    )
     return where, first, again
 
 
@@ -136,6 +138,11 @@ def test_command_writes_its_files_and_reruns_to_the_same_records(commands):
     assert "stopping_power_1.5_twin.png" in names
     assert (where / "a/records.jsonl").read_bytes() == (where / "b/records.jsonl").read_bytes()
     record = json.loads((where / "a/records.jsonl").read_text().splitlines()[0])
+    assert {r["latent_dim"] for r in map(json.loads, (where / "a/records.jsonl").open())} == {
+        1,
+        2,
+        4,
+    }  # of 1..64: D = 4
     assert record["cap"] is None and record["data"] == "power:1.5_twin"
     assert "workdir" not in (where / "a/flags.txt").read_text()
     assert json.loads((where / "a/metadata.json").read_text())["compilations"] == {"linear": 1, "mlp": 1}
@@ -183,7 +190,9 @@ def test_learned_linear_curves_lie_on_the_exact_law(default_run):
     """Within 4 Monte-Carlo standard errors at every stop."""
     for i, r in enumerate(default_run.records):
         if r["model"] == "linear":
-            deviation = np.abs(default_run.curves["w2"][i] - default_run.exact[i]) / default_run.standard_errors["w2"][i]
+            deviation = (
+                np.abs(default_run.curves["w2"][i] - default_run.exact[i]) / default_run.standard_errors["w2"][i]
+            )
             assert deviation.max() < 4, (r["name"], deviation.round(1))
 
 
@@ -206,5 +215,3 @@ def test_coverage_of_the_interval(index):
     rows = coverage.run_case(case, draws=100, first_seed=5000)
     inside = [r["covered"] for r in rows if r["interior"]]
     assert 0.85 <= np.mean(inside) <= 0.99
-
-

@@ -9,7 +9,9 @@ from ldmjax import records
 
 
 def test_round_trip_with_nulls(tmp_path):
-    rows = [{"a": np.float32(1.5), "b": np.inf, "c": float("nan"), "d": [np.int64(3), np.inf], "e": {"f": np.bool_(True)}}]
+    rows = [
+        {"a": np.float32(1.5), "b": np.inf, "c": float("nan"), "d": [np.int64(3), np.inf], "e": {"f": np.bool_(True)}}
+    ]
     records.write_records(tmp_path, rows)
     (loaded,) = records.load_records(tmp_path)
     assert loaded == {"schema_version": 1, "a": 1.5, "b": None, "c": None, "d": [3, None], "e": {"f": True}}

@@ -28,7 +28,13 @@ LATENTS = {("toy", seed, n): latents(n, seed) for seed in (0, 1) for n in (50, 2
 
 def spec(model, d, *, seed=0, n=200, draws="sample", **changes):
     return sweeps.RunSpec(
-        model=model, data="toy", training_draws=draws, latent_dim=d, seed=seed, n=n, **{"learning_rate": 0.01, **changes}
+        model=model,
+        data="toy",
+        training_draws=draws,
+        latent_dim=d,
+        seed=seed,
+        n=n,
+        **{"learning_rate": 0.01, **changes},
     )
 
 
@@ -43,7 +49,10 @@ def grid(model):
 def leaves(trained, index, d):
     """Parameters of one run, cut to its own components."""
     params = jax.tree.map(lambda x: np.asarray(x[index]), trained.params)
-    return [x[tuple(slice(d) if size == trained.width else slice(None) for size in x.shape)] for x in jax.tree.leaves(params)]
+    return [
+        x[tuple(slice(d) if size == trained.width else slice(None) for size in x.shape)]
+        for x in jax.tree.leaves(params)
+    ]
 
 
 @pytest.mark.parametrize(("model", "runs_per_batch"), [("linear", 1), ("linear", 3), ("mlp", 3)])
@@ -67,7 +76,9 @@ def test_order_of_the_batch_does_not_matter():
     forward = sweeps.train(specs, LATENTS, SMALL["linear"], width=6)
     backward = sweeps.train(specs[::-1], LATENTS, SMALL["linear"], width=6)
     for i, one in enumerate(specs):
-        for a, b in zip(leaves(forward, i, one.latent_dim), leaves(backward, len(specs) - 1 - i, one.latent_dim), strict=True):
+        for a, b in zip(
+            leaves(forward, i, one.latent_dim), leaves(backward, len(specs) - 1 - i, one.latent_dim), strict=True
+        ):
             np.testing.assert_allclose(a, b, atol=1e-6)
 
 
@@ -103,16 +114,16 @@ def test_cap_holds_everywhere():
     z, t = jnp.ones((500, 6)), jnp.asarray(SCHEDULE.inverse_logsnr(np.linspace(-10, 9, 500)), jnp.float32)
     alpha, sigma = SCHEDULE.alpha(t)[:, None], SCHEDULE.sigma(t)[:, None]
     weights = (1 - alpha * trained.denoiser(0)(z, t)) / sigma**2
-    assert np.max(np.abs(weights)) <= 3.0 * (1 + 1e-2)  # (1 - alpha D) / sigma^2 cancels in float32 where sigma is small
+    assert np.max(np.abs(weights)) <= 3.0 * (
+        1 + 1e-2
+    )  # (1 - alpha D) / sigma^2 cancels in float32 where sigma is small
     graphdef = training.graph_definition(trained.config, trained.width)
     network = networks.nnx.merge(graphdef, jax.tree.map(lambda x: x[0], trained.params))
     assert np.max(np.abs(network.weights(t))) <= 3.0 * (1 + 1e-5)
 
 
 def test_initialisation_does_not_see_the_data():
-    one, other = (
-        sweeps.train([spec("linear", 6, seed=seed)], LATENTS, SMALL["linear"]).initial for seed in (0, 1)
-    )
+    one, other = (sweeps.train([spec("linear", 6, seed=seed)], LATENTS, SMALL["linear"]).initial for seed in (0, 1))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -146,9 +157,7 @@ def test_mapping_at_a_narrow_width_gives_the_same():
         return jnp.sum(denoiser(x0, jnp.full(8, 0.3)), axis=1) + extra
 
     narrow_runs = np.array([0, 1, 4])
-    wide, narrow = (
-        sweeps.map_trained(trained, outputs, jnp.arange(5.0), width=width)(narrow_runs) for width in (6, 3)
-    )
+    wide, narrow = (sweeps.map_trained(trained, outputs, jnp.arange(5.0), width=width)(narrow_runs) for width in (6, 3))
     np.testing.assert_allclose(wide, narrow, rtol=1e-4)
     with pytest.raises(ValueError, match="too narrow"):
         sweeps.map_trained(trained, outputs, jnp.arange(5.0), width=3)(np.array([3]))
@@ -186,9 +195,7 @@ def test_learned_weights_follow_the_oracle_level_by_level():
     config = training.TrainingConfig(model="linear", steps=800, batch_size=128)
     trained = sweeps.train([spec("linear", 6, cap=20.0, learning_rate=0.05)], LATENTS, config)
     estimated = np.mean(LATENTS[("toy", 0, 200)].sample ** 2, axis=0)
-    network = networks.nnx.merge(
-        training.graph_definition(config, 6), jax.tree.map(lambda x: x[0], trained.params)
-    )
+    network = networks.nnx.merge(training.graph_definition(config, 6), jax.tree.map(lambda x: x[0], trained.params))
     t = SCHEDULE.inverse_logsnr(np.linspace(-10, 9, 50))
     noise_var = SCHEDULE.sigma(t) ** 2
     exact = oracle.capped_score_weights(estimated, noise_var, 20.0).T

@@ -8,6 +8,7 @@ from absl import flags
 from experiments import flags as shared
 from experiments import optimal_stopping
 from experiments.optimal_stopping import report
+from experiments.optimal_stopping.setup import BLOCKS
 from ldmjax import data, devices, records
 
 FLAGS = flags.FLAGS
@@ -46,8 +47,8 @@ def read_config(dataset: data.Dataset) -> optimal_stopping.Config:
         # Between the rank of the n samples and D the PCA basis is arbitrary.
         rank = min(*FLAGS.n, int(np.linalg.matrix_rank(dataset.covariance, hermitian=True)))
         FLAGS["latent_dims"].value = [d for d in FLAGS.latent_dims if d <= rank or d == dataset.dim]
-    if FLAGS.samples % 64:
-        raise shared.bad("samples", FLAGS.samples, "must be a multiple of 64, the number of jackknife blocks")
+    if FLAGS.samples % BLOCKS:
+        raise shared.bad("samples", FLAGS.samples, f"must be a multiple of {BLOCKS}, the number of jackknife blocks")
     if FLAGS.stops > FLAGS.sampling_steps:
         raise shared.bad("stops", FLAGS.stops, f"must be 2..{FLAGS.sampling_steps}, the number of sampling steps")
     lists = {name: tuple(FLAGS[name].value) for name in ("n", "latent_dims", "seeds", "caps")}
@@ -59,9 +60,9 @@ def read_config(dataset: data.Dataset) -> optimal_stopping.Config:
 def main() -> None:
     start = time.perf_counter()
     dataset = shared.load_dataset()
-    shared.check_n(dataset)
-    shared.check_latent_dims(dataset)
+    shared.check_n(dataset, held_out=BLOCKS)
     config = read_config(dataset)
+    shared.check_latent_dims(dataset)
     try:
         problems = optimal_stopping.make_problems(dataset, config)
     except ValueError as error:
@@ -70,10 +71,10 @@ def main() -> None:
     outcome = optimal_stopping.run(problems, config, lambda line: print(line, flush=True))
     records.write_records(workdir, outcome.records)
     records.write_curves(workdir, report.curve_arrays(outcome))
-    report.save_figures(workdir, outcome, config)
     print(report.table(outcome.records))
     seconds = time.perf_counter() - start
     records.write_metadata(workdir, seconds=seconds, data_sha256=dataset.digest, compilations=outcome.compilations)
+    report.save_figures(workdir, outcome, config)
     print(f"{len(outcome.records)} runs in {seconds:.0f} s; records, curves and figures are in {workdir}")
 
 

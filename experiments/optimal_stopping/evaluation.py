@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.optimal_stopping.setup import Config, Problem, Problems
+from experiments.optimal_stopping.setup import BLOCKS, Config, Problem, Problems
 from ldmjax import losses, metrics, oracle, samplers, stopping, sweeps
 
 METRIC_PREFIX = {"w2": "w2_squared", "mmd": "mmd_squared", "sliced_w2": "sliced_w2_squared", "kl": "kl"}
 SCORE_LEVELS, SCORE_DRAWS = 36, 256
-BLOCKS = 64
 
 
 def exact_score(spec: sweeps.RunSpec, problem: Problem) -> tuple[np.ndarray, np.ndarray] | None:

@@ -96,7 +96,14 @@ def _best_dimensions(records: list[dict]) -> list[str]:
     """The joint optimum over (latent dimension, stop) for each setting, by mean squared W2 over seeds."""
     lines = ["Best latent dimension at its best stopping time (mean squared W2 over seeds):"]
     for (data, label), dims in grouped(records).items():
-        scores = {d: np.mean([records[i]["w2_squared_best"] for i in runs]) for d, runs in dims.items()}
+        scores = {
+            d: np.mean([records[i]["w2_squared_best"] for i in runs])
+            for d, runs in dims.items()
+            if all(records[i]["diverged_at_step"] is None for i in runs)
+        }
+        if not scores:
+            lines.append(f"  {data}: {label:<28} none: every dimension has a diverged run")
+            continue
         best = min(scores, key=scores.get)
         lines.append(f"  {data}: {label:<28} d = {best}, W2^2 = {scores[best]:.4f}")
     return lines
@@ -125,10 +132,11 @@ def _stopping_figure(data: str, shown: dict, outcome, config: Config):
     """Learned squared W2 (points, first seed) and the exact discretised law (lines) against logsnr, a panel per d."""
     dims = sorted({d for groups in shown.values() for d in groups})
     columns = min(4, len(dims) + 1)
+    size = f"n = {config.n[0]}, " if len(config.n) == 1 else ""  # several n are in the name
     rows = -(-(len(dims) + 1) // columns)
     figure, axes = plotting.new_figure(
         rows, columns, width=3.6 * columns + 1.2, height=3.1 * rows + 1.4,
-        title=f"{data}: where should sampling stop? n = {outcome.records[0]['n']}, seed {config.seeds[0]}",
+        title=f"{data}: where should sampling stop? {size}seed {config.seeds[0]}",
         caption=f"Points: trained scores, {config.samples} samples, bars of two standard errors (mostly smaller than the "
         f"point). Lines: the exact law of the same {config.sampling_steps} Euler-Maruyama steps with the score that each "
         "should have learned. Bars under the curves: best stopping time with its 90 % interval; the last stop is the end "
@@ -149,6 +157,10 @@ def _stopping_figure(data: str, shown: dict, outcome, config: Config):
 def _stopping_panel(panel, d: int, shown: dict, outcome) -> None:
     curves, errors, exact = outcome.curves["w2"], outcome.standard_errors["w2"], outcome.exact
     runs = {label: groups[d][0] for label, groups in shown.items() if d in groups}
+    runs = {label: i for label, i in runs.items() if np.isfinite(curves[i]).all()}
+    panel.set_title(f"d = {d}", fontsize=10)
+    if not runs:
+        return
     lowest = min(np.nanmin([*(curves[i] - 2 * errors[i]), *exact[i]]) for i in runs.values())
     highest = max(curves[i, -1] for i in runs.values())
     # Near the end curves differ by little: show the range where the question is decided.
@@ -157,7 +169,7 @@ def _stopping_panel(panel, d: int, shown: dict, outcome) -> None:
     for k, (label, i) in enumerate(runs.items()):
         style = plotting.line_style(k)
         panel.errorbar(
-            outcome.logsnrs, curves[i], yerr=2 * errors[i], fmt=plotting.MARKERS[k], color=style["color"], markersize=4,
+            outcome.logsnrs, curves[i], yerr=2 * errors[i], fmt=plotting.MARKERS[k % 8], color=style["color"], markersize=4,
             markerfacecolor="white", linestyle="none", elinewidth=0.8, label=f"{label}: learned",
         )  # fmt: skip
         if np.isfinite(exact[i]).all():
@@ -169,8 +181,7 @@ def _stopping_panel(panel, d: int, shown: dict, outcome) -> None:
         )
         level = lowest - (0.2 + 0.12 * k) * span
         panel.plot([low, high], [level, level], color=style["color"], linestyle=style["linestyle"], linewidth=1.2)
-        panel.plot([best], [level], marker=plotting.MARKERS[k], color=style["color"], markersize=5)
-    panel.set_title(f"d = {d}", fontsize=10)
+        panel.plot([best], [level], marker=plotting.MARKERS[k % 8], color=style["color"], markersize=5)
     panel.set_xlim(-1.5, outcome.logsnrs[-1] + 0.4)
     panel.grid(alpha=0.25)
 

@@ -7,6 +7,8 @@ import numpy as np
 from ldmjax import data, gaussians, metrics, schedules, sweeps
 from ldmjax import training as training_lib
 
+BLOCKS = 64  # of the jackknife: what samples are reduced to
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -28,6 +30,12 @@ class Config:
     logsnr_max: float = 9.0
     runs_per_batch: int = 1
     schedule: schedules.LinearVP = schedules.LinearVP()
+
+    def __post_init__(self):
+        if self.samples % BLOCKS or self.samples < 2 * BLOCKS:
+            raise ValueError(f"samples must be a multiple of {BLOCKS}, at least {2 * BLOCKS}, got {self.samples}")
+        if not 2 <= self.stops <= self.sampling_steps:
+            raise ValueError(f"stops must be 2..{self.sampling_steps}, the sampling steps, got {self.stops}")
 
     @property
     def times(self) -> np.ndarray:

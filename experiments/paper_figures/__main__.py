@@ -37,7 +37,7 @@ def main() -> None:
         of_figure = [p for p in panels.values() if p.name.startswith(name.replace("ure_", ""))]
         plotting.save(report.draw(of_figure, caption), workdir / f"{name}.png")
     seconds = time.perf_counter() - begin
-    records.write_metadata(workdir, seconds=seconds, data_digest=None)
+    records.write_metadata(workdir, seconds=seconds, data_sha256=None)
     print(f"{seconds:.1f} s; results in {workdir}")
 
 
