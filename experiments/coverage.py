@@ -1,19 +1,20 @@
 """Are the intervals and verdicts on stopping times right? Repeats the analysis on many draws with a known answer.
 
-The product's promise is that a figure it prints can be trusted: the 90 % interval of t* must contain the exact optimum of
-that draw's estimate in 90 % of draws, "stop early" must be found where it helps and never where it cannot. Every draw
-estimates a spectrum from n samples, samples 250 Euler-Maruyama steps with the exact plug-in score of that estimate, reads
-the stopping curve as the main job does (W2, by default at 125 stops: with few stops the true optimum is more often a
-grid point that the interval cannot miss), and compares with the exact discretised law at the same stops. Controls: the exact
-score and whitened latents (never "stop early"); --planted=images.npz plants a large effect (n samples, d near the rank).
+The product's promise is that a figure it prints can be trusted: the 90 % interval of t* must contain the exact
+optimum of that draw's estimate in 90 % of draws, "stop early" must be found where it helps and never where it cannot.
+Every draw estimates a spectrum from n samples, samples 250 Euler-Maruyama steps with the exact plug-in score of that
+estimate, reads the stopping curve as the main job does (W2, by default at 125 stops: with few stops the true optimum
+is more often a grid point that the interval cannot miss), and compares with the exact discretised law at the same
+stops. Controls: the exact score and whitened latents (never "stop early"); --planted=images.npz plants a large effect
+(n samples, d near the rank).
 
     python -m experiments.coverage                                   # four spectra, two controls, 200 draws each
     python -m experiments.coverage --planted=mnist.npz    # adds the planted effect, 20 draws
 
-Takes 394 s on two cores. Obtained (seeds 1000..1199): the interval of t* held an interior optimum in 94.2, 94.6, 91.2, 93.3 % of
-draws (173, 167, 193, 15 of them) and an optimum at the end in 96.3, 100, 85.7, 97.3 % (27, 33, 7, 185); median widths 1.8,
-3.0, 1.7, 1.7 in logsnr. "Stop early" with the exact score: 0 of 200; on whitened latents, a flat curve: 1 of 200.
-Planted effect (MNIST's spectrum, exact gain 7.1 %): "stop early" in 12 of 12 draws.
+Takes 394 s on two cores. Obtained (seeds 1000..1199): the interval of t* held an interior optimum in 94.2, 94.6,
+91.2, 93.3 % of draws (173, 167, 193, 15 of them) and an optimum at the end in 96.3, 100, 85.7, 97.3 % (27, 33, 7,
+185); median widths 1.8, 3.0, 1.7, 1.7 in logsnr. "Stop early" with the exact score: 0 of 200; on whitened latents, a
+flat curve: 1 of 200. Planted effect (MNIST's spectrum, exact gain 7.1 %): "stop early" in 12 of 12 draws.
 """
 
 import dataclasses
