@@ -491,7 +491,7 @@ def test_digits_are_the_default_and_have_the_pca_model(commands):
     where = commands[0] / "phase_diagram" / "first"
     kinds = [r["kind"] for r in records.load_records(where)]
     assert kinds.count("latent_dim") == 6 and kinds.count("pca") >= 6
-    assert json.loads((where / "metadata.json").read_text())["data_digest"] == data.digits().digest
+    assert json.loads((where / "metadata.json").read_text())["data_sha256"] == data.digits().digest
 
 
 @pytest.mark.parametrize("index", range(len(REFUSED)), ids=[f"{c[0]} {c[1]}" for c in REFUSED])
