@@ -9,7 +9,7 @@ stopping curve is read per metric with intervals.
     python -m experiments.optimal_stopping            # sklearn digits, n = 500, d = 1..64, seeds 0,1,2
     python -m experiments.optimal_stopping --quick    # one seed, three dimensions, short training
 
-Takes 206 s on two cores. Obtained: linear scores within .0016 to .0074 of Prop. 4's (relative error of the predicted
+Takes 189 s on two cores. Obtained: linear scores within .0016 to .0074 of Prop. 4's (relative error of the predicted
 noise; .16 to .45 before training), their curves within 3.7 standard errors of the exact discretised law at every
 stop; MLPs on fresh draws within .013 (d <= 4), .018 (8), .023 (16), .030 (32), .080 (64) of the exact score. Squared
 W2 gains nothing from stopping with MLPs on fresh draws (21 of 21 runs); with MLPs on 500 digits at d = 32 stopping at
