@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.optimal_stopping.setup import BLOCKS, Config, Problem, Problems
-from ldmjax import losses, metrics, oracle, samplers, stopping, sweeps
+from ldmjax import losses, metrics, oracle, process, samplers, stopping, sweeps
 
 METRIC_PREFIX = {"w2": "w2_squared", "mmd": "mmd_squared", "sliced_w2": "sliced_w2_squared", "kl": "kl"}
 SCORE_LEVELS, SCORE_DRAWS = 36, 256
@@ -78,7 +78,7 @@ def stopping_results(
         x0 = sweeps.draw_latents(sources, run, start_key, config.samples)
         noise = jax.random.normal(noise_key, x0.shape[::-1]).T * run.inputs.mask
         t = jnp.asarray(times[0], x0.dtype)
-        start = config.schedule.alpha(t) * x0 + config.schedule.sigma(t) * noise
+        start = process.perturb(x0, noise, config.schedule, t)
         reference = jax.tree.map(lambda x: x[group], stacked)
         return samplers.sample(
             denoiser, config.schedule, start, chain_key, times=times, stops=stops, sampler="euler_maruyama",
