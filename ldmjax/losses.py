@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ldmjax.process import Denoiser, perturb
-from ldmjax.schedules import Schedule
+from ldmjax.schedules import ContinuousSchedule, Schedule
 
 
 def denoising_score_matching(
@@ -76,7 +76,7 @@ def noise_prediction_errors(
     cap: jax.Array,
     key: jax.Array,
     *,
-    schedule: Schedule,
+    schedule: ContinuousSchedule,
     logsnrs: jax.Array,
     count: int,
 ) -> tuple[jax.Array, jax.Array]:

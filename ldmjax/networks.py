@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from ldmjax.process import Denoiser
 from ldmjax.schedules import Schedule, noise_var_from_logsnr
 
-BUMPS = 16  # features of logsnr that condition the MLP
+BUMPS = 16  # features of logsnr that condition an MLP
 
 
 class RunInputs(NamedTuple):
@@ -79,8 +79,59 @@ class DiagonalLinearScore(nnx.Module):
         return (1.0 - sigma**2 * self.weights(t)) / alpha * z * run.mask
 
 
+def bump_features(logsnr: jax.Array, logsnr_min: float, logsnr_max: float) -> jax.Array:
+    """Time features: Gaussian bumps in logsnr, evenly spaced over the range; shape ``logsnr.shape + (BUMPS,)``."""
+    centres = jnp.linspace(logsnr_min, logsnr_max, BUMPS)
+    return jnp.exp(-0.5 * ((logsnr[..., None] - centres) / (centres[1] - centres[0])) ** 2)
+
+
+class ResidualMLP(nnx.Module):
+    """F(u, features): residual MLP of unit-scale input and output, conditioned by scale and shift; 0 at initialisation.
+
+    With ``features = 0`` it has no time input at all: a model of one noise level.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        latent_dim: jax.Array | int,
+        features: int = BUMPS,
+        hidden: int = 64,
+        blocks: int = 1,
+        rngs: nnx.Rngs,
+    ):
+        """Args: width: D. latent_dim: the run's own d, its fan-in. features: of time. hidden, blocks: size."""
+        init = jax.nn.initializers.normal(1.0)
+        self.encode = nnx.Param(init(rngs.params(), (width, hidden)) / jnp.sqrt(1.0 * latent_dim))
+        self.decode = nnx.Param(jnp.zeros((hidden, width)))
+        self.up = nnx.Param(init(rngs.params(), (blocks, hidden, hidden)) / np.sqrt(hidden))
+        self.down = nnx.Param(jnp.zeros((blocks, hidden, hidden)))
+        self.timed = features > 0
+        if self.timed:
+            self.gain = nnx.Param(jnp.zeros((features, hidden)))
+            self.scale = nnx.Param(jnp.zeros((blocks, features, hidden)))
+            self.shift = nnx.Param(jnp.zeros((blocks, features, hidden)))
+
+    def narrow(self, width: int) -> None:
+        """Drops the components after the first ``width``."""
+        self.encode, self.decode = nnx.Param(self.encode[:width]), nnx.Param(self.decode[:, :width])
+
+    def __call__(self, u: Float[Array, "b d"], features: Float[Array, "b f"] | None = None) -> Float[Array, "b d"]:
+        """F, ``[B, D]``; ``features`` is not read without a time input."""
+        h = u @ self.encode[...]
+        for i, (up, down) in enumerate(zip(self.up[...], self.down[...], strict=True)):
+            inner = h @ up
+            if self.timed:
+                inner = inner * (1.0 + features @ self.scale[i]) + features @ self.shift[i]
+            h = h + jax.nn.silu(inner) @ down
+        if self.timed:
+            h = h * (1.0 + features @ self.gain[...])
+        return h @ self.decode[...]
+
+
 class MLP(nnx.Module):
-    """Residual MLP, conditioned on logsnr by scale and shift, with isotropic EDM/v preconditioning.
+    """`ResidualMLP` conditioned on logsnr, with isotropic EDM/v preconditioning.
 
     With s = data_std and R^2 = alpha^2 s^2 + sigma^2 (Karras et al., arXiv 2206.00364, in VP coordinates):
 
@@ -101,33 +152,18 @@ class MLP(nnx.Module):
     ):
         """Args: width: D. latent_dim: the run's own d, its fan-in. hidden, blocks: size."""
         self.schedule, self.logsnr_min, self.logsnr_max = schedule, logsnr_min, logsnr_max
-        init = jax.nn.initializers.normal(1.0)
-        self.encode = nnx.Param(init(rngs.params(), (width, hidden)) / jnp.sqrt(1.0 * latent_dim))
-        self.decode = nnx.Param(jnp.zeros((hidden, width)))
-        self.gain = nnx.Param(jnp.zeros((BUMPS, hidden)))
-        self.up = nnx.Param(init(rngs.params(), (blocks, hidden, hidden)) / np.sqrt(hidden))
-        self.down = nnx.Param(jnp.zeros((blocks, hidden, hidden)))
-        self.scale = nnx.Param(jnp.zeros((blocks, BUMPS, hidden)))
-        self.shift = nnx.Param(jnp.zeros((blocks, BUMPS, hidden)))
+        self.raw = ResidualMLP(width, latent_dim=latent_dim, hidden=hidden, blocks=blocks, rngs=rngs)
 
     def narrow(self, width: int) -> None:
         """Drops the components after the first ``width``."""
-        self.encode, self.decode = nnx.Param(self.encode[:width]), nnx.Param(self.decode[:, :width])
-
-    def raw(self, u: Float[Array, "b d"], logsnr: Float[Array, " b"]) -> Float[Array, "b d"]:
-        """F: unit-scale input and output."""
-        centres = jnp.linspace(self.logsnr_min, self.logsnr_max, self.gain.shape[0])
-        bumps = jnp.exp(-0.5 * ((logsnr[:, None] - centres) / (centres[1] - centres[0])) ** 2)
-        h = u @ self.encode[...]
-        for up, down, scale, shift in zip(self.up[...], self.down[...], self.scale[...], self.shift[...], strict=True):
-            h = h + jax.nn.silu(h @ up * (1.0 + bumps @ scale) + bumps @ shift) @ down
-        return (h * (1.0 + bumps @ self.gain[...])) @ self.decode[...]
+        self.raw.narrow(width)
 
     def __call__(self, z: jax.Array, t: jax.Array, run: RunInputs) -> jax.Array:
         """E[z_0 | z_t] for z ``[B, D]``, t ``[B]``; padded components are 0."""
         alpha, sigma = self.schedule.alpha(t)[:, None], self.schedule.sigma(t)[:, None]
         radius = jnp.sqrt(alpha**2 * run.data_std**2 + sigma**2)
-        raw = self.raw(z * run.mask / radius, self.schedule.logsnr(t)) * run.mask
+        features = bump_features(self.schedule.logsnr(t), self.logsnr_min, self.logsnr_max)
+        raw = self.raw(z * run.mask / radius, features) * run.mask
         return alpha * run.data_std**2 / radius**2 * z * run.mask + sigma * run.data_std / radius * raw
 
 

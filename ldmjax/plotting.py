@@ -24,7 +24,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from ldmjax.schedules import Schedule, logsnr_from_noise_var
+from ldmjax.schedules import ContinuousSchedule, logsnr_from_noise_var
 
 Numbers = ArrayLike | Sequence
 LOGSNR_LABEL = "logsnr at which sampling stops (noise → data)"
@@ -213,7 +213,7 @@ def draw_ridge(axes: Axes, noise_var: Numbers, latent_dims: Numbers, *, label: s
     )  # fmt: skip
 
 
-def add_noise_axis(axes: Axes, schedule: Schedule | None = None) -> None:
+def add_noise_axis(axes: Axes, schedule: ContinuousSchedule | None = None) -> None:
     """Puts the VP noise variance (and with a schedule its time t) on top of an axis that shows logsnr."""
     levels = np.array([0.9, 0.5, 0.1, 1e-2, 1e-3, 1e-4, 1e-5])
     logsnr = logsnr_from_noise_var(levels)
@@ -241,7 +241,7 @@ def phase_diagram(
     noise_var: Numbers,
     *,
     latent_dims: Numbers | None = None,
-    schedule: Schedule | None = None,
+    schedule: ContinuousSchedule | None = None,
     title: str = "",
     caption: str = "",
 ) -> Figure:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import jax
 
-from ldmjax.schedules import Schedule
+from ldmjax.schedules import ContinuousSchedule, Schedule
 
 Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -46,13 +46,13 @@ def x0_from_score(score, z, schedule: Schedule, t):
     return (z + schedule.sigma(t)[..., None] ** 2 * score) / schedule.alpha(t)[..., None]
 
 
-def velocity_from_x0(x0, z, schedule: Schedule, t):
+def velocity_from_x0(x0, z, schedule: ContinuousSchedule, t):
     """Equation (3)."""
     epsilon = epsilon_from_x0(x0, z, schedule, t)
     return schedule.alpha_dot(t)[..., None] * x0 + schedule.sigma_dot(t)[..., None] * epsilon
 
 
-def x0_from_velocity(velocity, z, schedule: Schedule, t):
+def x0_from_velocity(velocity, z, schedule: ContinuousSchedule, t):
     """Inverse of equation (3)."""
     alpha, sigma = schedule.alpha(t)[..., None], schedule.sigma(t)[..., None]
     alpha_dot, sigma_dot = schedule.alpha_dot(t)[..., None], schedule.sigma_dot(t)[..., None]

@@ -9,82 +9,192 @@ denoiser (process.py), dt = t - t' > 0, w2 = dB/dt at t and DB = B(t) - B(t'):
     (4) heun            z - dt (u(z, t) + u(z - dt u, t')) / 2, Euler where sigma(t') = 0
     (5) ddim(eta)       alpha' E[z_0|z] + c eps,       std^2 = eta^2 tau^2,  c^2 = sigma'^2 - eta^2 tau^2,
                         tau^2 = sigma'^2 (1 - (sigma' alpha / (alpha' sigma))^2);        ddpm: eta = 1
+    (6) ddpm_exact      ddpm with std^2 = tau^2 + (alpha' - c alpha / sigma)^2 V,  V_i = sigma^2/alpha  d E[z_0|z]_i / d z_i
+    (7) dpmpp_2m        (sigma'/sigma) z + (alpha' - alpha sigma'/sigma) D,  D = (1 + q) E[z_0|z] - q (the one before),
+                        q = h / (2 h_before), h the step of log(alpha/sigma); q = 0 in the first update and the one to data
+
+On a `Ladder` (whole levels instead of a continuous time) heun steps in r = sigma/alpha, d(z/alpha)/dr = eps, and its last
+update is Euler's: the network is evaluated on every level but the one that sampling stops on. V in (6) is the posterior
+variance of each component by Tweedie's second formula; on a diagonal Gaussian the chain is then exact at any number of steps.
 
 *Truncate* drops the last steps of a fixed grid (the stops of `sample`); *re-space* spends the same number of steps on each
 shorter interval (`sample_respaced`). Readouts of a stopped state: "state" z_t, "rescaled" z_t / sqrt(alpha^2 + sigma^2),
-"denoised" E[z_0 | z_t]. Sources: Song et al., arXiv 2011.13456; Song, Meng & Ermon, arXiv 2010.02502; THEORY.md §5, §7.
+"denoised" E[z_0 | z_t]. Sources: Song et al., arXiv 2011.13456; Song, Meng & Ermon, arXiv 2010.02502; Lu et al., arXiv
+2211.01095 (7); Karras et al., arXiv 2206.00364 (heun in r); THEORY.md §5, §7; T_SPACE.md §1.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ldmjax.process import Denoiser, epsilon_from_x0, score_from_x0, velocity_from_x0
-from ldmjax.schedules import Schedule, VariancePreserving
+from ldmjax.schedules import ContinuousSchedule, Ladder, Schedule, VariancePreserving
 from ldmjax.typing import ArrayLike
 
-Step = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-SAMPLERS = ("euler_maruyama", "exponential", "euler", "heun", "ddpm", "ddim")
+SAMPLERS = ("euler_maruyama", "exponential", "euler", "heun", "ddpm", "ddim", "ddpm_exact", "dpmpp_2m")
+LADDER_SAMPLERS = ("ddim", "ddpm", "ddpm_exact", "heun", "dpmpp_2m")
 READOUTS = ("state", "rescaled", "denoised")
 
 
-def make_step(denoiser: Denoiser, schedule: Schedule, *, sampler: str, eta: float = 0.0) -> Step:
-    """The step function (z ``[B, D]``, t, t') -> (mean ``[B, D]``, std scalar) of a sampler, equations (1)-(5).
+class Step(NamedTuple):
+    """One update of a sampler.
+
+    Attributes:
+      init: z ``[B, D]`` -> memory, what the sampler remembers between updates (empty for one-step samplers).
+      update: (z, t, t', memory) -> (mean ``[B, D]``, std, memory); std is a scalar, ``[B, D]``, or None for no noise.
+    """
+
+    init: Callable[[jax.Array], Any]
+    update: Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, jax.Array | None, Any]]
+
+
+def make_step(
+    denoiser: Denoiser, schedule: Schedule, *, sampler: str, eta: float = 0.0, final: jax.Array | float = 0.0
+) -> Step:
+    """The update of a sampler, equations (1)-(7).
+
+    Args:
+      denoiser: E[z_0 | z_t].
+      schedule: the forward process.
+      sampler: one of `SAMPLERS`; on a `Ladder` one of `LADDER_SAMPLERS`.
+      eta: for "ddim", in [0, 1].
+      final: where sampling stops, for "heun" on a `Ladder`.
 
     Raises:
-      ValueError: for an unknown sampler, an SDE sampler without a variance-preserving schedule, or eta outside [0, 1].
+      ValueError: for an unknown sampler, one that the schedule does not allow, or eta outside [0, 1].
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
     if sampler in ("euler_maruyama", "exponential") and not isinstance(schedule, VariancePreserving):
         raise ValueError(f"{sampler} needs a variance-preserving schedule, got {type(schedule).__name__}")
+    if sampler not in LADDER_SAMPLERS and not isinstance(schedule, ContinuousSchedule):
+        raise ValueError(f"sampler on a ladder must be one of {', '.join(LADDER_SAMPLERS)}, got {sampler!r}")
+    if sampler in ("heun", "ddpm_exact") and isinstance(schedule, Ladder) and schedule.alpha_levels[0] == 0:
+        raise ValueError(f"{sampler} needs alpha > 0 at every level, got a ladder that starts at pure noise")
     if not 0.0 <= eta <= 1.0 or (eta and sampler != "ddim"):
         raise ValueError(f"eta must lie in [0, 1] and needs sampler 'ddim', got {eta} with {sampler!r}")
+    if sampler == "dpmpp_2m":
+        return _dpmpp_2m_step(denoiser, schedule)
+    if sampler in ("euler_maruyama", "exponential"):
+        one_step = _sde_step(denoiser, schedule, sampler)
+    elif sampler in ("ddim", "ddpm", "ddpm_exact"):
+        one_step = _ddim_step(denoiser, schedule, eta if sampler == "ddim" else 1.0, exact=sampler == "ddpm_exact")
+    elif isinstance(schedule, Ladder):
+        one_step = _ladder_heun_step(denoiser, schedule, final)
+    else:
+        one_step = _flow_step(denoiser, schedule, sampler)
+    return Step(lambda z: (), lambda z, t, t_next, memory: (*one_step(z, t, t_next), memory))
 
-    def predict(z, t):
-        times = jnp.broadcast_to(t, z.shape[:1])
-        return denoiser(z, times), times
 
+def _predict(denoiser, z, t):
+    """E[z_0 | z] and the times ``[B]`` that it was asked at."""
+    times = jnp.broadcast_to(t, z.shape[:1])
+    return denoiser(z, times), times
+
+
+def _sde_step(denoiser, schedule, sampler):
     def euler_maruyama(z, t, t_next):
-        x0, times = predict(z, t)
+        x0, times = _predict(denoiser, z, t)
         noise_squared = 2.0 * (t - t_next) * schedule.w_squared(t)
         return z + 0.5 * noise_squared * (z + 2.0 * score_from_x0(x0, z, schedule, times)), jnp.sqrt(noise_squared)
 
     def exponential(z, t, t_next):
-        x0, times = predict(z, t)
+        x0, times = _predict(denoiser, z, t)
         elapsed = schedule.B(t) - schedule.B(t_next)
         mean = jnp.exp(elapsed) * z + 2.0 * jnp.expm1(elapsed) * score_from_x0(x0, z, schedule, times)
         return mean, jnp.sqrt(jnp.expm1(2.0 * elapsed))
 
+    return euler_maruyama if sampler == "euler_maruyama" else exponential
+
+
+def _flow_step(denoiser, schedule, sampler):
     def velocity(z, t):
-        x0, times = predict(z, t)
+        x0, times = _predict(denoiser, z, t)
         return velocity_from_x0(x0, z, schedule, times)
 
     def euler(z, t, t_next):
-        return z - (t - t_next) * velocity(z, t), jnp.zeros(())
+        return z - (t - t_next) * velocity(z, t), None
 
     def heun(z, t, t_next):
         here = velocity(z, t)
         guess = z - (t - t_next) * here
         clean = schedule.sigma(t_next) == 0
         there = velocity(guess, jnp.where(clean, t, t_next))
-        return z - (t - t_next) * jnp.where(clean, here, 0.5 * (here + there)), jnp.zeros(())
+        return z - (t - t_next) * jnp.where(clean, here, 0.5 * (here + there)), None
 
+    return euler if sampler == "euler" else heun
+
+
+def _coefficients(schedule, t, t_next):
+    """alpha, sigma, alpha', sigma'."""
+    return schedule.alpha(t), schedule.sigma(t), schedule.alpha(t_next), schedule.sigma(t_next)
+
+
+def _ddim_step(denoiser, schedule, eta, *, exact=False):
     def ddim(z, t, t_next):
-        x0, times = predict(z, t)
-        alpha, sigma, alpha_next, sigma_next = (f(s) for s in (t, t_next) for f in (schedule.alpha, schedule.sigma))
+        alpha, sigma, alpha_next, sigma_next = _coefficients(schedule, t, t_next)
+        x0, times = _predict(denoiser, z, t)
         ratio = jnp.minimum(sigma_next * alpha / (alpha_next * sigma), 1.0)
         tau = sigma_next * jnp.sqrt(1.0 - ratio**2)
-        scale = 1.0 if sampler == "ddpm" else eta
-        direction = jnp.sqrt(jnp.maximum(sigma_next**2 - (scale * tau) ** 2, 0.0))
-        return alpha_next * x0 + direction * epsilon_from_x0(x0, z, schedule, times), scale * tau
+        direction = jnp.sqrt(jnp.maximum(sigma_next**2 - (eta * tau) ** 2, 0.0))
+        mean = alpha_next * x0 + direction * epsilon_from_x0(x0, z, schedule, times)
+        if not exact:
+            return mean, (eta * tau if eta else None)
+        posterior = sigma**2 / alpha * _jacobian_diagonal(lambda state: denoiser(state, times), z)
+        return mean, jnp.sqrt(tau**2 + (alpha_next - direction * alpha / sigma) ** 2 * jnp.maximum(posterior, 0.0))
 
-    steps = {"euler_maruyama": euler_maruyama, "exponential": exponential, "euler": euler, "heun": heun}
-    return steps.get(sampler, ddim)
+    return ddim
+
+
+def _jacobian_diagonal(function, z):
+    """The derivatives d function(z)_i / d z_i ``[B, D]``, one forward-mode derivative per component."""
+
+    def component(i):
+        return jax.jvp(function, (z,), (jnp.zeros_like(z).at[:, i].set(1.0),))[1][:, i]
+
+    return jax.lax.map(component, jnp.arange(z.shape[1])).T
+
+
+def _ladder_heun_step(denoiser, ladder, final):
+    ddim = _ddim_step(denoiser, ladder, 0.0)
+
+    def heun(z, t, t_next):
+        alpha, sigma, alpha_next, sigma_next = _coefficients(ladder, t, t_next)
+        guess, _ = ddim(z, t, t_next)
+        last = t_next <= final
+
+        def corrected():
+            x0, times = _predict(denoiser, guess, t_next)
+            # The slope at the start is (guess / alpha' - z / alpha) / (r' - r).
+            step = sigma_next / alpha_next - sigma / alpha
+            return 0.5 * (guess + alpha_next * (z / alpha + step * epsilon_from_x0(x0, guess, ladder, times)))
+
+        return jax.lax.cond(last, lambda: guess, corrected), None
+
+    return heun
+
+
+def _dpmpp_2m_step(denoiser, schedule):
+    def init(z):
+        return jnp.zeros_like(z), jnp.full((), -jnp.inf, z.dtype)
+
+    def update(z, t, t_next, memory):
+        alpha, sigma, alpha_next, sigma_next = _coefficients(schedule, t, t_next)
+        x0_before, half_logsnr_before = memory
+        x0, _ = _predict(denoiser, z, t)
+        half_logsnr = 0.5 * schedule.logsnr(t)
+        step, step_before = 0.5 * schedule.logsnr(t_next) - half_logsnr, half_logsnr - half_logsnr_before
+        # Both are infinite where there is nothing to extrapolate from (first update, pure noise) or to (clean data).
+        usable = jnp.isfinite(step) & jnp.isfinite(step_before)
+        q = jnp.where(usable, step / (2.0 * jnp.where(usable, step_before, 1.0)), 0.0)
+        mean = sigma_next / sigma * z + (alpha_next - alpha * sigma_next / sigma) * ((1.0 + q) * x0 - q * x0_before)
+        return mean, None, (x0, half_logsnr.astype(z.dtype))
+
+    return Step(init, update)
 
 
 def read_out(denoiser: Denoiser, schedule: Schedule, readout: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -99,13 +209,16 @@ def read_out(denoiser: Denoiser, schedule: Schedule, readout: str) -> Callable[[
 
 
 def _make_advance(step: Step, key: jax.Array, mask):
-    """The loop's body (times, k, z at times[k]) -> z at times[k + 1]."""
+    """The loop's body (times, k, (z at times[k], memory)) -> the pair at times[k + 1]."""
 
-    def advance(times, k, z):
-        mean, std = step(z, times[k], times[k + 1])
+    def advance(times, k, state):
+        z, memory = state
+        mean, std, memory = step.update(z, times[k], times[k + 1], memory)
+        if std is None:
+            return mean, memory
         # The padded axis is drawn first, so that padding does not change a run's numbers.
         noise = jax.random.normal(jax.random.fold_in(key, k), z.shape[::-1], z.dtype).T
-        return mean + std * noise * mask
+        return mean + std * noise * mask, memory
 
     return advance
 
@@ -150,17 +263,18 @@ def sample(
         raise ValueError("times must be [N + 1], strictly decreasing")
     if stops.size == 0 or np.any(np.diff(stops) <= 0) or stops[0] < 0 or stops[-1] >= times.size:
         raise ValueError(f"stops must rise strictly within 0..{times.size - 1}, got {stops.tolist()}")
-    advance = _make_advance(make_step(denoiser, schedule, sampler=sampler, eta=eta), key, mask)
-    read = read_out(denoiser, schedule, readout)
     grid = jnp.asarray(times, start.dtype)
+    step = make_step(denoiser, schedule, sampler=sampler, eta=eta, final=grid[-1])
+    advance = _make_advance(step, key, mask)
+    read = read_out(denoiser, schedule, readout)
 
-    def to_stop(z, bounds):
-        z = jax.lax.fori_loop(bounds[0], bounds[1], partial(advance, grid), z)
+    def to_stop(state, bounds):
+        state = jax.lax.fori_loop(bounds[0], bounds[1], partial(advance, grid), state)
         t = grid[bounds[1]]
-        return z, statistic(read(z, t), t)
+        return state, statistic(read(state[0], t), t)
 
     bounds = jnp.stack([jnp.asarray([0, *stops[:-1]]), jnp.asarray(stops)], axis=1)
-    return jax.lax.scan(to_stop, start, bounds)[1]
+    return jax.lax.scan(to_stop, (start, step.init(start)), bounds)[1]
 
 
 def sample_respaced(
@@ -196,11 +310,12 @@ def sample_respaced(
     time_grids = np.asarray(time_grids, np.float64)
     if time_grids.ndim != 2 or not np.all(np.diff(time_grids, axis=1) < 0):
         raise ValueError("time_grids must be [S, N + 1], every row strictly decreasing")
-    advance = _make_advance(make_step(denoiser, schedule, sampler=sampler, eta=eta), key, mask)
     read = read_out(denoiser, schedule, readout)
 
     def one_grid(grid):
-        z = jax.lax.fori_loop(0, time_grids.shape[1] - 1, partial(advance, grid), start)
+        step = make_step(denoiser, schedule, sampler=sampler, eta=eta, final=grid[-1])
+        advance = partial(_make_advance(step, key, mask), grid)
+        z, _ = jax.lax.fori_loop(0, time_grids.shape[1] - 1, advance, (start, step.init(start)))
         return statistic(read(z, grid[-1]), grid[-1])
 
     return jax.lax.map(one_grid, jnp.asarray(time_grids, start.dtype))

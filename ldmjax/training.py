@@ -5,6 +5,7 @@ spans the same fraction of training.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,9 +15,10 @@ from flax import nnx
 
 from ldmjax.losses import denoising_score_matching, edm_weight, linear_score_matching
 from ldmjax.networks import MLP, DiagonalLinearScore, RunInputs, as_denoiser
-from ldmjax.schedules import LinearVP, Schedule
+from ldmjax.schedules import ContinuousSchedule, LinearVP
 
 MODELS = ("linear", "mlp")
+ADAM = optax.scale_by_adam(b2=0.99)
 DEFAULT_LEARNING_RATES = {"linear": 0.05, "mlp": 0.005}
 
 
@@ -45,7 +47,7 @@ class TrainingConfig:
     blocks: int = 1
     logsnr_min: float = -10.0
     logsnr_max: float = 9.0
-    schedule: Schedule = LinearVP()
+    schedule: ContinuousSchedule = LinearVP()
     ema_gamma: float = 7.0
 
     def __post_init__(self):
@@ -84,8 +86,12 @@ def graph_definition(config: TrainingConfig, width: int) -> nnx.GraphDef:
 
 def init_state(config: TrainingConfig, width: int, key: jax.Array, latent_dim: jax.Array) -> TrainState:
     """The state before the first step."""
-    params = nnx.split(make_network(config, width, key, latent_dim))[1]
-    return TrainState(params, optax.scale_by_adam(b2=0.99).init(params), params, jnp.full((), -1, jnp.int32))
+    return fresh_state(nnx.split(make_network(config, width, key, latent_dim))[1])
+
+
+def fresh_state(params: nnx.State) -> TrainState:
+    """The state before the first step, from initial parameters."""
+    return TrainState(params, ADAM.init(params), params, jnp.full((), -1, jnp.int32))
 
 
 def batch_loss(config: TrainingConfig, network: nnx.Module, run: RunInputs, x0: jax.Array, key: jax.Array) -> jax.Array:
@@ -125,20 +131,39 @@ def train_step(
     loss, gradient = jax.value_and_grad(lambda params: batch_loss(config, nnx.merge(graphdef, params), run, x0, key))(
         state.params
     )
-    update, optimiser = optax.scale_by_adam(b2=0.99).update(gradient, state.optimiser)
-    rate = learning_rate * _unit_learning_rate(step, config.steps)
-    params = optax.apply_updates(state.params, jax.tree.map(lambda u: -rate * u, update))
-    if config.model == "linear":
+
+    def project(params):
+        if config.model != "linear":
+            return params
         network = nnx.merge(graphdef, params)
         network.project(run)
-        params = nnx.split(network)[1]
-    ema = optax.incremental_update(params, state.ema, 1.0 - (1.0 - 1.0 / (step + 1.0)) ** (config.ema_gamma + 1.0))
+        return nnx.split(network)[1]
+
+    rate = learning_rate * _unit_learning_rate(step, config.steps)
+    options = {"step": step, "rate": rate, "ema_gamma": config.ema_gamma, "project": project}
+    return apply_gradient(state, loss, gradient, **options), loss
+
+
+def apply_gradient(
+    state: TrainState,
+    loss: jax.Array,
+    gradient: nnx.State,
+    *,
+    step: jax.Array,
+    rate: jax.Array,
+    ema_gamma: float,
+    project: Callable[[nnx.State], nnx.State] = lambda params: params,
+) -> TrainState:
+    """Adam with learning rate ``rate``, then ``project``, then the power EMA; a state that is not finite freezes."""
+    update, optimiser = ADAM.update(gradient, state.optimiser)
+    params = project(optax.apply_updates(state.params, jax.tree.map(lambda u: -rate * u, update)))
+    ema = optax.incremental_update(params, state.ema, 1.0 - (1.0 - 1.0 / (step + 1.0)) ** (ema_gamma + 1.0))
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
     fine = finite & (state.failed_at < 0)
     failed_at = jnp.where(finite | (state.failed_at >= 0), state.failed_at, step)
     new = TrainState(params, optimiser, ema, failed_at)
     kept = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, state)
-    return kept._replace(failed_at=failed_at), loss
+    return kept._replace(failed_at=failed_at)
 
 
 def _unit_learning_rate(step, steps):

@@ -17,10 +17,11 @@ def laws_by_steps(sampler, schedule, times, *, cap=np.inf, eta=0.0):
     with jax.enable_x64(True):
         denoiser = oracle.gaussian_denoiser(VARIANCES, schedule, cap=cap)
         step = samplers.make_step(denoiser, schedule, sampler=sampler, eta=eta)
+        memory = step.init(jnp.ones((1, len(VARIANCES))))
         variances = [schedule.alpha(times[0]) ** 2 * VARIANCES + schedule.sigma(times[0]) ** 2]
         for t, t_next in zip(times[:-1], times[1:], strict=True):
-            mean, std = step(jnp.ones((1, len(VARIANCES))), jnp.asarray(t), jnp.asarray(t_next))
-            variances.append(np.asarray(mean[0]) ** 2 * variances[-1] + float(std) ** 2)
+            mean, std, memory = step.update(jnp.ones((1, len(VARIANCES))), jnp.asarray(t), jnp.asarray(t_next), memory)
+            variances.append(np.asarray(mean[0]) ** 2 * variances[-1] + (0.0 if std is None else np.asarray(std)) ** 2)
     return np.array(variances)
 
 

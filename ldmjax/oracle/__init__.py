@@ -9,6 +9,7 @@ column k is ``noise_var[k]``. Every distance is squared and says so.
 - `capped`: laws and bounds with a cap on the score, §3
 - `general`: any covariance, any linear autoencoder, §4
 - `discretised`: laws of samplers with finitely many steps, §5
+- `levels`: what a ladder of noise levels costs and which is best, T_SPACE.md §1, §2
 - `denoisers`: the exact score as a `Denoiser`
 - `propositions`: every proposition of arXiv 2510.08409 checked on a given spectrum
 """
@@ -20,9 +21,10 @@ from ldmjax.oracle.capped import (
     corollary_dimensions,
     dimension_bounds,
 )
-from ldmjax.oracle.denoisers import gaussian_denoiser, rotated_denoiser
+from ldmjax.oracle.denoisers import bayes_noise_error, gaussian_denoiser, rotated_denoiser
 from ldmjax.oracle.discretised import chain_variances, error_split, sampler_variances
 from ldmjax.oracle.general import w2_squared_general, w2_squared_linear_autoencoder, w2_squared_projected
+from ldmjax.oracle.levels import discretisation_weights, effective_states, optimised_levels
 from ldmjax.oracle.propositions import PropositionCheck, check_propositions
 from ldmjax.oracle.stopped import (
     best_latent_dim,
@@ -40,6 +42,7 @@ from ldmjax.oracle.stopped import (
 
 __all__ = [
     "PropositionCheck",
+    "bayes_noise_error",
     "best_capped_stop",
     "best_latent_dim",
     "best_noise_var",
@@ -51,9 +54,12 @@ __all__ = [
     "component_is_useful",
     "corollary_dimensions",
     "dimension_bounds",
+    "discretisation_weights",
+    "effective_states",
     "error_split",
     "gaussian_denoiser",
     "latent_kl_divergences",
+    "optimised_levels",
     "rectified_flow_w2_squared_curve",
     "rotated_denoiser",
     "sampler_variances",

@@ -3,6 +3,10 @@
 With m = min(C, 1 / (sigma^2 + alpha^2 lam)) the score is -m z, so by Tweedie's formula
 
     (1)  E[z_0 | z] = (1 - sigma^2 m) / alpha  z      ( = alpha lam / (alpha^2 lam + sigma^2) z  where the cap is idle)
+
+What it leaves open of the noise eps = (z - alpha z_0) / sigma is the conditional variance of eps, summed over components,
+
+    (2)  E |eps - E[eps | z]|^2 = sum_k alpha^2 lam_k / (alpha^2 lam_k + sigma^2)
 """
 
 import jax.numpy as jnp
@@ -40,6 +44,30 @@ def gaussian_denoiser(variances: ArrayLike, schedule: Schedule, *, cap: float = 
         return gain * z
 
     return denoise
+
+
+def bayes_noise_error(variances: ArrayLike, schedule: Schedule, t: ArrayLike) -> np.ndarray:
+    """The noise-prediction error that no network gets below on N(0, diag(variances)), equation (2).
+
+    The prediction that attains it is `process.epsilon_from_x0` of `gaussian_denoiser`.
+
+    Args:
+      variances: ``[D]``, any order.
+      schedule: any schedule, also a `Ladder`.
+      t: ``[L]``; where sigma(t) = 0 the result is the limit, the number of positive variances.
+
+    Returns:
+      ``[L]``, summed over components, float64.
+
+    Raises:
+      ValueError: if ``variances`` is not a spectrum or ``t`` not ``[L]``.
+    """
+    (variances,) = check_spectra(variances)
+    t = np.asarray(t, np.float64)
+    if t.ndim != 1:
+        raise ValueError(f"t must be [L], got shape {list(t.shape)}")
+    signal = schedule.alpha(t)[:, None] ** 2 * variances[variances > 0]
+    return np.sum(signal / (signal + schedule.sigma(t)[:, None] ** 2), axis=1)
 
 
 def rotated_denoiser(denoiser: Denoiser, basis: ArrayLike) -> Denoiser:

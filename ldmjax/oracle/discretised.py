@@ -19,7 +19,7 @@ import numpy as np
 
 from ldmjax.oracle.capped import STARTS, capped_score_weights, capped_variances, check_choice
 from ldmjax.oracle.stopped import check_spectra, stopped_variances, w2_squared_from_variances
-from ldmjax.schedules import Schedule, VariancePreserving
+from ldmjax.schedules import Ladder, Schedule, VariancePreserving
 from ldmjax.typing import ArrayLike
 
 SCHEMES = ("euler_maruyama", "exponential", "euler_ode", "heun_ode")
@@ -111,10 +111,12 @@ def chain_variances(
       ValueError: if the levels are not a ladder, or an argument is out of range.
     """
     (variances,) = check_spectra(variances)
-    alpha, sigma = np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)
     check_choice("sampler", sampler, CHAINS)
     check_choice("start", start, STARTS)
-    _check_levels(alpha, sigma, sampler)
+    ladder = Ladder(alpha, sigma)
+    alpha, sigma = np.array(ladder.alpha_levels), np.array(ladder.sigma_levels)
+    if sampler == "heun" and alpha[0] == 0:
+        raise ValueError("sampler 'heun' steps in sigma / alpha and needs alpha > 0 at every level")
     if not 0.0 <= eta <= 1.0 or (eta and sampler != "ddim"):
         raise ValueError(f"eta must lie in [0, 1] and needs sampler 'ddim', got {eta} with {sampler!r}")
     assumed = np.broadcast_to(variances if score_variances is None else score_variances, (alpha.size, variances.size))
@@ -135,18 +137,6 @@ def chain_variances(
         if sampler == "ddpm_exact":
             result[k + 1] += (a_next - c * a / s) ** 2 * lam * s**2 / marginal
     return result
-
-
-def _check_levels(alpha, sigma, sampler):
-    if alpha.ndim != 1 or alpha.size == 0 or alpha.shape != sigma.shape:
-        raise ValueError(f"alpha and sigma must be [T] with T >= 1, got {list(alpha.shape)} and {list(sigma.shape)}")
-    if not (np.all(alpha[1:] > 0) and alpha[0] >= 0 and np.all(sigma > 0)):
-        raise ValueError("alpha and sigma must be > 0 (the first alpha may be 0)")
-    if sampler == "heun" and alpha[0] == 0:
-        raise ValueError("sampler 'heun' steps in sigma / alpha and needs alpha > 0 at every level")
-    with np.errstate(divide="ignore"):
-        if not np.all(np.diff(sigma / alpha) < 0):
-            raise ValueError("sigma / alpha must be strictly decreasing: noisiest level first, no duplicate levels")
 
 
 def _heun_gains(alpha, sigma, assumed):

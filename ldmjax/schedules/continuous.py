@@ -1,9 +1,4 @@
-"""Noise schedules and time grids.
-
-Forward time: t = 0 is data, t = ``t_max`` is noise, and the noised variable is
-
-    (1)  z_t = alpha(t) z_0 + sigma(t) eps,            eps ~ N(0, I)
-    (2)  logsnr(t) = log(alpha(t)^2 / sigma(t)^2),     decreasing in t.
+"""Schedules in continuous time and grids of sampling times; notation and equations (1), (2) in the package's docstring.
 
 Variance-preserving (VP) schedules come from dz = -w(t)^2 z dt + sqrt(2) w(t) dW and depend on t only through
 
@@ -42,13 +37,19 @@ def logsnr_from_noise_var(noise_var: ArrayLike):
 
 @runtime_checkable
 class Schedule(Protocol):
-    """What samplers and losses need of a schedule; all methods are elementwise."""
+    """What perturbing, denoising and stepping need of a schedule; all methods are elementwise."""
 
     t_max: float
 
     def alpha(self, t): ...  # noqa: D102
     def sigma(self, t): ...  # noqa: D102
     def logsnr(self, t): ...  # noqa: D102
+
+
+@runtime_checkable
+class ContinuousSchedule(Schedule, Protocol):
+    """A schedule of real times: what the flow's velocity and times at a given logsnr need as well."""
+
     def inverse_logsnr(self, logsnr): ...  # noqa: D102
     def alpha_dot(self, t): ...  # noqa: D102
     def sigma_dot(self, t): ...  # noqa: D102
@@ -186,7 +187,9 @@ class RectifiedFlow:
         return _namespace(t).ones_like(t, dtype=float)
 
 
-def uniform_logsnr_times(schedule: Schedule, steps: int, *, logsnr_min: float, logsnr_max: float) -> np.ndarray:
+def uniform_logsnr_times(
+    schedule: ContinuousSchedule, steps: int, *, logsnr_min: float, logsnr_max: float
+) -> np.ndarray:
     """Sampling times, uniform in logsnr, from noise to data.
 
     Args:
@@ -208,7 +211,7 @@ def uniform_logsnr_times(schedule: Schedule, steps: int, *, logsnr_min: float, l
     return schedule.inverse_logsnr(np.linspace(logsnr_min, logsnr_max, steps + 1))
 
 
-def uniform_times(schedule: Schedule, steps: int, *, t_min: float = 0.0) -> np.ndarray:
+def uniform_times(schedule: ContinuousSchedule, steps: int, *, t_min: float = 0.0) -> np.ndarray:
     """Sampling times ``[steps + 1]``, uniform in t from ``schedule.t_max`` down to ``t_min``, float64."""
     if steps < 1 or not 0.0 <= t_min < schedule.t_max:
         raise ValueError(f"need steps >= 1 and 0 <= t_min < {schedule.t_max}, got {steps} and {t_min}")

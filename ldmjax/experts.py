@@ -1,0 +1,398 @@
+"""T-space: one diffusion model made of K experts, each trained alone on its own block of a ladder's T noise levels.
+
+K = 1 is the usual *joint* model, one network with a time input; K = T is *complete disentanglement*, one network per level
+and no time input. Levels are numbered from 1, the cleanest. All experts of all models are rows of one compiled program
+and never exchange a number, so expert k in the stack equals expert k alone. With R^2 = alpha^2 s^2 + sigma^2, s the root
+mean square of the data's components, F an expert and z = alpha x0 + sigma eps:
+
+    (1) E[x0 | z] = skip z + out F(z / R)                       F is trained on  target = a x0 + b eps,  unit weight
+    (2) noise     skip = 1 / alpha,         out = -sigma / alpha,    a = 0,               b = 1
+    (3) v         skip = alpha s^2 / R^2,   out = sigma s / R,       a = sigma / (R s),   b = -alpha s / R
+
+(3) is EDM's preconditioning in these coordinates, v-prediction up to sign where s = 1 and alpha^2 + sigma^2 = 1.
+Sources: arXiv 2508.14413 (the claim), Karras et al., arXiv 2206.00364, Salimans & Ho, arXiv 2202.00512; T_SPACE.md §2.
+"""
+
+import dataclasses
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ldmjax.devices import map_runs, padded_count
+from ldmjax.networks import BUMPS, ResidualMLP, bump_features
+from ldmjax.process import Denoiser
+from ldmjax.schedules import Ladder
+from ldmjax.training import TrainState, apply_gradient, fresh_state
+
+PARAMETERISATIONS = ("noise", "v")
+WARM_UP = 50  # steps over which the learning rate rises to its constant value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExpertsConfig:
+    """What the models of one stacked program have in common.
+
+    Attributes:
+      ladder: the T noise levels.
+      experts: K, 1..T; expert k owns the k-th of K contiguous blocks of levels, sizes as equal as can be.
+      batch_size: samples per expert and step, spread evenly over its levels.
+      steps: optimiser steps.
+      states: (lowest, highest) level to train, both included; None for all. A model sampled down to level j needs
+        levels j + 1 and above only.
+      hidden: width of an expert.
+      blocks: residual blocks of an expert.
+      ema_gamma: exponent of the power EMA (training.py).
+      checkpoints: steps after which the EMA parameters are kept, rising; the last step always is.
+    """
+
+    ladder: Ladder
+    experts: int
+    batch_size: int
+    steps: int
+    states: tuple[int, int] | None = None
+    hidden: int = 64
+    blocks: int = 1
+    ema_gamma: float = 7.0
+    checkpoints: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        levels = int(self.ladder.t_max)
+        if not 1 <= self.experts <= levels:
+            raise ValueError(f"experts must be 1..{levels}, the number of levels, got {self.experts}")
+        for name, least in [("batch_size", 1), ("steps", 1), ("hidden", 1), ("blocks", 0)]:
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        if self.states is not None and not 1 <= self.states[0] <= self.states[1] <= levels:
+            raise ValueError(f"states must be (low, high) with 1 <= low <= high <= {levels}, got {self.states}")
+        marks = np.array([0, *self.checkpoints])
+        if np.any(np.diff(marks) <= 0) or marks[-1] > self.steps:
+            raise ValueError(f"checkpoints must rise within 1..{self.steps}, the steps, got {list(self.checkpoints)}")
+
+    @property
+    def level_blocks(self) -> list[np.ndarray]:
+        """Level numbers of each trained expert, cleanest expert first; untrained levels and experts are left out."""
+        low, high = self.states or (1, int(self.ladder.t_max))
+        blocks = np.array_split(np.arange(1, int(self.ladder.t_max) + 1), self.experts)
+        kept = [block[(block >= low) & (block <= high)] for block in blocks]
+        return [block for block in kept if block.size]
+
+    @property
+    def timed(self) -> bool:
+        """Whether experts have a time input: not if each owns a single level."""
+        return self.experts < self.ladder.t_max
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """One model, K experts: ``seed`` chooses initialisation, batches and noise; ``parameterisation`` is "noise" or "v"."""
+
+    seed: int
+    parameterisation: str
+    learning_rate: float
+
+    def __post_init__(self):
+        if self.parameterisation not in PARAMETERISATIONS:
+            allowed = ", ".join(PARAMETERISATIONS)
+            raise ValueError(f"parameterisation must be one of {allowed}, got {self.parameterisation!r}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
+
+
+class LevelTable(NamedTuple):
+    """Coefficients of equations (1)-(3) level by level, arrays ``[L]``; features ``[L, BUMPS]``, None without time input."""
+
+    alpha: np.ndarray
+    sigma: np.ndarray
+    radius: np.ndarray
+    skip: np.ndarray
+    out: np.ndarray
+    target_x0: np.ndarray
+    target_noise: np.ndarray
+    features: np.ndarray | None
+
+
+class ExpertRun(NamedTuple):
+    """What one expert needs besides its parameters; stacked, every leaf has a leading axis of experts."""
+
+    key: jax.Array
+    learning_rate: jax.Array
+    table: LevelTable
+    count: jax.Array
+
+
+def level_table(
+    ladder: Ladder, levels: np.ndarray, parameterisation: str, data_std: float, *, timed: bool
+) -> LevelTable:
+    """The table of some levels that one expert owns.
+
+    Args:
+      ladder: all levels.
+      levels: level numbers ``[L]``.
+      parameterisation: "noise" or "v".
+      data_std: s.
+      timed: whether the expert has a time input; its features span the logsnr of these levels.
+
+    Raises:
+      ValueError: for "noise" on a level without signal.
+    """
+    alpha, sigma, logsnr = ladder.alpha(levels), ladder.sigma(levels), ladder.logsnr(levels)
+    radius = np.sqrt(alpha**2 * data_std**2 + sigma**2)
+    if parameterisation == "noise":
+        if np.any(alpha == 0):
+            raise ValueError("noise-prediction says nothing of x0 where alpha = 0: use 'v' on this ladder")
+        coefficients = 1.0 / alpha, -sigma / alpha, np.zeros_like(alpha), np.ones_like(alpha)
+    else:
+        coefficients = (
+            alpha * data_std**2 / radius**2,
+            sigma * data_std / radius,
+            sigma / (radius * data_std),
+            -alpha * data_std / radius,
+        )
+    features = None
+    if timed:
+        finite = logsnr[np.isfinite(logsnr)]
+        # The slack keeps a block of one level, and pure noise, within a range that is not empty.
+        low, high = (float(finite.min()) - 0.1, float(finite.max()) + 0.1) if finite.size else (0.0, 1.0)
+        features = np.asarray(bump_features(jnp.asarray(np.clip(logsnr, low, high)), low, high))
+    coefficients = tuple(np.asarray(a, np.float32) for a in (alpha, sigma, radius, *coefficients))
+    return LevelTable(*coefficients, features)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedExperts:
+    """The result of `train`: M models of E trained experts at C checkpoints.
+
+    Attributes:
+      specs: the models.
+      config: what they have in common.
+      width: data dimension D.
+      data_std: s of equations (2), (3).
+      checkpoints: steps ``[C]``.
+      params: power EMA of the parameters, leading axes ``[C, M, E]``, on the host.
+      losses: ``[C, M, E]``, mean training loss since the checkpoint before.
+      failed_at: ``[M, E]``, the step at which an expert first was not finite, -1 for none.
+      seconds: ``[C]``, training time of all models together up to the checkpoint, without compilation.
+    """
+
+    specs: tuple[ModelSpec, ...]
+    config: ExpertsConfig
+    width: int
+    data_std: float
+    checkpoints: np.ndarray
+    params: nnx.State
+    losses: np.ndarray
+    failed_at: np.ndarray
+    seconds: np.ndarray
+
+    @property
+    def parameter_count(self) -> int:
+        """Parameters of one model, all its trained experts together."""
+        return sum(int(np.prod(leaf.shape[2:])) for leaf in jax.tree.leaves(self.params))
+
+    @property
+    def training_bytes(self) -> int:
+        """Memory of one model's training state: parameters, two moments of Adam and the EMA, float32."""
+        return 4 * 4 * self.parameter_count
+
+    def denoiser(self, model: int, *, checkpoint: int = -1) -> Denoiser:
+        """Model ``model`` as a `Denoiser` on the ladder; NaN on levels that were not trained."""
+        params = jax.tree.map(lambda x: jnp.asarray(x[checkpoint, model]), self.params)
+        return self._denoiser(params, _stack(self._tables(self.specs[model])))
+
+    def map_models(self, function: Callable[[Denoiser, Any], Any], extra: Any = None) -> Any:
+        """Compiles ``function(denoiser, extra_of_model)`` and maps it over checkpoints and models.
+
+        Args:
+          function: traceable.
+          extra: a pytree of arrays with leading axis = models.
+
+        Returns:
+          ``function``'s pytree with leading axes ``[C, M]``, on the host.
+        """
+        checkpoints, models = len(self.checkpoints), len(self.specs)
+        tables = _stack([_stack(self._tables(spec)) for spec in self.specs])
+        count = checkpoints * models
+        rows = np.minimum(np.arange(padded_count(count)), count - 1)
+        packed = (
+            jax.tree.map(lambda x: x.reshape(count, *x.shape[2:])[rows], self.params),
+            jax.tree.map(lambda x: np.asarray(x)[rows % models], (tables, extra)),
+        )
+        mapped = map_runs(lambda _, row: function(self._denoiser(row[0], row[1][0]), row[1][1]), runs_per_batch=1)
+        return jax.tree.map(
+            lambda x: np.asarray(x)[:count].reshape(checkpoints, models, *x.shape[1:]), jax.jit(mapped)(0, packed)
+        )
+
+    def _tables(self, spec: ModelSpec) -> list[LevelTable]:
+        config = self.config
+        return [
+            level_table(config.ladder, block, spec.parameterisation, self.data_std, timed=config.timed)
+            for block in config.level_blocks
+        ]
+
+    def _denoiser(self, params: nnx.State, table: LevelTable) -> Denoiser:
+        """Equation (1) with the expert that owns the level; ``table`` is padded ``[E, L]``."""
+        graphdef = _graph_definition(self.config, self.width)
+        owner = np.full(int(self.config.ladder.t_max) + 1, -1)
+        row = np.zeros_like(owner)
+        for k, block in enumerate(self.config.level_blocks):
+            owner[block], row[block] = k, np.arange(len(block))
+
+        def on_level(z, level):
+            k = jnp.asarray(owner)[level]
+            network = nnx.merge(graphdef, jax.tree.map(lambda x: x[k], params))
+            own = jax.tree.map(lambda x: jnp.asarray(x)[k, jnp.asarray(row)[level]], table)
+            features = None if own.features is None else jnp.broadcast_to(own.features, (z.shape[0], BUMPS))
+            x0 = own.skip * z + own.out * network(z / own.radius, features)
+            return jnp.where(k < 0, jnp.nan, x0)
+
+        def denoise(z, t):
+            level = t.astype(int)
+            # A chain asks for one level at a time: one expert, one matrix product. Mixed levels go sample by sample.
+            return jax.lax.cond(
+                jnp.all(level == level[0]),
+                lambda: on_level(z, level[0]),
+                lambda: jax.lax.map(lambda pair: on_level(pair[0][None], pair[1])[0], (z, level)),
+            )
+
+        return denoise
+
+
+def _network(config: ExpertsConfig, width: int, key: jax.Array) -> ResidualMLP:
+    rngs = nnx.Rngs(params=key)
+    size = {"features": BUMPS if config.timed else 0, "hidden": config.hidden, "blocks": config.blocks}
+    return ResidualMLP(width, latent_dim=width, rngs=rngs, **size)
+
+
+def _graph_definition(config: ExpertsConfig, width: int) -> nnx.GraphDef:
+    return nnx.split(nnx.eval_shape(lambda: _network(config, width, jax.random.key(0))))[0]
+
+
+def _stack(tables: Sequence) -> Any:
+    """Stacks pytrees of arrays, padding the leading axis of each leaf to the longest."""
+
+    def pad(*leaves):
+        longest = max(len(leaf) for leaf in leaves)
+        return np.stack([np.pad(leaf, [(0, longest - len(leaf))] + [(0, 0)] * (leaf.ndim - 1)) for leaf in leaves])
+
+    return jax.tree.map(pad, *tables)
+
+
+def train(
+    specs: Sequence[ModelSpec],
+    samples: np.ndarray,
+    config: ExpertsConfig,
+    *,
+    experts_per_batch: int = 1,
+    report: Callable[[str], None] = lambda line: None,
+) -> TrainedExperts:
+    """Trains M models of K experts on ``samples``, all experts of all models as rows of one compiled program.
+
+    Args:
+      specs: the models, no two alike.
+      samples: training data ``[n, D]``, centred.
+      config: what the models have in common.
+      experts_per_batch: experts vmapped at once on each device; the others wait.
+      report: receives progress lines.
+
+    Returns:
+      The trained models. An expert that diverged keeps its last finite parameters and says when.
+
+    Raises:
+      ValueError: for repeated specs, or noise-prediction on a ladder that starts at pure noise.
+    """
+    if len(set(specs)) < len(specs):
+        raise ValueError("models must be distinct")
+    width, data_std = samples.shape[1], float(np.sqrt(np.mean(samples**2)))
+    runs, shape = _stack_runs(specs, config, data_std), (len(specs), len(config.level_blocks))
+    count = shape[0] * shape[1]
+    padded = jax.tree.map(lambda x: x[np.minimum(np.arange(padded_count(count)), count - 1)], runs)
+    init = map_runs(lambda _, run: _init_expert(config, width, run), runs_per_batch=1)
+    state = jax.jit(init)(0, padded)
+    data = jnp.asarray(samples, jnp.float32)
+    step_chunk = partial(_train_chunk, config, _graph_definition(config, width))
+    advance = jax.jit(map_runs(step_chunk, runs_per_batch=experts_per_batch), donate_argnums=(1,))
+    advance = advance.lower((data, jnp.zeros((2,), int)), (state, padded)).compile()
+
+    def unpad(tree):
+        return jax.tree.map(lambda x: np.asarray(x)[:count].reshape(*shape, *x.shape[1:]), tree)
+
+    marks = sorted({*config.checkpoints, config.steps})
+    kept, losses, seconds = [], [], [0.0]
+    for first, last in zip([0, *marks], marks, strict=False):
+        start = time.perf_counter()
+        state, loss = jax.block_until_ready(advance((data, jnp.asarray([first, last])), (state, padded)))
+        seconds.append(seconds[-1] + time.perf_counter() - start)
+        kept.append(unpad(state.ema))
+        losses.append(unpad(loss))
+        rate = last / seconds[-1]
+        report(
+            f"K = {config.experts}: step {last}/{config.steps} of {len(specs)} models ({count} experts), loss "
+            f"{np.nanmean(losses[-1]):.4f}, {rate * count:.0f} expert-steps/s, {(config.steps - last) / rate:.0f} s left"
+        )
+    return TrainedExperts(
+        specs=tuple(specs),
+        config=config,
+        width=width,
+        data_std=data_std,
+        checkpoints=np.array(marks),
+        params=jax.tree.map(lambda *leaves: np.stack(leaves), *kept),
+        losses=np.stack(losses),
+        failed_at=unpad(state.failed_at),
+        seconds=np.array(seconds[1:]),
+    )
+
+
+def _stack_runs(specs: Sequence[ModelSpec], config: ExpertsConfig, data_std: float) -> ExpertRun:
+    """Every expert of every model as one row; tables padded to the longest block."""
+    keys, rates, tables, counts = [], [], [], []
+    for spec in specs:
+        for block in config.level_blocks:
+            # The key names the expert by its place on the ladder, so it does not depend on which others are trained.
+            k = int((block[0] - 1) * config.experts // config.ladder.t_max)
+            name = f"K{config.experts}/{k}/{spec.parameterisation}/lr{spec.learning_rate:g}"
+            keys.append(jax.random.fold_in(jax.random.key(spec.seed), zlib.crc32(name.encode())))
+            rates.append(spec.learning_rate)
+            tables.append(level_table(config.ladder, block, spec.parameterisation, data_std, timed=config.timed))
+            counts.append(len(block))
+    table = jax.tree.map(jnp.asarray, _stack(tables))
+    return ExpertRun(jnp.stack(keys), jnp.asarray(rates, jnp.float32), table, jnp.asarray(counts))
+
+
+def _init_expert(config: ExpertsConfig, width: int, run: ExpertRun) -> TrainState:
+    return fresh_state(nnx.split(_network(config, width, jax.random.fold_in(run.key, 0)))[1])
+
+
+def _train_chunk(config, graphdef, shared, one_run):
+    """Steps first..last - 1 of one expert; returns the state and the mean loss."""
+    (data, bounds), (state, run) = shared, one_run
+
+    def step_of(step, carry):
+        state, total = carry
+        key = jax.random.fold_in(jax.random.fold_in(run.key, 1), step)
+        loss, gradient = jax.value_and_grad(partial(_expert_loss, config, graphdef, run, data, key))(state.params)
+        rate = run.learning_rate * jnp.minimum(1.0, (step + 1) / WARM_UP)
+        return apply_gradient(state, loss, gradient, step=step, rate=rate, ema_gamma=config.ema_gamma), total + loss
+
+    state, total = jax.lax.fori_loop(bounds[0], bounds[1], step_of, (state, jnp.zeros(())))
+    return state, total / (bounds[1] - bounds[0])
+
+
+def _expert_loss(config, graphdef, run, data, key, params):
+    """Mean squared error of F against its target on one batch, levels stratified over the expert's block."""
+    index_key, level_key, noise_key = jax.random.split(key, 3)
+    batch = config.batch_size
+    x0 = data[jax.random.randint(index_key, (batch,), 0, len(data))]
+    noise = jax.random.normal(noise_key, x0.shape[::-1]).T
+    place = (jnp.arange(batch) + jax.random.uniform(level_key, (batch,))) / batch
+    row = jnp.minimum((place * run.count).astype(int), run.count - 1)
+    level = jax.tree.map(lambda x: x[row], run.table)
+    z = level.alpha[:, None] * x0 + level.sigma[:, None] * noise
+    target = level.target_x0[:, None] * x0 + level.target_noise[:, None] * noise
+    return jnp.mean((nnx.merge(graphdef, params)(z / level.radius[:, None], level.features) - target) ** 2)

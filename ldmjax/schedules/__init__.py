@@ -1,0 +1,56 @@
+"""Noise schedules: how much of the data is left at each time.
+
+Forward time: t = 0 is data, t = ``t_max`` is noise, and the noised variable is
+
+    (1)  z_t = alpha(t) z_0 + sigma(t) eps,            eps ~ N(0, I)
+    (2)  logsnr(t) = log(alpha(t)^2 / sigma(t)^2),     decreasing in t.
+
+- `continuous`: schedules in continuous time and grids of sampling times
+- `ladders`: finitely many noise levels, T-space; a `Ladder` is a schedule whose time is the level's number
+"""
+
+from ldmjax.schedules.continuous import (
+    ContinuousSchedule,
+    LinearVP,
+    OrnsteinUhlenbeck,
+    RectifiedFlow,
+    Schedule,
+    VariancePreserving,
+    logsnr_from_noise_var,
+    noise_var_from_logsnr,
+    uniform_logsnr_times,
+    uniform_times,
+)
+from ldmjax.schedules.ladders import (
+    Ladder,
+    cosine_levels,
+    karras_levels,
+    linear_beta_levels,
+    nested_subsets,
+    rectified_flow_levels,
+    scaled_linear_levels,
+    spectral_levels,
+    uniform_logsnr_levels,
+)
+
+__all__ = [
+    "ContinuousSchedule",
+    "Ladder",
+    "LinearVP",
+    "OrnsteinUhlenbeck",
+    "RectifiedFlow",
+    "Schedule",
+    "VariancePreserving",
+    "cosine_levels",
+    "karras_levels",
+    "linear_beta_levels",
+    "logsnr_from_noise_var",
+    "nested_subsets",
+    "noise_var_from_logsnr",
+    "rectified_flow_levels",
+    "scaled_linear_levels",
+    "spectral_levels",
+    "uniform_logsnr_levels",
+    "uniform_logsnr_times",
+    "uniform_times",
+]
