@@ -14,10 +14,10 @@ Sources: arXiv 2508.14413 (the claim), Karras et al., arXiv 2206.00364, Salimans
 """
 
 import dataclasses
+import functools
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -204,13 +204,13 @@ class TrainedExperts:
     def denoiser(self, model: int, *, checkpoint: int = -1) -> Denoiser:
         """Model ``model`` as a `Denoiser` on the ladder; NaN on levels that were not trained."""
         params = jax.tree.map(lambda x: jnp.asarray(x[checkpoint, model]), self.params)
-        return self._denoiser(params, _stack(self._tables(self.specs[model])))
+        return _denoiser(self.config, self.width, params, _stack(self._tables(self.specs[model])))
 
     def map_models(self, function: Callable[[Denoiser, Any], Any], extra: Any = None) -> Any:
         """Compiles ``function(denoiser, extra_of_model)`` and maps it over checkpoints and models.
 
         Args:
-          function: traceable.
+          function: traceable; the same function object is compiled once for all results of one shape.
           extra: a pytree of arrays with leading axis = models.
 
         Returns:
@@ -224,10 +224,8 @@ class TrainedExperts:
             jax.tree.map(lambda x: x.reshape(count, *x.shape[2:])[rows], self.params),
             jax.tree.map(lambda x: np.asarray(x)[rows % models], (tables, extra)),
         )
-        mapped = map_runs(lambda _, row: function(self._denoiser(row[0], row[1][0]), row[1][1]), runs_per_batch=1)
-        return jax.tree.map(
-            lambda x: np.asarray(x)[:count].reshape(checkpoints, models, *x.shape[1:]), jax.jit(mapped)(0, packed)
-        )
+        result = _compiled_map(function, _without_length(self.config), self.width)(0, packed)
+        return jax.tree.map(lambda x: np.asarray(x)[:count].reshape(checkpoints, models, *x.shape[1:]), result)
 
     def _tables(self, spec: ModelSpec) -> list[LevelTable]:
         config = self.config
@@ -236,32 +234,55 @@ class TrainedExperts:
             for block in config.level_blocks
         ]
 
-    def _denoiser(self, params: nnx.State, table: LevelTable) -> Denoiser:
-        """Equation (1) with the expert that owns the level; ``table`` is padded ``[E, L]``."""
-        graphdef = _graph_definition(self.config, self.width)
-        owner = np.full(int(self.config.ladder.t_max) + 1, -1)
-        row = np.zeros_like(owner)
-        for k, block in enumerate(self.config.level_blocks):
-            owner[block], row[block] = k, np.arange(len(block))
 
-        def on_level(z, level):
-            k = jnp.asarray(owner)[level]
-            network = nnx.merge(graphdef, jax.tree.map(lambda x: x[k], params))
-            own = jax.tree.map(lambda x: jnp.asarray(x)[k, jnp.asarray(row)[level]], table)
-            features = None if own.features is None else jnp.broadcast_to(own.features, (z.shape[0], BUMPS))
-            x0 = own.skip * z + own.out * network(z / own.radius, features)
-            return jnp.where(k < 0, jnp.nan, x0)
+def _denoiser(config: ExpertsConfig, width: int, params: nnx.State, table: LevelTable) -> Denoiser:
+    """Equation (1) with the expert that owns the level; params ``[E, ...]``, ``table`` padded ``[E, L]``."""
+    graphdef = _graph_definition(config, width)
+    owner = np.full(int(config.ladder.t_max) + 1, -1)
+    row = np.zeros_like(owner)
+    for k, block in enumerate(config.level_blocks):
+        owner[block], row[block] = k, np.arange(len(block))
 
-        def denoise(z, t):
-            level = t.astype(int)
-            # A chain asks for one level at a time: one expert, one matrix product. Mixed levels go sample by sample.
-            return jax.lax.cond(
-                jnp.all(level == level[0]),
-                lambda: on_level(z, level[0]),
-                lambda: jax.lax.map(lambda pair: on_level(pair[0][None], pair[1])[0], (z, level)),
-            )
+    def on_level(z, level):
+        k = jnp.asarray(owner)[level]
+        network = nnx.merge(graphdef, jax.tree.map(lambda x: x[k], params))
+        own = jax.tree.map(lambda x: jnp.asarray(x)[k, jnp.asarray(row)[level]], table)
+        features = None if own.features is None else jnp.broadcast_to(own.features, (z.shape[0], BUMPS))
+        x0 = own.skip * z + own.out * network(z / own.radius, features)
+        return jnp.where(k < 0, jnp.nan, x0)
 
-        return denoise
+    def denoise(z, t):
+        level = t.astype(int)
+        # A chain asks for one level at a time: one expert, one matrix product. Mixed levels go sample by sample.
+        return jax.lax.cond(
+            jnp.all(level == level[0]),
+            lambda: on_level(z, level[0]),
+            lambda: jax.lax.map(lambda pair: on_level(pair[0][None], pair[1])[0], (z, level)),
+        )
+
+    return denoise
+
+
+def _without_length(config: ExpertsConfig) -> ExpertsConfig:
+    """What compiled programs depend on: they serve any number of steps."""
+    return dataclasses.replace(config, steps=1, checkpoints=())
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled_map(function, config: ExpertsConfig, width: int):
+    def one(_, row):
+        params, (table, extra) = row
+        return function(_denoiser(config, width, params, table), extra)
+
+    return jax.jit(map_runs(one, runs_per_batch=1))
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled_training(config: ExpertsConfig, width: int, experts_per_batch: int):
+    """(initialise, advance) over stacked experts."""
+    init = map_runs(lambda _, run: _init_expert(config, width, run), runs_per_batch=1)
+    step_chunk = functools.partial(_train_chunk, config, _graph_definition(config, width))
+    return jax.jit(init), jax.jit(map_runs(step_chunk, runs_per_batch=experts_per_batch), donate_argnums=(1,))
 
 
 def _network(config: ExpertsConfig, width: int, key: jax.Array) -> ResidualMLP:
@@ -313,12 +334,10 @@ def train(
     runs, shape = _stack_runs(specs, config, data_std), (len(specs), len(config.level_blocks))
     count = shape[0] * shape[1]
     padded = jax.tree.map(lambda x: x[np.minimum(np.arange(padded_count(count)), count - 1)], runs)
-    init = map_runs(lambda _, run: _init_expert(config, width, run), runs_per_batch=1)
-    state = jax.jit(init)(0, padded)
+    init, advance = _compiled_training(_without_length(config), width, experts_per_batch)
     data = jnp.asarray(samples, jnp.float32)
-    step_chunk = partial(_train_chunk, config, _graph_definition(config, width))
-    advance = jax.jit(map_runs(step_chunk, runs_per_batch=experts_per_batch), donate_argnums=(1,))
-    advance = advance.lower((data, jnp.zeros((2,), int)), (state, padded)).compile()
+    # Zero steps compile the program, so that the seconds below are those of training.
+    state, _ = jax.block_until_ready(advance((data, jnp.zeros(2, int)), (init(0, padded), padded)))
 
     def unpad(tree):
         return jax.tree.map(lambda x: np.asarray(x)[:count].reshape(*shape, *x.shape[1:]), tree)
@@ -376,7 +395,9 @@ def _train_chunk(config, graphdef, shared, one_run):
     def step_of(step, carry):
         state, total = carry
         key = jax.random.fold_in(jax.random.fold_in(run.key, 1), step)
-        loss, gradient = jax.value_and_grad(partial(_expert_loss, config, graphdef, run, data, key))(state.params)
+        loss, gradient = jax.value_and_grad(functools.partial(_expert_loss, config, graphdef, run, data, key))(
+            state.params
+        )
         rate = run.learning_rate * jnp.minimum(1.0, (step + 1) / WARM_UP)
         return apply_gradient(state, loss, gradient, step=step, rate=rate, ema_gamma=config.ema_gamma), total + loss
 

@@ -157,7 +157,7 @@ def sample_statistics(
     kernel = _kernel(chosen, chosen, reference.bandwidth, 0.0) * (1.0 - jnp.eye(chosen.shape[0]))
     kernel = kernel.reshape(blocks, per_block, blocks, per_block).sum(axis=(1, 3))
     cross = _kernel(chosen, encoded, reference.bandwidth, lost).reshape(blocks, -1).sum(axis=1)
-    sliced, potential = _sliced(z @ (reference.directions[:, :width] * mask).T, reference.quantiles, blocks)
+    sliced, potential = sliced_statistics(z @ (reference.directions[:, :width] * mask).T, reference.quantiles, blocks)
     return SampleStatistics(block_mean, second, kernel, cross, sliced, potential)
 
 
@@ -172,12 +172,20 @@ def _kernel(a, b, bandwidth, offset):
     return jnp.exp(-0.5 * squared / bandwidth**2)
 
 
-def _sliced(projected, quantiles, blocks):
-    """Mean squared W2 over directions of ``projected`` ``[N, P]``; block means ``[K]`` of its derivative in the weights.
+def sliced_statistics(projected: jax.Array, quantiles: jax.Array, blocks: int = 64) -> tuple[jax.Array, jax.Array]:
+    """Squared sliced W2 and what its standard error needs (traceable).
 
-    XLA sorts one array of integers seven times faster than floats with an index, so a sample's block number rides in the
-    last bits of its value (K = 64: six bits, a relative change of 4e-6).
+    Args:
+      projected: samples along each direction ``[N, P]``, N a multiple of ``blocks``.
+      quantiles: reference quantiles ``[P, N]`` along the same directions.
+      blocks: K, consecutive blocks of samples.
+
+    Returns:
+      (mean squared W2 over directions, block means ``[K]`` of its derivative in the samples' weights); their sum gives the
+      pseudo-values of equation (1).
     """
+    # XLA sorts one array of integers seven times faster than floats with an index, so a sample's block number rides in the
+    # last bits of its value (K = 64: six bits, a relative change of 4e-6).
     bits = (1 << (blocks - 1).bit_length()) - 1
     block = jnp.repeat(jnp.arange(blocks, dtype=jnp.int32), projected.shape[0] // blocks)
     code = jax.lax.bitcast_convert_type(projected.T, jnp.int32)

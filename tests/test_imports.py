@@ -20,6 +20,7 @@ LAYERS = {
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
 SAME_LAYER = {
     ("oracle", "process"),
+    ("mixtures", "process"),
     ("sweeps", "training"),
     ("sweeps", "devices"),
     ("training", "devices"),

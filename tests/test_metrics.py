@@ -104,7 +104,7 @@ def test_sliced_value_and_derivative():
     count, blocks = 512, 4
     values, ranks = rng.standard_normal(count), (np.arange(count) + 0.5) / count
     quantiles = np.quantile(rng.standard_normal(4096) * 1.5 + 0.3, ranks)
-    value, potential = metrics._sliced(
+    value, potential = metrics.sliced_statistics(
         jnp.asarray(values, jnp.float32)[:, None], jnp.asarray(quantiles, jnp.float32)[None], blocks
     )
     assert value == pytest.approx(np.mean((np.sort(values) - quantiles) ** 2), rel=1e-4)
@@ -128,7 +128,7 @@ def test_sliced_value_and_derivative():
 def test_sliced_matches_scipy_ordering():
     rng = np.random.default_rng(6)
     a, b = rng.standard_normal(1024), rng.standard_normal(1024) + 2
-    value, _ = metrics._sliced(jnp.asarray(a, jnp.float32)[:, None], jnp.asarray(np.sort(b), jnp.float32)[None], 64)
+    value, _ = metrics.sliced_statistics(jnp.asarray(a, jnp.float32)[:, None], jnp.asarray(np.sort(b), jnp.float32)[None], 64)
     assert float(value) >= wasserstein_distance(a, b) ** 2 - 1e-4  # W2 >= W1
 
 

@@ -69,9 +69,9 @@ def optimised_levels(
     """The levels from which DDIM, started from N(0, I), ends nearest to N(0, diag(variances)): a minimum of (2).
 
     The start's mismatch is part of what is minimised. It *raises* variances below 1, so unless the largest variances are
-    well above 1 the optimum has a mild noisiest level whose mismatch cancels DDIM's loss of variance; on N(0, I) it tends to
-    no noise at all. With ``pure_noise`` there is no mismatch (P = 1), only what the updates lose, and the optimum scales with
-    the data: sigma/alpha as the root of the variances.
+    well above 1 the optimum has a mild noisiest level whose mismatch cancels DDIM's loss of variance (several local minima
+    may exist, ``initial`` then chooses); on N(0, I) it tends to no noise at all. With ``pure_noise`` there is no mismatch
+    (P = 1), only what the updates lose, and the optimum scales with the data: sigma/alpha as the root of the variances.
 
     Args:
       variances: ``[D]``, any order; zeros drop out.
@@ -116,7 +116,7 @@ def optimised_levels(
         np.append(searched[0], np.log(-np.diff(searched))),
         jac=True,
         method="L-BFGS-B",
-        bounds=[(None, None)] + [(-10.0, 4.0)] * (len(searched) - 1),  # gaps neither round to 0 nor overflow
+        bounds=[(None, None)] + [(-10.0, 4.0)] * (len(searched) - 1),  # gaps neither vanish nor overflow
         options={"maxcor": 30, "ftol": 1e-15, "gtol": 1e-9, "maxiter": 1000},
     )
     log_ratio = log_ratios(found.x)

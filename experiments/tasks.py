@@ -1,0 +1,185 @@
+"""What T-space experiments train on and how they measure it: three tasks of unit scale, their exact scores, distances.
+
+- mixture: 8 Gaussian clusters in 8 dimensions, exact score known
+- gaussian: 16 dimensions, spectrum exp(-k/4), exact score known
+- the data of --data: their first principal components, no exact score, compared with held-out samples
+
+Every task is centred and scaled to mean square 1 per component, the scale of the noise. Synthetic tasks train on 65,536 draws.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldmjax import data, gaussians, metrics, mixtures, oracle, samplers, schedules
+from ldmjax.process import Denoiser
+
+DRAWS = 65_536
+DIRECTIONS = 64
+BLOCKS = 64  # of samples, for the standard error of sliced W2
+SYNTHETIC = ("mixture", "gaussian")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """One training problem.
+
+    Attributes:
+      name: shown in tables.
+      training: ``[n, D]``, mean square 1.
+      reference: ``[M, D]``, what samples are compared with; for real data the held-out samples.
+      covariance: ``[D, D]``, of the exact law, or of the held-out samples about 0.
+      exact: the exact denoiser on a schedule, None if the law is not known.
+    """
+
+    name: str
+    training: np.ndarray
+    reference: np.ndarray
+    covariance: np.ndarray
+    exact: Callable[[schedules.Schedule], Denoiser] | None
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.training.shape[1]
+
+    @functools.cached_property
+    def directions(self) -> np.ndarray:
+        """Fixed random unit directions ``[D, P]`` of sliced W2."""
+        unit = np.random.default_rng(0).standard_normal((self.dim, DIRECTIONS))
+        return unit / np.linalg.norm(unit, axis=0)
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - a handful of tasks live as long as the program
+    def quantiles(self, count: int) -> np.ndarray:
+        """Reference quantiles ``[P, count]`` along the directions."""
+        ranks = (np.arange(count) + 0.5) / count
+        return np.quantile(self.reference @ self.directions, ranks, axis=0).T
+
+    def sliced_floor(self, count: int) -> float:
+        """Squared sliced W2 that ``count`` samples of the true law keep from the reference, or two halves of the data.
+
+        Synthetic: the mean over ten sets of fresh draws. Real data: the training samples against the held-out ones.
+        """
+        if self.exact is None:
+            quantiles = self.quantiles(len(self.training))
+            return float(np.mean((np.sort(self.training @ self.directions, axis=0).T - quantiles) ** 2))
+        sets = self.reference[: len(self.reference) // 2 // count * count].reshape(-1, count, self.dim)[:10]
+        other = np.quantile(
+            self.reference[len(self.reference) // 2 :] @ self.directions, (np.arange(count) + 0.5) / count, axis=0
+        )
+        return float(np.mean([(np.sort(x @ self.directions, axis=0) - other) ** 2 for x in sets]))
+
+
+def mixture_task(*, seed: int = 0) -> Task:
+    """The 8-D mixture."""
+    law = mixtures.random_mixture(seed=seed)
+    return Task(
+        name="mixture",
+        training=law.draws(DRAWS, seed=seed),
+        reference=law.draws(2 * DRAWS, seed=seed, stream=1),
+        covariance=law.covariance,
+        exact=lambda schedule: mixtures.mixture_denoiser(law, schedule),
+    )
+
+
+def gaussian_task(*, seed: int = 0, dim: int = 16) -> Task:
+    """N(0, diag) with variances proportional to exp(-k/4), mean variance 1."""
+    variances = data.spectrum_variances("exponential:0.25", dim)
+    variances *= dim / variances.sum()
+
+    def draws(count, stream):
+        return np.random.default_rng([seed, stream]).standard_normal((count, dim)) * np.sqrt(variances)
+
+    return Task(
+        name="gaussian",
+        training=draws(DRAWS, 0),
+        reference=draws(2 * DRAWS, 1),
+        covariance=np.diag(variances),
+        exact=lambda schedule: oracle.gaussian_denoiser(variances, schedule),
+    )
+
+
+def data_task(dataset: data.Dataset, *, latent_dim: int, seed: int = 0, held_out: float = 0.3) -> Task:
+    """PCA latents of samples, fitted to the training part; its share ``held_out`` is what samples are compared with.
+
+    Raises:
+      ValueError: if the data have no samples, or fewer than ``latent_dim`` useful directions.
+    """
+    if dataset.samples is None:
+        raise ValueError(f"{dataset.name} is a spectrum: this task needs samples")
+    training, reference = dataset.split(n=int(len(dataset.samples) * (1.0 - held_out)), seed=seed)
+    variances, basis = data.principal_components(training)
+    if not 1 <= latent_dim <= np.count_nonzero(variances):
+        raise ValueError(f"latent_dim must be 1..{np.count_nonzero(variances)} for {dataset.name}, got {latent_dim}")
+    basis = basis[:, :latent_dim] / np.sqrt(np.mean(variances[:latent_dim]))
+    reference = reference @ basis
+    return Task(
+        name=f"{dataset.name}-{latent_dim}",
+        training=training @ basis,
+        reference=reference,
+        covariance=reference.T @ reference / len(reference),
+        exact=None,
+    )
+
+
+def make_tasks(names: Sequence[str], dataset: data.Dataset, *, latent_dim: int, seed: int = 0) -> list[Task]:
+    """Tasks by name: "mixture", "gaussian", and "data" for the data set's latents."""
+    makers = {
+        "mixture": lambda: mixture_task(seed=seed),
+        "gaussian": lambda: gaussian_task(seed=seed),
+        "data": lambda: data_task(dataset, latent_dim=latent_dim, seed=seed),
+    }
+    unknown = [name for name in names if name not in makers]
+    if unknown:
+        raise ValueError(f"tasks must be among {', '.join(makers)}, got {unknown[0]!r}")
+    return [makers[name]() for name in names]
+
+
+def run_chain(
+    denoiser: Denoiser, ladder: schedules.Ladder, start: jax.Array, sampler: str, *, stop: int = 0, seed: int = 0
+) -> jax.Array:
+    """Samples ``[N, D]`` of the chain from ``start`` down to level ``stop`` (0: clean data); traceable."""
+    times = ladder.times[: len(ladder.times) - stop]
+    states = samplers.sample(
+        denoiser, ladder, start, jax.random.key(seed), times=times, stops=[len(times) - 1], statistic=lambda z, t: z,
+        sampler=sampler,
+    )  # fmt: skip
+    return states[0]
+
+
+def flow_samples(task: Task, start: jax.Array) -> jax.Array:
+    """Where the exact probability flow takes ``start``: DPM-Solver++(2M) with the exact score on 500 levels."""
+    ladder = schedules.Ladder(*schedules.uniform_logsnr_levels(500, sigma_min=0.002, sigma_max=80.0))
+    return jax.jit(lambda z: run_chain(task.exact(ladder), ladder, z, "dpmpp_2m"))(start)
+
+
+def sample_summary(samples: jax.Array, task: Task) -> dict[str, jax.Array]:
+    """What `distances` needs of samples ``[N, D]``, N a multiple of 64; traceable."""
+    quantiles = jnp.asarray(task.quantiles(samples.shape[0]), jnp.float32)
+    sliced, potential = metrics.sliced_statistics(
+        samples @ jnp.asarray(task.directions, jnp.float32), quantiles, BLOCKS
+    )
+    centred = samples - jnp.mean(samples, axis=0)
+    return {
+        "mean": jnp.mean(samples, axis=0),
+        "covariance": centred.T @ centred / samples.shape[0],
+        "sliced_w2_squared": sliced,
+        "sliced_standard_error": jnp.std(potential, ddof=1) / np.sqrt(BLOCKS),
+    }
+
+
+def distances(summary: dict[str, np.ndarray], task: Task) -> dict[str, float]:
+    """One row of `sample_summary` on the host: adds "rel_fd", squared Fréchet distance over the data's total variance."""
+    if not np.all(np.isfinite(summary["covariance"])):
+        return {"rel_fd": np.inf, "sliced_w2_squared": np.inf, "sliced_standard_error": np.inf}
+    mean, covariance = (np.asarray(summary[key], np.float64) for key in ("mean", "covariance"))
+    frechet = gaussians.w2_squared(mean, covariance, task.reference.mean(axis=0), task.covariance)
+    return {
+        "rel_fd": frechet / float(np.trace(task.covariance)),
+        "sliced_w2_squared": float(summary["sliced_w2_squared"]),
+        "sliced_standard_error": float(summary["sliced_standard_error"]),
+    }
