@@ -1,0 +1,100 @@
+"""The command line of the contest."""
+
+import time
+
+from absl import flags
+
+from experiments import flags as shared
+from experiments import tasks as tasks_lib
+from experiments.disentangled import contest, report
+from experiments.disentangled.setup import Config
+from ldmjax import data, devices, records
+
+FLAGS = flags.FLAGS
+TASKS = (*tasks_lib.SYNTHETIC, "data")
+QUICK = {
+    "tasks": ["gaussian"], "experts": [1, 8, 32], "samples_per_state": [4], "sample_budget": 2**14,
+    "learning_rates": [3e-3], "seeds": [0, 1], "checkpoints": 5, "many_levels": 200,
+}  # fmt: skip
+
+
+def define_flags() -> None:
+    shared.define_data_flags()
+    shared.define_common_flags("disentangled")
+    shared.define_choices("tasks", ",".join(TASKS), f"What to learn: {', '.join(TASKS)} (latents of --data).", TASKS)
+    shared.define_integer("latent_dim", 32, "Principal components of --data.", low=1)
+    shared.define_ladder_flags(default="karras,uniform_logsnr,linear_beta,cosine,spectral")
+    shared.define_integer(
+        "many_levels", 1000, "Levels of the joint baseline, on the linear-beta ladder.", low=2, high=1000
+    )
+    shared.define_list("experts", "1,2,4,8,16,32", "Numbers of experts K.", int, 1)
+    shared.define_list("samples_per_state", "4,32", "Training samples per level and step.", int, 1)
+    shared.define_integer("sample_budget", 2**18, "Sample gradients that every model gets.", low=1)
+    shared.define_integer(
+        "checkpoints", 8, "Points of a curve, each at twice the steps of the one before.", low=2, high=20
+    )
+    shared.define_list("learning_rates", "0.001,0.003,0.01", "Rates to choose from.", float, 0, low_open=True)
+    shared.define_list("seeds", "0,1,2", "Seeds reported.", int, 0)
+    shared.define_integer("selection_seed", 100, "Seed on which rates and settings are chosen.", low=0)
+    shared.define_integer("hidden", 64, "Width of an expert.", low=1)
+    shared.define_integer("blocks", 1, "Residual blocks of an expert.", low=0)
+    shared.define_integer("samples", 1024, "Generated samples per measurement; a multiple of 64.", low=64)
+    shared.define_integer("experts_per_batch", 8, "Experts vmapped at once on each device.", low=1)
+
+
+def read_config() -> Config:
+    """Flags to configuration; --quick replaces the flags that were not given."""
+    if FLAGS.quick:
+        for name, value in QUICK.items():
+            if not FLAGS[name].present:
+                FLAGS[name].value = value
+    lists = "tasks ladders experts samples_per_state learning_rates seeds".split()
+    names = """latent_dim levels many_levels sigma_min sigma_max sample_budget checkpoints selection_seed hidden blocks samples
+        experts_per_batch""".split()
+    shared.check_ladder_flags()
+    try:
+        return Config(
+            **{name: tuple(FLAGS[name].value) for name in lists}, **{name: FLAGS[name].value for name in names}
+        )
+    except ValueError as error:
+        name = str(error).split()[0]
+        raise shared.bad(name, FLAGS[name].value, str(error)) from error
+
+
+def make_tasks(dataset: data.Dataset, config: Config) -> list[tasks_lib.Task]:
+    """The tasks of the contest, the same data for every seed."""
+    try:
+        return tasks_lib.make_tasks(config.tasks, dataset, latent_dim=config.latent_dim)
+    except ValueError as error:
+        raise shared.bad("latent_dim", config.latent_dim, str(error)) from error
+
+
+def main() -> None:
+    start = time.perf_counter()
+    config = read_config()
+    dataset = shared.load_dataset()
+    tasks = make_tasks(dataset, config)
+    workdir = shared.prepare_workdir()
+    outcomes, rows = [], []
+    for task in tasks:
+        outcomes.append(contest.run_task(task, config, lambda line: print(_stamp(start, line), flush=True)))
+        rows += report.make_records(outcomes[-1], config)
+        records.write_records(workdir, rows)
+        records.write_curves(workdir, report.curve_arrays(outcomes))
+        report.save_figure(workdir, outcomes[-1], config)
+        print(f"\n{report.tables(outcomes[-1], config)}\n", flush=True)
+    seconds = time.perf_counter() - start
+    records.write_metadata(
+        workdir, seconds=seconds, data_sha256=dataset.digest, training_seconds=report.seconds_of(outcomes)
+    )
+    print(f"{len(rows)} models in {seconds:.0f} s; records, curves and figures are in {workdir}")
+
+
+def _stamp(start: float, line: str) -> str:
+    return f"[{time.perf_counter() - start:5.0f} s] {line}"
+
+
+if __name__ == "__main__":
+    devices.use_all_cores()
+    define_flags()
+    shared.run(main)
