@@ -53,6 +53,12 @@ class Task:
         unit = np.random.default_rng(0).standard_normal((self.dim, DIRECTIONS))
         return unit / np.linalg.norm(unit, axis=0)
 
+    @functools.cached_property
+    def flow(self) -> Callable[[jax.Array], jax.Array]:
+        """Where the exact probability flow takes a start ``[N, D]``: DPM-Solver++(2M), exact score, 500 levels."""
+        ladder = schedules.Ladder(*schedules.uniform_logsnr_levels(500, sigma_min=0.002, sigma_max=80.0))
+        return jax.jit(lambda start: run_chain(self.exact(ladder), ladder, start, "dpmpp_2m"))
+
     @functools.lru_cache(maxsize=4)  # noqa: B019 - a handful of tasks live as long as the program
     def quantiles(self, count: int) -> np.ndarray:
         """Reference quantiles ``[P, count]`` along the directions."""
@@ -149,12 +155,6 @@ def run_chain(
         sampler=sampler,
     )  # fmt: skip
     return states[0]
-
-
-def flow_samples(task: Task, start: jax.Array) -> jax.Array:
-    """Where the exact probability flow takes ``start``: DPM-Solver++(2M) with the exact score on 500 levels."""
-    ladder = schedules.Ladder(*schedules.uniform_logsnr_levels(500, sigma_min=0.002, sigma_max=80.0))
-    return jax.jit(lambda z: run_chain(task.exact(ladder), ladder, z, "dpmpp_2m"))(start)
 
 
 def sample_summary(samples: jax.Array, task: Task) -> dict[str, jax.Array]:

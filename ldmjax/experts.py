@@ -247,7 +247,7 @@ def _denoiser(config: ExpertsConfig, width: int, params: nnx.State, table: Level
         k = jnp.asarray(owner)[level]
         network = nnx.merge(graphdef, jax.tree.map(lambda x: x[k], params))
         own = jax.tree.map(lambda x: jnp.asarray(x)[k, jnp.asarray(row)[level]], table)
-        features = None if own.features is None else jnp.broadcast_to(own.features, (z.shape[0], BUMPS))
+        features = None if own.features is None else own.features[None]
         x0 = own.skip * z + own.out * network(z / own.radius, features)
         return jnp.where(k < 0, jnp.nan, x0)
 

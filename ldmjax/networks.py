@@ -117,8 +117,8 @@ class ResidualMLP(nnx.Module):
         """Drops the components after the first ``width``."""
         self.encode, self.decode = nnx.Param(self.encode[:width]), nnx.Param(self.decode[:, :width])
 
-    def __call__(self, u: Float[Array, "b d"], features: Float[Array, "b f"] | None = None) -> Float[Array, "b d"]:
-        """F, ``[B, D]``; ``features`` is not read without a time input."""
+    def __call__(self, u: Float[Array, "b d"], features: Float[Array, "#b f"] | None = None) -> Float[Array, "b d"]:
+        """F, ``[B, D]``; ``features`` is ``[B, F]``, ``[1, F]`` for one time, and not read without a time input."""
         h = u @ self.encode[...]
         for i, (up, down) in enumerate(zip(self.up[...], self.down[...], strict=True)):
             inner = h @ up

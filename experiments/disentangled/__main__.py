@@ -14,7 +14,7 @@ FLAGS = flags.FLAGS
 TASKS = (*tasks_lib.SYNTHETIC, "data")
 QUICK = {
     "tasks": ["gaussian"], "experts": [1, 8, 32], "samples_per_state": [4], "sample_budget": 2**14,
-    "learning_rates": [3e-3], "seeds": [0, 1], "checkpoints": 5, "many_levels": 200,
+    "learning_rates": [1e-3, 3e-3], "seeds": [0, 1], "checkpoints": 5, "many_levels": 200,
 }  # fmt: skip
 
 

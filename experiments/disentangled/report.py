@@ -19,9 +19,8 @@ SAMPLER_NAMES = {"ddim": "DDIM", "dpmpp_2m": "2M", "ddim_all": "DDIM"}
 
 def tables(outcome: contest.TaskOutcome, config: Config) -> str:
     """The three tables of one task."""
-    return "\n".join(
-        [*_states_table(outcome, config), "", *_experts_table(outcome, config), "", *_contest_table(outcome, config)]
-    )
+    parts = _states_table(outcome, config), _experts_table(outcome, config), _contest_table(outcome, config)
+    return "\n\n".join("\n".join(lines) for lines in parts)
 
 
 def _values(runs: list[Run], sampler: str, metric: str) -> np.ndarray:
@@ -52,10 +51,17 @@ def _states_table(outcome: contest.TaskOutcome, config: Config) -> list[str]:
     return lines
 
 
-def _ratio(runs: list[Run], references: list[Run], sampler: str, metric: str, unit: str) -> str:
+def _ratio(
+    runs: list[Run],
+    references: list[Run],
+    sampler: str,
+    metric: str,
+    unit: str,
+    chains: tuple[str, ...] = contest.ALL_CHAINS,
+) -> str:
     """Median [least, largest] speed-up over seeds; < or > where a target was never reached or reached at once."""
     found = [
-        contest.speed_up(run, sampler, metric, contest.final_target(reference, metric))
+        contest.speed_up(run, sampler, metric, contest.final_target(reference, metric, chains=chains))
         for run, reference in zip(runs, references, strict=True)
     ]
     if all(f.reached == "yes" for f in found):
@@ -73,8 +79,8 @@ def _experts_table(outcome: contest.TaskOutcome, config: Config) -> list[str]:
     known = outcome.task.exact is not None
     sampler, least = outcome.best[1], min(config.samples_per_state)
     lines = [
-        f"{outcome.task.name}: K experts on the {config.levels} levels of {outcome.ladder}, sampled by {SAMPLER_NAMES[sampler]}; "
-        f"speed-up to the final quality of the joint model that predicts the same, {least} per state",
+        f"{outcome.task.name}: K experts on the {config.levels} levels of {outcome.ladder}, sampled by "
+        f"{SAMPLER_NAMES[sampler]}; speed-up to the final quality of the joint model that predicts the same, {least} per state",
         f"{'predicts':>8} {'per state':>9} {'K':>3} {'parameters':>10} {'MB':>6} {'trajectory':>10} {'sliced W2²':>16} "
         f"{'relFD':>7} {'steps x':>18} {'samples x':>18} {'wall x':>18}",
     ]
@@ -84,7 +90,9 @@ def _experts_table(outcome: contest.TaskOutcome, config: Config) -> list[str]:
             for k in config.experts:
                 runs = outcome.reported[outcome.ladder, config.levels, k, per_state, p]
                 trajectory = f"{_values(runs, sampler, 'trajectory_error').mean():.4f}" if known else "-"
-                ratios = " ".join(f"{_ratio(runs, references, sampler, metric, unit):>18}" for unit in contest.UNITS)
+                ratios = " ".join(
+                    f"{_ratio(runs, references, sampler, metric, unit, (sampler,)):>18}" for unit in contest.UNITS
+                )
                 lines.append(
                     f"{p:>8} {per_state:>9} {k:>3} {runs[0].parameters:>10} {runs[0].training_bytes / 1e6:>6.2f} "
                     f"{trajectory:>10} {_spread(_values(runs, sampler, 'sliced_w2_squared')):>16} "
@@ -102,15 +110,15 @@ def ingredients(outcome: contest.TaskOutcome, config: Config) -> list[tuple[str,
     least = min(config.samples_per_state)
     base = contest.BASELINE_LADDER
     steps = [
-        ("baseline: joint, noise, DDIM", (base, config.many_levels, 1, least, "noise"), "ddim"),
+        (f"joint noise, T = {config.many_levels}, DDIM", (base, config.many_levels, 1, least, "noise"), "ddim"),
         (f"+ sampler {SAMPLER_NAMES[sampler]}", (base, config.many_levels, 1, least, "noise"), sampler),
         (f"+ {levels} training levels", (base, levels, 1, least, "noise"), sampler),
         (f"+ ladder {ladder}", (ladder, levels, 1, least, "noise"), sampler),
         (f"+ predicts {p}", (ladder, levels, 1, least, p), sampler),
         (f"+ {per_state} per state", (ladder, levels, 1, per_state, p), sampler),
         (f"+ K = {experts}: chosen", kind, sampler),
-        ("joint v, many levels", (base, config.many_levels, 1, least, "v"), sampler),
-        ("joint v, few levels", (ladder, levels, 1, least, "v"), sampler),
+        (f"joint v, T = {config.many_levels}", (base, config.many_levels, 1, least, "v"), sampler),
+        (f"joint v, T = {levels}, {ladder}", (ladder, levels, 1, least, "v"), sampler),
     ]
     return [step for i, step in enumerate(steps) if i == 0 or step[1:] != steps[i - 1][1:]]
 
