@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -175,7 +176,7 @@ class TrainedExperts:
       width: data dimension D.
       data_std: s of equations (2), (3).
       checkpoints: steps ``[C]``.
-      params: power EMA of the parameters, leading axes ``[C, M, E]``, on the host.
+      params: power EMA of the parameters, flat, ``[C, M, E, P]``, on the host.
       losses: ``[C, M, E]``, mean training loss since the checkpoint before.
       failed_at: ``[M, E]``, the step at which an expert first was not finite, -1 for none.
       seconds: ``[C]``, training time of all models together up to the checkpoint, without compilation.
@@ -186,7 +187,7 @@ class TrainedExperts:
     width: int
     data_std: float
     checkpoints: np.ndarray
-    params: nnx.State
+    params: np.ndarray
     losses: np.ndarray
     failed_at: np.ndarray
     seconds: np.ndarray
@@ -194,7 +195,7 @@ class TrainedExperts:
     @property
     def parameter_count(self) -> int:
         """Parameters of one model, all its trained experts together."""
-        return sum(int(np.prod(leaf.shape[2:])) for leaf in jax.tree.leaves(self.params))
+        return self.params.shape[2] * self.params.shape[3]
 
     @property
     def training_bytes(self) -> int:
@@ -203,7 +204,7 @@ class TrainedExperts:
 
     def denoiser(self, model: int, *, checkpoint: int = -1) -> Denoiser:
         """Model ``model`` as a `Denoiser` on the ladder; NaN on levels that were not trained."""
-        params = jax.tree.map(lambda x: jnp.asarray(x[checkpoint, model]), self.params)
+        params = jnp.asarray(self.params[checkpoint, model])
         return _denoiser(self.config, self.width, params, _stack(self._tables(self.specs[model])))
 
     def map_models(self, function: Callable[[Denoiser, Any], Any], extra: Any = None) -> Any:
@@ -221,7 +222,7 @@ class TrainedExperts:
         count = checkpoints * models
         rows = np.minimum(np.arange(padded_count(count)), count - 1)
         packed = (
-            jax.tree.map(lambda x: x.reshape(count, *x.shape[2:])[rows], self.params),
+            self.params.reshape(count, *self.params.shape[2:])[rows],
             jax.tree.map(lambda x: np.asarray(x)[rows % models], (tables, extra)),
         )
         result = _compiled_map(function, _without_length(self.config), self.width)(0, packed)
@@ -235,9 +236,9 @@ class TrainedExperts:
         ]
 
 
-def _denoiser(config: ExpertsConfig, width: int, params: nnx.State, table: LevelTable) -> Denoiser:
-    """Equation (1) with the expert that owns the level; params ``[E, ...]``, ``table`` padded ``[E, L]``."""
-    graphdef = _graph_definition(config, width)
+def _denoiser(config: ExpertsConfig, width: int, params: jax.Array, table: LevelTable) -> Denoiser:
+    """Equation (1) with the expert that owns the level; params ``[E, P]``, ``table`` padded ``[E, L]``."""
+    rebuild = _rebuild(config, width)
     owner = np.full(int(config.ladder.t_max) + 1, -1)
     row = np.zeros_like(owner)
     for k, block in enumerate(config.level_blocks):
@@ -245,7 +246,7 @@ def _denoiser(config: ExpertsConfig, width: int, params: nnx.State, table: Level
 
     def on_level(z, level):
         k = jnp.asarray(owner)[level]
-        network = nnx.merge(graphdef, jax.tree.map(lambda x: x[k], params))
+        network = rebuild(params[k])
         own = jax.tree.map(lambda x: jnp.asarray(x)[k, jnp.asarray(row)[level]], table)
         features = None if own.features is None else own.features[None]
         x0 = own.skip * z + own.out * network(z / own.radius, features)
@@ -281,7 +282,7 @@ def _compiled_map(function, config: ExpertsConfig, width: int):
 def _compiled_training(config: ExpertsConfig, width: int, experts_per_batch: int):
     """(initialise, advance) over stacked experts."""
     init = map_runs(lambda _, run: _init_expert(config, width, run), runs_per_batch=1)
-    step_chunk = functools.partial(_train_chunk, config, _graph_definition(config, width))
+    step_chunk = functools.partial(_train_chunk, config, _rebuild(config, width))
     return jax.jit(init), jax.jit(map_runs(step_chunk, runs_per_batch=experts_per_batch), donate_argnums=(1,))
 
 
@@ -291,8 +292,11 @@ def _network(config: ExpertsConfig, width: int, key: jax.Array) -> ResidualMLP:
     return ResidualMLP(width, latent_dim=width, rngs=rngs, **size)
 
 
-def _graph_definition(config: ExpertsConfig, width: int) -> nnx.GraphDef:
-    return nnx.split(nnx.eval_shape(lambda: _network(config, width, jax.random.key(0))))[0]
+def _rebuild(config: ExpertsConfig, width: int) -> Callable[[jax.Array], ResidualMLP]:
+    """The function from flat parameters ``[P]`` to a network. Flat, Adam and EMA are a few operations and not dozens."""
+    graphdef, params = nnx.split(_network(config, width, jax.random.key(0)))
+    unravel = jax.flatten_util.ravel_pytree(params)[1]
+    return lambda flat: nnx.merge(graphdef, unravel(flat))
 
 
 def _stack(tables: Sequence) -> Any:
@@ -361,7 +365,7 @@ def train(
         width=width,
         data_std=data_std,
         checkpoints=np.array(marks),
-        params=jax.tree.map(lambda *leaves: np.stack(leaves), *kept),
+        params=np.stack(kept),
         losses=np.stack(losses),
         failed_at=unpad(state.failed_at),
         seconds=np.array(seconds[1:]),
@@ -385,17 +389,18 @@ def _stack_runs(specs: Sequence[ModelSpec], config: ExpertsConfig, data_std: flo
 
 
 def _init_expert(config: ExpertsConfig, width: int, run: ExpertRun) -> TrainState:
-    return fresh_state(nnx.split(_network(config, width, jax.random.fold_in(run.key, 0)))[1])
+    params = nnx.split(_network(config, width, jax.random.fold_in(run.key, 0)))[1]
+    return fresh_state(jax.flatten_util.ravel_pytree(params)[0])
 
 
-def _train_chunk(config, graphdef, shared, one_run):
+def _train_chunk(config, rebuild, shared, one_run):
     """Steps first..last - 1 of one expert; returns the state and the mean loss."""
     (data, bounds), (state, run) = shared, one_run
 
     def step_of(step, carry):
         state, total = carry
-        key = jax.random.fold_in(jax.random.fold_in(run.key, 1), step)
-        loss, gradient = jax.value_and_grad(functools.partial(_expert_loss, config, graphdef, run, data, key))(
+        key = jax.random.fold_in(run.key, step + 1)  # 0 was the initialisation's
+        loss, gradient = jax.value_and_grad(functools.partial(_expert_loss, config, rebuild, run, data, key))(
             state.params
         )
         rate = run.learning_rate * jnp.minimum(1.0, (step + 1) / WARM_UP)
@@ -405,15 +410,15 @@ def _train_chunk(config, graphdef, shared, one_run):
     return state, total / (bounds[1] - bounds[0])
 
 
-def _expert_loss(config, graphdef, run, data, key, params):
+def _expert_loss(config, rebuild, run, data, key, params):
     """Mean squared error of F against its target on one batch, levels stratified over the expert's block."""
     index_key, level_key, noise_key = jax.random.split(key, 3)
     batch = config.batch_size
     x0 = data[jax.random.randint(index_key, (batch,), 0, len(data))]
     noise = jax.random.normal(noise_key, x0.shape[::-1]).T
-    place = (jnp.arange(batch) + jax.random.uniform(level_key, (batch,))) / batch
-    row = jnp.minimum((place * run.count).astype(int), run.count - 1)
+    share = (jnp.arange(batch) + jax.random.uniform(level_key, (batch,))) / batch
+    row = jnp.minimum((share * run.count).astype(int), run.count - 1)
     level = jax.tree.map(lambda x: x[row], run.table)
     z = level.alpha[:, None] * x0 + level.sigma[:, None] * noise
     target = level.target_x0[:, None] * x0 + level.target_noise[:, None] * noise
-    return jnp.mean((nnx.merge(graphdef, params)(z / level.radius[:, None], level.features) - target) ** 2)
+    return jnp.mean((rebuild(params)(z / level.radius[:, None], level.features) - target) ** 2)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jaxtyping import PyTree
 
 from ldmjax.losses import denoising_score_matching, edm_weight, linear_score_matching
 from ldmjax.networks import MLP, DiagonalLinearScore, RunInputs, as_denoiser
@@ -63,9 +64,9 @@ class TrainingConfig:
 class TrainState(NamedTuple):
     """Arrays of one run: parameters, optimiser state, their power EMA, and the step at which it failed (-1: none)."""
 
-    params: nnx.State
+    params: PyTree
     optimiser: optax.OptState
-    ema: nnx.State
+    ema: PyTree
     failed_at: jax.Array
 
 
@@ -89,7 +90,7 @@ def init_state(config: TrainingConfig, width: int, key: jax.Array, latent_dim: j
     return fresh_state(nnx.split(make_network(config, width, key, latent_dim))[1])
 
 
-def fresh_state(params: nnx.State) -> TrainState:
+def fresh_state(params: PyTree) -> TrainState:
     """The state before the first step, from initial parameters."""
     return TrainState(params, ADAM.init(params), params, jnp.full((), -1, jnp.int32))
 
@@ -147,12 +148,12 @@ def train_step(
 def apply_gradient(
     state: TrainState,
     loss: jax.Array,
-    gradient: nnx.State,
+    gradient: PyTree,
     *,
     step: jax.Array,
     rate: jax.Array,
     ema_gamma: float,
-    project: Callable[[nnx.State], nnx.State] = lambda params: params,
+    project: Callable[[PyTree], PyTree] = lambda params: params,
 ) -> TrainState:
     """Adam with learning rate ``rate``, then ``project``, then the power EMA; a state that is not finite freezes."""
     update, optimiser = ADAM.update(gradient, state.optimiser)

@@ -28,8 +28,8 @@ def define_flags() -> None:
         "many_levels", 1000, "Levels of the joint baseline, on the linear-beta ladder.", low=2, high=1000
     )
     shared.define_list("experts", "1,2,4,8,16,32", "Numbers of experts K.", int, 1)
-    shared.define_list("samples_per_state", "4,32", "Training samples per level and step.", int, 1)
-    shared.define_integer("sample_budget", 2**18, "Sample gradients that every model gets.", low=1)
+    shared.define_list("samples_per_state", "4,16", "Training samples per level and step.", int, 1)
+    shared.define_integer("sample_budget", 2**17, "Sample gradients that every model gets.", low=1)
     shared.define_integer(
         "checkpoints", 8, "Points of a curve, each at twice the steps of the one before.", low=2, high=20
     )

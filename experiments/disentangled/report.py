@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib import ticker
 
 from experiments.disentangled import contest
 from experiments.disentangled.setup import SAMPLERS, Config, Run
@@ -110,7 +111,7 @@ def ingredients(outcome: contest.TaskOutcome, config: Config) -> list[tuple[str,
     least = min(config.samples_per_state)
     base = contest.BASELINE_LADDER
     steps = [
-        (f"joint noise, T = {config.many_levels}, DDIM", (base, config.many_levels, 1, least, "noise"), "ddim"),
+        (f"its chain of {levels}, DDIM", (base, config.many_levels, 1, least, "noise"), "ddim"),
         (f"+ sampler {SAMPLER_NAMES[sampler]}", (base, config.many_levels, 1, least, "noise"), sampler),
         (f"+ {levels} training levels", (base, levels, 1, least, "noise"), sampler),
         (f"+ ladder {ladder}", (ladder, levels, 1, least, "noise"), sampler),
@@ -133,6 +134,9 @@ def _contest_table(outcome: contest.TaskOutcome, config: Config) -> list[str]:
         f"by the best of its chains, {target:.4f}",
         f"{'setting':<32} {'rate':>6} {'final error':>16} {'steps x':>18} {'samples x':>18} {'wall x':>18}",
     ]
+    rate = references[0].setting.learning_rate
+    ones = " ".join(f"{1:>18}" for _ in contest.UNITS)
+    lines.append(f"{f'baseline: joint noise, T = {config.many_levels}':<32} {rate:>6g} {target:>16.4f} {ones}")
     for label, kind, sampler in ingredients(outcome, config):
         runs = outcome.reported[kind]
         ratios = " ".join(f"{_ratio(runs, references, sampler, metric, unit):>18}" for unit in contest.UNITS)
@@ -241,7 +245,8 @@ def save_figure(workdir: Path, outcome: contest.TaskOutcome, config: Config) -> 
             f"{METRIC_NAMES[metric]} (data units{'²' if metric == 'sliced_w2_squared' else ''})", fontsize=9
         )
         panel.grid(alpha=0.25, which="both")
-        panel.legend(fontsize=8, handlelength=3.2)
+    for panel, place in zip(axes[0], ("lower left", "lower left", "upper right"), strict=True):
+        panel.legend(fontsize=8, handlelength=3.2, loc=place)
     name = "".join(c if c.isalnum() or c in "._-" else "_" for c in outcome.task.name)
     plotting.save(figure, workdir / f"contest_{name}.png")
 
@@ -290,5 +295,8 @@ def _experts_panel(panel, outcome: contest.TaskOutcome, config: Config) -> None:
             index += 1
     panel.set(xscale="log", yscale="log")
     panel.set_xticks(config.experts, [str(k) for k in config.experts])
-    panel.minorticks_off()
+    panel.xaxis.set_minor_locator(ticker.NullLocator())
+    panel.yaxis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(2, 0.5)))
+    low, high = panel.get_ylim()
+    panel.set_ylim(low, high * (high / low) ** 0.35)  # room for the legend
     panel.set_xlabel(f"K, experts (1: joint; {config.levels}: one model per level)")

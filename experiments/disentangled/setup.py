@@ -27,9 +27,9 @@ class Config:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     experts: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    samples_per_state: tuple[int, ...] = (4, 32)
-    sample_budget: int = 2**18
-    checkpoints: int = 9
+    samples_per_state: tuple[int, ...] = (4, 16)
+    sample_budget: int = 2**17
+    checkpoints: int = 8
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     seeds: tuple[int, ...] = (0, 1, 2)
     selection_seed: int = 100
