@@ -53,8 +53,14 @@ class Ladder:
             raise ValueError(
                 f"alpha and sigma must be [T] with T >= 1, got {list(alpha.shape)} and {list(sigma.shape)}"
             )
-        if not (np.all(alpha[1:] > 0) and alpha[0] >= 0 and np.all(sigma > 0)):
-            raise ValueError("alpha and sigma must be > 0 (the first alpha may be 0)")
+        allowed = np.isfinite(alpha) & np.isfinite(sigma) & (alpha >= 0) & (sigma > 0)
+        allowed[1:] &= alpha[1:] > 0
+        if not np.all(allowed):
+            k = int(np.argmin(allowed))
+            raise ValueError(
+                "alpha and sigma must be finite and > 0 (the noisiest alpha may be 0), got alpha = "
+                f"{alpha[k]:g}, sigma = {sigma[k]:g} at level {alpha.size - k}"
+            )
         with np.errstate(divide="ignore"):
             falls = np.diff(sigma / alpha) < 0
         if not np.all(falls):
@@ -184,8 +190,12 @@ def spectral_levels(variances: ArrayLike, levels: int, *, iterations: int = 5) -
     _check_count(levels)
     variances = np.asarray(variances, np.float64)
     variances = variances[variances != 0]
-    if variances.size == 0 or not np.all((variances > 0) & np.isfinite(variances)) or iterations < 0:
-        raise ValueError("spectral_levels needs finite variances >= 0, one of them > 0, and iterations >= 0")
+    if iterations < 0:
+        raise ValueError(f"iterations must be >= 0, got {iterations}")
+    wrong = variances[~((variances > 0) & np.isfinite(variances))]
+    if variances.size == 0 or wrong.size:
+        got = f"{wrong[0]:g} among them" if wrong.size else "none"
+        raise ValueError(f"variances must be finite and >= 0, one of them > 0, got {got}")
     centres = 0.5 * np.log(variances)
     # sech^2 falls as exp(-2 |l|): 12 beyond the outermost centres leaves 1e-5 of rho ~ sech outside.
     log_ratio = np.linspace(centres.min() - 12.0, centres.max() + 12.0, 4001)
