@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import flags
 
-from ldmjax import data, records
+from ldmjax import data, records, schedules
 
 FLAGS = flags.FLAGS
 EXIT_USAGE = 2
+LADDERS = ("karras", "uniform_logsnr", "linear_beta", "scaled_linear", "cosine", "rectified_flow", "spectral")
 
 
 class UsageError(Exception):
@@ -51,6 +53,48 @@ class _ListParser(flags.ArgumentParser):
         return f"comma-separated {self.kind.__name__} list"
 
 
+class _ChoicesParser(flags.ArgumentParser):
+    """Comma-separated names out of a set, without repetition."""
+
+    def __init__(self, choices: Sequence[str]):
+        self.choices = tuple(choices)
+        self.allowed = f"comma-separated names out of {', '.join(self.choices)}, none twice"
+        self.syntactic_help = self.allowed
+
+    def parse(self, argument: str | Sequence[str]) -> list[str]:
+        words = [w.strip() for w in (argument.split(",") if isinstance(argument, str) else argument)]
+        if set(words) - set(self.choices) or len(set(words)) < len(words):
+            raise ValueError(f"must be {self.allowed}")
+        return words
+
+    def flag_type(self) -> str:
+        return "comma-separated names"
+
+
+class _RangeParser(flags.ArgumentParser):
+    """LOW:HIGH, whole numbers >= 1, both included."""
+
+    syntactic_help = "LOW:HIGH, whole numbers with 1 <= LOW <= HIGH, both included"
+
+    def parse(self, argument: str | Sequence[int]) -> tuple[int, int]:
+        words = argument.split(":") if isinstance(argument, str) else argument
+        try:
+            low, high = (int(word) for word in words)
+        except ValueError:
+            raise ValueError(f"must be {self.syntactic_help}") from None
+        if not 1 <= low <= high:
+            raise ValueError(f"must be {self.syntactic_help}")
+        return low, high
+
+    def flag_type(self) -> str:
+        return "range"
+
+
+class _RangeSerializer(flags.ArgumentSerializer):
+    def serialize(self, value: tuple[int, int]) -> str:
+        return f"{value[0]}:{value[1]}"
+
+
 class _ListSerializer(flags.ArgumentSerializer):
     def serialize(self, value: Sequence) -> str:
         return ",".join(str(v) for v in value)
@@ -64,6 +108,11 @@ def define_list(
     flags.DEFINE(parser, name, default, help_text, serializer=_ListSerializer())
 
 
+def define_choices(name: str, default: str, help_text: str, choices: Sequence[str]):
+    """Defines a list flag whose entries are names out of ``choices``."""
+    flags.DEFINE(_ChoicesParser(choices), name, default, help_text, serializer=_ListSerializer())
+
+
 def define_integer(name: str, default: int | None, help_text: str, *, low: int, high: int | None = None):
     """Defines a bounded integer flag."""
     flags.DEFINE_integer(name, default, help_text, lower_bound=low, upper_bound=high)
@@ -74,6 +123,22 @@ def define_data_flags(*, default: str = "digits") -> None:
     flags.DEFINE_string("data", None, f"digits, or the path of an .npz file with key images or x. Default: {default}.")
     flags.DEFINE_string("spectrum", None, f"Instead of --data, a Gaussian with this spectrum: {data.SPECTRA}.")
     define_integer("data_dim", 64, "Dimension of --spectrum (a file gives its own).", low=1, high=100_000)
+
+
+def define_ladder_flags(*, default: str = "karras", levels: int | str = 32) -> None:
+    """--ladders, --levels (a list if its default is one, "8,32"), --sigma_min, --sigma_max."""
+    define_choices("ladders", default, f"Ladders of noise levels: {', '.join(LADDERS)}.", LADDERS)
+    if isinstance(levels, str):
+        define_list("levels", levels, "Numbers of noise levels of a ladder, T.", int, 1, 10_000)
+    else:
+        define_integer("levels", levels, "Noise levels of a ladder, T.", low=1, high=10_000)
+    flags.DEFINE_float("sigma_min", 0.002, "Cleanest ratio sigma/alpha of karras and uniform_logsnr.")
+    flags.DEFINE_float("sigma_max", 80.0, "Noisiest ratio sigma/alpha of karras and uniform_logsnr.")
+
+
+def define_states(help_text: str) -> None:
+    """--states=LOW:HIGH, a range of levels of a ladder; (low, high), or None if not given."""
+    flags.DEFINE(_RangeParser(), "states", None, help_text, serializer=_RangeSerializer())
 
 
 def define_common_flags(experiment: str) -> None:
@@ -105,6 +170,49 @@ def load_dataset(*, default: str = "digits") -> data.Dataset:
         return data.load(name)
     except ValueError as error:
         raise bad("data", name, str(error)) from error
+
+
+def make_ladder(
+    name: str, levels: int, variances: np.ndarray, *, sigma_min: float = 0.002, sigma_max: float = 80.0
+) -> schedules.Ladder:
+    """The ladder that a name of `LADDERS` stands for; reads no flag.
+
+    Args:
+      name: one of `LADDERS`.
+      levels: T.
+      variances: covariance spectrum ``[D]`` of the data that is noised, for "spectral".
+      sigma_min: cleanest ratio sigma/alpha of "karras" and "uniform_logsnr"; the others have a range of their own.
+      sigma_max: their noisiest.
+
+    Raises:
+      ValueError: for an unknown name, or a number of levels or a range that the ladder does not allow.
+    """
+    if name not in LADDERS:
+        raise ValueError(f"ladder must be one of {', '.join(LADDERS)}, got {name!r}")
+    if name == "spectral":
+        return schedules.Ladder(*schedules.spectral_levels(variances, levels))
+    limits = {"sigma_min": sigma_min, "sigma_max": sigma_max} if name in ("karras", "uniform_logsnr") else {}
+    return schedules.Ladder(*getattr(schedules, f"{name}_levels")(levels, **limits))
+
+
+def check_ladder_flags() -> None:
+    """--levels, --sigma_min and --sigma_max suit every one of --ladders."""
+    if not 0 < FLAGS.sigma_min < FLAGS.sigma_max < math.inf:
+        raise bad("sigma_min", FLAGS.sigma_min, f"must be > 0 and < --sigma_max={FLAGS.sigma_max}, which is finite")
+    for name in FLAGS.ladders:
+        for levels in np.atleast_1d(FLAGS.levels).tolist():
+            try:
+                make_ladder(name, levels, np.ones(1), sigma_min=FLAGS.sigma_min, sigma_max=FLAGS.sigma_max)
+            except ValueError as error:
+                raise bad("levels", FLAGS.levels, f"{name}: {error}") from error
+
+
+def check_states() -> None:
+    """--states, if given, lies within 1..--levels."""
+    if FLAGS.states is not None and FLAGS.states[1] > FLAGS.levels:
+        raise bad(
+            "states", "{}:{}".format(*FLAGS.states), f"must lie within 1:{FLAGS.levels}, the levels of the ladder"
+        )
 
 
 def check_n(dataset: data.Dataset, *, held_out: int = 2) -> None:
@@ -142,10 +250,10 @@ def _module_flags(module: str):
 
 def run(main: Callable[[], None]) -> None:
     """Parses flags, runs ``main``, and turns bad input into one line and exit status 2."""
-    if {"--help", "-h", "-help", "--helpshort"} & set(sys.argv[1:]):
-        print(_help_text())
-        return
     try:
+        if {"--help", "-h", "-help", "--helpshort"} & set(sys.argv[1:]):
+            print(_help_text(), flush=True)
+            return
         stray = FLAGS(sys.argv)[1:]
         if stray:
             raise UsageError(f"stray word {stray[0]!r}: only flags of the form --name=value are allowed")

@@ -283,7 +283,8 @@ def _compiled_training(config: ExpertsConfig, width: int, experts_per_batch: int
     """(initialise, advance) over stacked experts."""
     init = map_runs(lambda _, run: _init_expert(config, width, run), runs_per_batch=1)
     step_chunk = functools.partial(_train_chunk, config, _rebuild(config, width))
-    return jax.jit(init), jax.jit(map_runs(step_chunk, runs_per_batch=experts_per_batch), donate_argnums=(1,))
+    advance = map_runs(step_chunk, runs_per_batch=experts_per_batch)
+    return jax.jit(init), jax.jit(lambda shared, state, runs: advance(shared, (state, runs)), donate_argnums=(1,))
 
 
 def _network(config: ExpertsConfig, width: int, key: jax.Array) -> ResidualMLP:
@@ -341,7 +342,7 @@ def train(
     init, advance = _compiled_training(_without_length(config), width, experts_per_batch)
     data = jnp.asarray(samples, jnp.float32)
     # Zero steps compile the program, so that the seconds below are those of training.
-    state, _ = jax.block_until_ready(advance((data, jnp.zeros(2, int)), (init(0, padded), padded)))
+    state, _ = jax.block_until_ready(advance((data, jnp.zeros(2, int)), init(0, padded), padded))
 
     def unpad(tree):
         return jax.tree.map(lambda x: np.asarray(x)[:count].reshape(*shape, *x.shape[1:]), tree)
@@ -350,7 +351,7 @@ def train(
     kept, losses, seconds = [], [], [0.0]
     for first, last in zip([0, *marks], marks, strict=False):
         start = time.perf_counter()
-        state, loss = jax.block_until_ready(advance((data, jnp.asarray([first, last])), (state, padded)))
+        state, loss = jax.block_until_ready(advance((data, jnp.asarray([first, last])), state, padded))
         seconds.append(seconds[-1] + time.perf_counter() - start)
         kept.append(unpad(state.ema))
         losses.append(unpad(loss))

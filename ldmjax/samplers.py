@@ -256,11 +256,13 @@ def sample(
       The statistic's pytree with a leading axis of stops.
 
     Raises:
-      ValueError: for times that do not fall or stops that do not rise within 0..N.
+      ValueError: for times that do not fall, or are not levels of a ladder, or stops that do not rise within 0..N.
     """
     times, stops = np.asarray(times, np.float64), np.asarray(stops, int)
     if times.ndim != 1 or not np.all(np.diff(times) < 0):
         raise ValueError("times must be [N + 1], strictly decreasing")
+    if isinstance(schedule, Ladder) and not np.isin(times, schedule.times).all():
+        raise ValueError(f"times on a ladder must be level numbers, 0..{int(schedule.t_max)}, got {times.tolist()}")
     if stops.size == 0 or np.any(np.diff(stops) <= 0) or stops[0] < 0 or stops[-1] >= times.size:
         raise ValueError(f"stops must rise strictly within 0..{times.size - 1}, got {stops.tolist()}")
     grid = jnp.asarray(times, start.dtype)

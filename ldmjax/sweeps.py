@@ -224,14 +224,14 @@ def train(
             lambda _, run: init_state(config, width, jax.random.fold_in(run.key, 0), run.latent_dim), runs_per_batch=1
         )
     )
-    advance = jax.jit(
-        map_runs(partial(_train_chunk, config, graph_definition(config, width), chunk), runs_per_batch=runs_per_batch),
-        donate_argnums=(1,),
+    chunked = map_runs(
+        partial(_train_chunk, config, graph_definition(config, width), chunk), runs_per_batch=runs_per_batch
     )
+    advance = jax.jit(lambda shared, state, runs: chunked(shared, (state, runs)), donate_argnums=(1,))
     initial = jax.tree.map(lambda x: x[: len(specs)], init(0, padded).params)
     state, losses, start = init(0, padded), [], time.perf_counter()
     for first in range(0, config.steps, chunk):
-        state, loss = advance((sources, jnp.asarray(first)), (state, padded))
+        state, loss = advance((sources, jnp.asarray(first)), state, padded)
         losses.append(np.asarray(loss)[: len(specs)])
         done, seconds = min(first + chunk, config.steps), time.perf_counter() - start
         report(

@@ -7,7 +7,15 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from ldmjax import oracle, samplers, schedules
-from ldmjax.schedules import Ladder, LinearVP, OrnsteinUhlenbeck, RectifiedFlow, uniform_logsnr_times, uniform_times
+from ldmjax.schedules import (
+    Ladder,
+    LinearVP,
+    OrnsteinUhlenbeck,
+    RectifiedFlow,
+    karras_levels,
+    uniform_logsnr_times,
+    uniform_times,
+)
 
 VARIANCES = np.array([3.0, 0.7, 0.05, 0.0])
 RECURSION = {"euler_maruyama": "euler_maruyama", "exponential": "exponential", "euler": "euler_ode", "heun": "heun_ode"}
@@ -511,3 +519,12 @@ def test_bad_eta_on_a_ladder_raises():
     for sampler, eta in [("dpmpp_2m", 0.5), ("ddpm_exact", 1.0), ("ddpm", 0.5), ("ddim", 1.5), ("ddim", -0.1)]:
         with pytest.raises(ValueError, match=f"got {eta} with '{sampler}'"):
             samplers.make_step(denoiser, ladder, sampler=sampler, eta=eta)
+
+
+def test_times_on_a_ladder_are_level_numbers():
+    ladder = Ladder(*karras_levels(4))
+    denoiser, start = oracle.gaussian_denoiser(VARIANCES, ladder), jnp.ones((2, len(VARIANCES)))
+    options = {"stops": [1], "statistic": lambda z, t: z, "sampler": "ddim"}
+    for times in ([5.0, 4.0], [4.0, 2.5], [1.0, -1.0]):
+        with pytest.raises(ValueError, match="level numbers, 0..4"):
+            samplers.sample(denoiser, ladder, start, jax.random.key(0), times=np.array(times), **options)
