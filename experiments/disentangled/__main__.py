@@ -28,8 +28,11 @@ def define_flags() -> None:
         "many_levels", 1000, "Levels of the joint baseline, on the linear-beta ladder.", low=2, high=1000
     )
     shared.define_list("experts", "1,2,4,8,16,32", "Numbers of experts K.", int, 1)
-    shared.define_list("samples_per_state", "4,16", "Training samples per level and step.", int, 1)
-    shared.define_integer("sample_budget", 2**17, "Sample gradients that every model gets.", low=1)
+    shared.define_list("samples_per_state", "4,32", "Training samples per level and step.", int, 1)
+    shared.define_integer("sample_budget", 2**18, "Sample gradients that a model gets.", low=1)
+    shared.define_integer(
+        "large_batch_budgets", 2, "Budgets that models get which see more than the least of --samples_per_state.", low=1
+    )
     shared.define_integer(
         "checkpoints", 8, "Points of a curve, each at twice the steps of the one before.", low=2, high=20
     )
@@ -49,8 +52,8 @@ def read_config() -> Config:
             if not FLAGS[name].present:
                 FLAGS[name].value = value
     lists = "tasks ladders experts samples_per_state learning_rates seeds".split()
-    names = """latent_dim levels many_levels sigma_min sigma_max sample_budget checkpoints selection_seed hidden blocks samples
-        experts_per_batch""".split()
+    names = """latent_dim levels many_levels sigma_min sigma_max sample_budget large_batch_budgets checkpoints selection_seed
+        hidden blocks samples experts_per_batch""".split()
     shared.check_ladder_flags()
     try:
         return Config(

@@ -235,7 +235,7 @@ def save_figure(workdir: Path, outcome: contest.TaskOutcome, config: Config) -> 
         caption=f"Left and middle: lines are means, bands the range of {len(config.seeds)} seeds; every chain has "
         f"{config.levels} levels. Grey line: final quality of the baseline by the best of its chains. "
         f"Right: at the end of training, {SAMPLER_NAMES[sampler]} on {config.levels} levels of {outcome.ladder}; "
-        "all models saw the same number of samples. One sample gradient is one noised sample through one expert.",
+        f"{_budgets(config)}. One sample gradient is one noised sample through one expert.",
     )  # fmt: skip
     for panel, unit in zip(axes[0, :2], ("sequential_steps", "sample_gradients"), strict=True):
         _curves_panel(panel, outcome, config, unit)
@@ -249,6 +249,11 @@ def save_figure(workdir: Path, outcome: contest.TaskOutcome, config: Config) -> 
         panel.legend(fontsize=8, handlelength=3.2, loc=place)
     name = "".join(c if c.isalnum() or c in "._-" else "_" for c in outcome.task.name)
     plotting.save(figure, workdir / f"contest_{name}.png")
+
+
+def _budgets(config: Config) -> str:
+    """What every model was trained on, in words."""
+    return ", ".join(f"{m} samples per state: {config.steps(m)} steps" for m in config.samples_per_state)
 
 
 def _curves_panel(panel, outcome: contest.TaskOutcome, config: Config, unit: str) -> None:

@@ -27,8 +27,9 @@ class Config:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     experts: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    samples_per_state: tuple[int, ...] = (4, 16)
-    sample_budget: int = 2**17
+    samples_per_state: tuple[int, ...] = (4, 32)
+    sample_budget: int = 2**18
+    large_batch_budgets: int = 2
     checkpoints: int = 8
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -49,11 +50,16 @@ class Config:
         if self.selection_seed in self.seeds:
             raise ValueError(f"selection_seed must not be among the seeds reported, got {self.selection_seed}")
         most = max(self.samples_per_state) * self.levels
-        if self.sample_budget < most * 2 ** (self.checkpoints - 1):
+        if min(map(self.steps, self.samples_per_state)) < 2 ** (self.checkpoints - 1):
             raise ValueError(
                 f"sample_budget must be >= {most * 2 ** (self.checkpoints - 1)}: {self.checkpoints} checkpoints, each twice "
                 f"the one before, of steps of up to {most} samples, got {self.sample_budget}"
             )
+
+    def steps(self, samples_per_state: int) -> int:
+        """Optimiser steps of models that see this many samples of each level in a step."""
+        budgets = 1 if samples_per_state == min(self.samples_per_state) else self.large_batch_budgets
+        return budgets * self.sample_budget // (samples_per_state * self.levels)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,7 +177,7 @@ class Trainer:
         config, first = self.config, settings[0]
         chain = self.chain(first.ladder, first.levels)
         batch = -(-first.samples_per_state * config.levels // first.experts)
-        steps = config.sample_budget // (first.samples_per_state * config.levels)
+        steps = config.steps(first.samples_per_state)
         marks = tuple(steps >> i for i in range(config.checkpoints - 1, -1, -1))
         trained = experts.train(
             [
