@@ -22,7 +22,8 @@ def map_runs(function: Callable, *, runs_per_batch: int) -> Callable:
 
     Args:
       function: takes (a pytree that every run shares, one run's pytree).
-      runs_per_batch: runs that a device handles at once (vmapped); the rest wait their turn, which bounds memory.
+      runs_per_batch: runs that a device handles at once (vmapped), or somewhat fewer if that divides their number; the rest
+        wait their turn, which bounds memory.
 
     Returns:
       A function of (shared, runs) for a number of runs that is a multiple of the device count (`padded_count`).
@@ -32,10 +33,17 @@ def map_runs(function: Callable, *, runs_per_batch: int) -> Callable:
     def on_device(shared, runs):
         # Accelerators round the factors of a matrix product to 10 or 8 bits unless told not to.
         with jax.default_matmul_precision("highest"):
-            return jax.lax.map(lambda run: function(shared, run), runs, batch_size=runs_per_batch)
+            batch = _batch(jax.tree.leaves(runs)[0].shape[0], runs_per_batch)
+            return jax.lax.map(lambda run: function(shared, run), runs, batch_size=batch)
 
     spec = PartitionSpec("runs")
     return jax.shard_map(on_device, mesh=mesh, in_specs=(PartitionSpec(), spec), out_specs=spec, check_vma=False)
+
+
+def _batch(count: int, runs_per_batch: int) -> int:
+    """A divisor of ``count`` near ``runs_per_batch`` if there is one: a remainder would be compiled as a second program."""
+    most = min(count, runs_per_batch)
+    return next((size for size in range(most, most // 2, -1) if count % size == 0), runs_per_batch)
 
 
 def padded_count(runs: int) -> int:
