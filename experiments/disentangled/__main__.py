@@ -34,7 +34,7 @@ def define_flags() -> None:
         "large_batch_budgets", 2, "Budgets that models get which see more than the least of --samples_per_state.", low=1
     )
     shared.define_integer(
-        "checkpoints", 8, "Points of a curve, each at twice the steps of the one before.", low=2, high=20
+        "checkpoints", 7, "Points of a curve, each at twice the steps of the one before.", low=2, high=20
     )
     shared.define_list("learning_rates", "0.001,0.003,0.01", "Rates to choose from.", float, 0, low_open=True)
     shared.define_list("seeds", "0,1,2", "Seeds reported.", int, 0)

@@ -48,7 +48,7 @@ def _states_table(outcome: contest.TaskOutcome, config: Config) -> list[str]:
             cells.append(_spread(_values(runs, "ddim_all", metric)) if levels == long else "-")
             lines.append(f"{levels:>10} {p:>9} " + " ".join(f"{cell:>18}" for cell in cells))
     if metric == "sliced_w2_squared":
-        lines.append(f"two halves of the data: {outcome.task.sliced_floor(config.samples):.4f}")
+        lines.append(f"the training samples against those held out: {outcome.task.sliced_floor(config.samples):.4f}")
     return lines
 
 
@@ -99,8 +99,8 @@ def _experts_table(outcome: contest.TaskOutcome, config: Config) -> list[str]:
                     f"{trajectory:>10} {_spread(_values(runs, sampler, 'sliced_w2_squared')):>16} "
                     f"{_values(runs, sampler, 'rel_fd').mean():>7.4f} {ratios}"
                 )
-    lines.append(f"squared sliced W2 of {config.samples} exact samples, or of two halves of the data: "
-                 f"{outcome.task.sliced_floor(config.samples):.4f}")  # fmt: skip
+    floor = f"{config.samples} draws of the law" if known else "the training samples against those held out"
+    lines.append(f"squared sliced W2 of {floor}: {outcome.task.sliced_floor(config.samples):.4f}")
     return lines
 
 
@@ -117,7 +117,7 @@ def ingredients(outcome: contest.TaskOutcome, config: Config) -> list[tuple[str,
         (f"+ ladder {ladder}", (ladder, levels, 1, least, "noise"), sampler),
         (f"+ predicts {p}", (ladder, levels, 1, least, p), sampler),
         (f"+ {per_state} per state", (ladder, levels, 1, per_state, p), sampler),
-        (f"+ K = {experts}: chosen", kind, sampler),
+        (f"+ K = {experts}", kind, sampler),
         (f"joint v, T = {config.many_levels}", (base, config.many_levels, 1, least, "v"), sampler),
         (f"joint v, T = {levels}, {ladder}", (ladder, levels, 1, least, "v"), sampler),
     ]
@@ -141,6 +141,7 @@ def _contest_table(outcome: contest.TaskOutcome, config: Config) -> list[str]:
         runs = outcome.reported[kind]
         ratios = " ".join(f"{_ratio(runs, references, sampler, metric, unit):>18}" for unit in contest.UNITS)
         final = _spread(_values(runs, sampler, metric))
+        label += ", chosen" if (kind, sampler) == outcome.best else ""
         lines.append(f"{label:<32} {runs[0].setting.learning_rate:>6g} {final:>16} {ratios}")
     return lines
 

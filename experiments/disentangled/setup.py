@@ -30,7 +30,7 @@ class Config:
     samples_per_state: tuple[int, ...] = (4, 32)
     sample_budget: int = 2**18
     large_batch_budgets: int = 2
-    checkpoints: int = 8
+    checkpoints: int = 7
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     seeds: tuple[int, ...] = (0, 1, 2)
     selection_seed: int = 100
