@@ -77,12 +77,17 @@ class ExpertsConfig:
             raise ValueError(f"checkpoints must rise within 1..{self.steps}, the steps, got {list(self.checkpoints)}")
 
     @property
-    def level_blocks(self) -> list[np.ndarray]:
-        """Level numbers of each trained expert, cleanest expert first; untrained levels and experts are left out."""
+    def trained_levels(self) -> dict[int, np.ndarray]:
+        """Level numbers of each trained expert by its number k, 0 the cleanest of K; what is not trained is left out."""
         low, high = self.states or (1, int(self.ladder.t_max))
         blocks = np.array_split(np.arange(1, int(self.ladder.t_max) + 1), self.experts)
-        kept = [block[(block >= low) & (block <= high)] for block in blocks]
-        return [block for block in kept if block.size]
+        kept = {k: block[(block >= low) & (block <= high)] for k, block in enumerate(blocks)}
+        return {k: block for k, block in kept.items() if block.size}
+
+    @property
+    def level_blocks(self) -> list[np.ndarray]:
+        """Level numbers of each trained expert, cleanest expert first."""
+        return list(self.trained_levels.values())
 
     @property
     def timed(self) -> bool:
@@ -377,9 +382,8 @@ def _stack_runs(specs: Sequence[ModelSpec], config: ExpertsConfig, data_std: flo
     """Every expert of every model as one row; tables padded to the longest block."""
     keys, rates, tables, counts = [], [], [], []
     for spec in specs:
-        for block in config.level_blocks:
+        for k, block in config.trained_levels.items():
             # The key names the expert by its place on the ladder, so it does not depend on which others are trained.
-            k = int((block[0] - 1) * config.experts // config.ladder.t_max)
             name = f"K{config.experts}/{k}/{spec.parameterisation}/lr{spec.learning_rate:g}"
             keys.append(jax.random.fold_in(jax.random.key(spec.seed), zlib.crc32(name.encode())))
             rates.append(spec.learning_rate)

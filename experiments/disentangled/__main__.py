@@ -66,6 +66,8 @@ def read_config() -> Config:
 
 def make_tasks(dataset: data.Dataset, config: Config) -> list[tasks_lib.Task]:
     """The tasks of the contest, the same data for every seed."""
+    if "data" in config.tasks and dataset.samples is None:
+        raise shared.bad("spectrum", FLAGS.spectrum, "has no samples, which --tasks=data needs; allowed without it")
     try:
         return tasks_lib.make_tasks(config.tasks, dataset, latent_dim=config.latent_dim)
     except ValueError as error:

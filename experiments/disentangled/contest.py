@@ -68,7 +68,8 @@ def final_target(run: Run, metric: str, *, share: float = 1.0, chains: Sequence[
     if chain != "ddim_all":
         curve = run.errors[chain][metric]
         crossings = {unit: first_crossing(cost, curve, finals[chain]) for unit, cost in costs(run).items()}
-        whole = {unit: whole[unit] if np.isnan(c) else c for unit, c in crossings.items()}
+        # A curve that starts at its final error reached it by the first checkpoint.
+        whole = {unit: float(costs(run)[unit][0]) if np.isnan(c) else c for unit, c in crossings.items()}
     return Target(error=float(finals[chain]), chain=chain, cost=whole)
 
 
@@ -192,8 +193,12 @@ def _setting(levels_kind: tuple, parameterisation: str, rate: float, seed: int) 
 
 
 def _final(run: Run, metric: str) -> float:
-    """Final error by the better sampler; what learning rates are chosen by."""
-    return min(run.errors[s][metric][-1] for s in SAMPLERS)
+    """Final error by the better sampler, inf for a diverged run; what learning rates are chosen by."""
+    return np.inf if run.diverged else min(_finite_or_inf(run.errors[s][metric][-1]) for s in SAMPLERS)
+
+
+def _finite_or_inf(error: float) -> float:
+    return float(error) if np.isfinite(error) else np.inf
 
 
 def baseline_kind(config: Config) -> tuple:
@@ -213,11 +218,10 @@ def choose_setting(chosen: dict[tuple, Run], config: Config, metric: str) -> tup
             values = found.bound if found.reached == "at once" else found.ratio
             score = min(values[unit] / goal for unit, goal in GOAL.items())
             # A setting that never gets there ranks behind all that do, by how close it came.
-            scores[kind, sampler] = score if np.isfinite(score) else -run.errors[sampler][metric][-1]
+            scores[kind, sampler] = score if np.isfinite(score) else -_finite_or_inf(run.errors[sampler][metric][-1])
     return max(scores, key=scores.get)
 
 
 def median_and_range(values: Sequence[float]) -> tuple[float, float, float]:
-    """Median, least and largest; NaN (target not crossed) makes the affected ends NaN."""
-    ordered = np.sort(np.asarray(values, np.float64))  # NaN sorts last: a run that never arrives is the slowest
-    return float(ordered[len(ordered) // 2]), float(ordered[0]), float(ordered[-1])
+    """Median, least and largest."""
+    return float(np.median(values)), float(np.min(values)), float(np.max(values))

@@ -49,17 +49,24 @@ class Config:
             raise ValueError(f"experts must be 1..{self.levels}, the levels, and include 1, got {list(self.experts)}")
         if self.selection_seed in self.seeds:
             raise ValueError(f"selection_seed must not be among the seeds reported, got {self.selection_seed}")
-        most = max(self.samples_per_state) * self.levels
-        if min(map(self.steps, self.samples_per_state)) < 2 ** (self.checkpoints - 1):
+        least = 2 ** (self.checkpoints - 1)
+        if min(map(self.steps, self.samples_per_state)) < least:
+            needed = max(-(-least * m * self.levels // self._budgets(m)) for m in self.samples_per_state)
             raise ValueError(
-                f"sample_budget must be >= {most * 2 ** (self.checkpoints - 1)}: {self.checkpoints} checkpoints, each twice "
-                f"the one before, of steps of up to {most} samples, got {self.sample_budget}"
+                f"sample_budget must be >= {needed}: {self.checkpoints} checkpoints, each at twice the steps of the one "
+                f"before, are {least} steps, got {self.sample_budget}"
+            )
+        if "rectified_flow" in self.ladders:
+            raise ValueError(
+                "ladders must not hold rectified_flow: noise-prediction says nothing where it starts, pure noise"
             )
 
     def steps(self, samples_per_state: int) -> int:
         """Optimiser steps of models that see this many samples of each level in a step."""
-        budgets = 1 if samples_per_state == min(self.samples_per_state) else self.large_batch_budgets
-        return budgets * self.sample_budget // (samples_per_state * self.levels)
+        return self._budgets(samples_per_state) * self.sample_budget // (samples_per_state * self.levels)
+
+    def _budgets(self, samples_per_state: int) -> int:
+        return 1 if samples_per_state == min(self.samples_per_state) else self.large_batch_budgets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -223,7 +230,8 @@ class Trainer:
 
     def _error(self, summary: dict[str, np.ndarray]) -> dict[str, float]:
         measured = tasks_lib.distances(summary, self.task)
-        return measured | {k: float(summary[k]) for k in ("flow_error", "trajectory_error") if k in summary}
+        measured |= {k: float(summary[k]) for k in ("flow_error", "trajectory_error") if k in summary}
+        return {k: v if np.isfinite(v) else np.inf for k, v in measured.items()}
 
     def _add_long_chain(self, chain, trained, targets, errors) -> None:
         last = dataclasses.replace(

@@ -1,0 +1,644 @@
+"""The contest: crossings, targets and speed-ups with known answers, selection, tables and records, the whole command."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from test_experiments_closed_form import run_commands
+
+from experiments import tasks
+from experiments.disentangled import contest, report, setup
+from experiments.disentangled.setup import Config, Run, Setting
+from experiments.flags import make_ladder
+from ldmjax import data, oracle, records
+
+METRIC = "flow_error"
+KIND = ("karras", 8, 1, 2, "noise")
+STEPS = np.array([1, 2, 4, 8, 16, 32])
+TINY = Config(
+    ladders=("karras", "linear_beta"), levels=8, many_levels=40, experts=(1, 2, 8), samples_per_state=(2, 4),
+    sample_budget=1024, checkpoints=6, learning_rates=(0.1, 0.2), seeds=(0, 1, 2), samples=64,
+)  # fmt: skip
+GAUSSIAN = tasks.gaussian_task(dim=3)
+
+
+def make_run(kind=KIND, *, ddim, dpmpp_2m=None, ddim_all=None, rate=0.1, seed=0, batch=16, seconds=0.5, steps=STEPS):
+    """A run whose errors are ``ddim`` and ``dpmpp_2m`` at every checkpoint; every metric is the same."""
+    names = ("flow_error", "trajectory_error", "sliced_w2_squared", "rel_fd")
+    curves = {"ddim": ddim, "dpmpp_2m": ddim if dpmpp_2m is None else dpmpp_2m}
+    if ddim_all is not None:
+        curves["ddim_all"] = [ddim_all]
+    ladder, levels, experts, samples, parameterisation = kind
+    return Run(
+        setting=Setting(
+            ladder=ladder, levels=levels, experts=experts, samples_per_state=samples, learning_rate=rate, seed=seed,
+            parameterisation=parameterisation,
+        ),
+        steps=steps, sample_gradients=steps * batch, seconds=steps * seconds,
+        errors={s: {name: np.asarray(curve, np.float64) for name in names} for s, curve in curves.items()},
+        parameters=100 * experts, training_bytes=1600 * experts, diverged=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("power", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("cost", [2.0 ** np.arange(6), np.array([3.0, 10.0, 11.0, 500.0])])
+def test_crossing_of_a_power_law_is_exact(power, cost):
+    """Error 7 c^-p reaches 7 x^-p at cost x, wherever the checkpoints are."""
+    for x in np.geomspace(cost[0] * 1.001, cost[-1], 13):
+        assert contest.first_crossing(cost, 7.0 * cost**-power, 7.0 * x**-power) == pytest.approx(x, rel=1e-9)
+
+
+def test_crossing_on_a_checkpoint_is_its_cost():
+    for k in range(1, 4):
+        assert contest.first_crossing(
+            np.array([1.0, 2.0, 8.0, 9.0]), np.array([5.0, 4.0, 2.0, 1.0]), [4, 2, 1][k - 1]
+        ) == (pytest.approx([2.0, 8.0, 9.0][k - 1]))
+
+
+def test_first_of_several_crossings_counts():
+    cost, error = 2.0 ** np.arange(6), np.array([8.0, 4.0, 1.0, 6.0, 0.5, 0.25])
+    assert contest.first_crossing(cost, error, 2.0) == pytest.approx(np.sqrt(8.0))
+
+
+def test_crossings_that_are_not_between_checkpoints():
+    cost = np.array([1.0, 2.0, 4.0])
+    assert np.isnan(contest.first_crossing(cost, np.array([4.0, 3.0, 2.0]), 1.0))  # never
+    assert np.isnan(contest.first_crossing(cost, np.array([1.0, 0.5, 0.2]), 1.0))  # at the first checkpoint already
+    assert np.isnan(contest.first_crossing(cost, np.array([0.9, 3.0, 0.2]), 1.0))
+    assert np.isnan(contest.first_crossing(cost, np.full(3, np.nan), 1.0))
+    # Nothing to interpolate from or to.
+    assert contest.first_crossing(cost, np.array([9.0, np.inf, 0.5]), 1.0) == 4.0
+    assert contest.first_crossing(cost, np.array([np.nan, 0.5, 0.1]), 1.0) == 2.0
+    assert contest.first_crossing(cost, np.array([2.0, 0.0, 0.0]), 1.0) == 2.0
+
+
+def test_target_is_the_final_error_of_the_best_chain():
+    curve = 4.0 * STEPS**-0.5
+    run = make_run(ddim=curve, dpmpp_2m=2.0 * curve)
+    target = contest.final_target(run, METRIC)
+    assert target.chain == "ddim" and target.error == pytest.approx(4.0 / np.sqrt(32))
+    assert target.cost == pytest.approx({"sequential_steps": 32, "sample_gradients": 512, "wall_clock": 16.0})
+    assert contest.final_target(run, METRIC, chains=("dpmpp_2m",)).error == pytest.approx(8.0 / np.sqrt(32))
+    with_all = make_run(ddim=curve, ddim_all=0.01)
+    target = contest.final_target(with_all, METRIC)
+    assert target.chain == "ddim_all" and target.error == 0.01
+    assert target.cost == pytest.approx({"sequential_steps": 32, "sample_gradients": 512, "wall_clock": 16.0})
+    assert contest.final_target(with_all, METRIC, chains=("ddim",)).chain == "ddim"
+    assert contest.final_target(make_run(ddim=curve, ddim_all=9.0), METRIC).chain == "ddim"
+
+
+@pytest.mark.parametrize(("share", "steps"), [(0.25, 8), (0.5, 16), (1.0, 32)])
+def test_target_after_a_share_of_training(share, steps):
+    """The chain measured at the end only does not compete earlier."""
+    run = make_run(ddim=9.0 * STEPS**-0.5, dpmpp_2m=4.0 * STEPS**-0.5, ddim_all=0.01)
+    target = contest.final_target(run, METRIC, share=share)
+    assert target.chain == ("ddim_all" if share == 1.0 else "dpmpp_2m")
+    assert target.error == pytest.approx(0.01 if share == 1.0 else 4.0 * steps**-0.5)
+    assert target.cost == pytest.approx(
+        {"sequential_steps": steps, "sample_gradients": 16 * steps, "wall_clock": 0.5 * steps}
+    )
+
+
+def test_target_costs_what_its_first_crossing_cost():
+    """A reference that passed its own final error on the way and came back is charged for the first time only."""
+    run = make_run(ddim=[16.0, 4.0, 1.0, 0.5, 2.0, 2.0])
+    target = contest.final_target(run, METRIC)
+    assert target.error == 2.0
+    assert target.cost == pytest.approx(
+        {"sequential_steps": np.sqrt(8), "sample_gradients": 16 * np.sqrt(8), "wall_clock": np.sqrt(8) / 2}
+    )
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [8.0 * STEPS**-0.7, [8.0, 4.0, 3.0, 2.5, 2.5, 2.5], [16.0, 4.0, 1.0, 0.5, 2.0, 2.0], [1.0, 2.0, 3, 4, 5, 6]],
+)
+def test_reference_is_not_faster_than_itself(curve):
+    run = make_run(ddim=curve)
+    found = contest.speed_up(run, "ddim", METRIC, contest.final_target(run, METRIC))
+    if found.reached == "yes":
+        assert found.ratio == pytest.approx(dict.fromkeys(contest.UNITS, 1.0))
+    else:  # reached at once: faster than a bound, which must not be more than 1
+        assert max(found.bound.values()) <= 1.0 + 1e-9
+
+
+def test_speed_up_in_three_units():
+    """Reference 4 n^-1/2 to 32 steps; candidate 2 n^-1/2 gets there in 8 steps, of twice the samples and half the time."""
+    reference = make_run(ddim=4.0 * STEPS**-0.5)
+    target = contest.final_target(reference, METRIC)
+    fast = make_run(ddim=2.0 * STEPS**-0.5, dpmpp_2m=3.0 * STEPS**-0.5, batch=32, seconds=0.25)
+    found = contest.speed_up(fast, "ddim", METRIC, target)
+    assert found.reached == "yes"
+    assert found.ratio == pytest.approx({"sequential_steps": 4.0, "sample_gradients": 2.0, "wall_clock": 8.0})
+    found = contest.speed_up(fast, "dpmpp_2m", METRIC, target)  # 18 steps
+    assert found.ratio == pytest.approx(
+        {"sequential_steps": 32 / 18, "sample_gradients": 16 / 18, "wall_clock": 64 / 18}
+    )
+
+
+def test_speed_up_is_a_bound_where_there_is_no_crossing():
+    target = contest.final_target(make_run(ddim=4.0 * STEPS**-0.5), METRIC)
+    never = contest.speed_up(make_run(ddim=9.0 * STEPS**-0.5, batch=64), "ddim", METRIC, target)
+    assert never.reached == "never" and np.all(np.isnan(list(never.ratio.values())))
+    assert never.bound == pytest.approx({"sequential_steps": 1.0, "sample_gradients": 0.25, "wall_clock": 1.0})
+    once = contest.speed_up(make_run(ddim=0.1 * STEPS**-0.5, batch=64), "ddim", METRIC, target)
+    assert once.reached == "at once" and np.all(np.isnan(list(once.ratio.values())))
+    assert once.bound == pytest.approx({"sequential_steps": 32.0, "sample_gradients": 8.0, "wall_clock": 32.0})
+    broken = contest.speed_up(make_run(ddim=np.full(6, np.nan)), "ddim", METRIC, target)
+    assert broken.reached == "never"
+
+
+def planted(changes=()):
+    """One run of every kind on the selection seed: 4 n^-1/2 but for ``changes``, {kind: (curve, samples per step)}."""
+    found = {}
+    for levels_kind in contest.kinds(TINY, "karras"):
+        for p in contest.PARAMETERISATIONS:
+            kind = (*levels_kind, p)
+            curve, batch = dict(changes).get(kind, (4.0 * STEPS**-0.5, 16))
+            found[kind] = make_run(kind, ddim=curve, dpmpp_2m=2.0 * curve, batch=batch)
+    return found
+
+
+BASELINE = ("linear_beta", 40, 1, 2, "noise")
+WINNER = ("karras", 8, 2, 4, "v")
+
+
+def test_chosen_setting_is_the_planted_one():
+    assert contest.baseline_kind(TINY) == BASELINE
+    strong = (1.0 * STEPS**-0.5, 16)
+    # As good, but of many levels: not among those that T-space chooses from.
+    chosen = planted({WINNER: strong, (*BASELINE[:4], "v"): (0.5 * STEPS**-0.5, 16)})
+    assert contest.choose_setting(chosen, TINY, METRIC) == (WINNER, "ddim")
+    chosen[WINNER] = make_run(WINNER, ddim=4.0 * STEPS**-0.5, dpmpp_2m=1.0 * STEPS**-0.5)
+    assert contest.choose_setting(chosen, TINY, METRIC) == (WINNER, "dpmpp_2m")
+    for order in (1, -1):
+        shuffled = dict(list(chosen.items())[::order])
+        assert contest.choose_setting(shuffled, TINY, METRIC) == (WINNER, "dpmpp_2m")
+
+
+def test_choice_needs_speed_in_steps_and_in_samples():
+    """Many times fewer steps of many times the samples lose to a setting that saves some of both."""
+    steps_only = ("karras", 8, 8, 4, "v")
+    both = {unit: goal for unit, goal in contest.GOAL.items()}
+    assert set(both) == {"sequential_steps", "sample_gradients"}
+    # 30 times fewer steps at 0.6 of the samples; 5 and 3.3 times.
+    chosen = planted({steps_only: (4.0 * (30 * STEPS) ** -0.5, 16 * 50), WINNER: (4.0 * (5 * STEPS) ** -0.5, 24)})
+    assert contest.choose_setting(chosen, TINY, METRIC) == (WINNER, "ddim")
+
+
+def test_setting_that_never_gets_there_loses_to_all_that_do():
+    late = {kind: (40.0 * STEPS**-0.5, 16) for kind in planted() if kind[1] == 8}
+    near = ("karras", 8, 8, 2, "noise")
+    assert contest.choose_setting(planted(late | {near: (4.1 * STEPS**-0.5, 16)}), TINY, METRIC) == (near, "ddim")
+    slow = ("karras", 8, 2, 2, "noise")
+    changes = late | {near: (4.1 * STEPS**-0.5, 16), slow: (4.0 * STEPS**-0.5, 16 * 1000)}
+    assert contest.choose_setting(planted(changes), TINY, METRIC) == (slow, "ddim")
+
+
+def test_setting_without_a_number_is_never_chosen():
+    for broken in (("linear_beta", 8, 1, 2, "noise"), ("karras", 8, 1, 2, "noise"), ("karras", 8, 8, 4, "v")):
+        changes = {WINNER: (1.0 * STEPS**-0.5, 16), broken: (np.full(6, np.nan), 16)}
+        assert contest.choose_setting(planted(changes), TINY, METRIC) == (WINNER, "ddim")
+
+
+def test_kinds_are_the_joint_models_and_the_grid_without_repetition():
+    found = contest.kinds(TINY, "karras")
+    assert found[:2] == [("linear_beta", 40, 1, 2), ("linear_beta", 8, 1, 2)]
+    assert found[2:] == [("karras", 8, k, m) for m in (2, 4) for k in (1, 2, 8)]
+    same = contest.kinds(TINY, "linear_beta")
+    assert same[:2] == found[:2] and len(same) == len(set(same)) == 7
+
+
+@pytest.mark.parametrize("name", ["karras", "linear_beta", "spectral"])
+@pytest.mark.parametrize("levels", [8, 40, 41])
+def test_sampled_levels_are_levels_that_were_trained(name, levels):
+    """Level k of the chain is level numbers[k] of the trained ladder, the noisiest among them; 0 is clean data."""
+    chain = setup.Trainer(GAUSSIAN, TINY, print).chain(name, levels)
+    assert chain.trained.t_max == levels and chain.sampled.t_max == 8 and chain.numbers.shape == (9,)
+    np.testing.assert_array_equal(chain.trained.alpha(chain.numbers), chain.sampled.alpha(np.arange(9)))
+    np.testing.assert_array_equal(chain.trained.sigma(chain.numbers), chain.sampled.sigma(np.arange(9)))
+    assert chain.numbers[0] == 0 and chain.numbers[-1] == levels
+    expected = make_ladder(name, levels, np.diag(GAUSSIAN.covariance))
+    if name != "spectral":
+        np.testing.assert_allclose(chain.trained.sigma_levels, expected.sigma_levels)
+
+
+def test_ladder_is_the_one_whose_exact_chain_is_closest():
+    config = dataclasses.replace(TINY, ladders=("scaled_linear", "karras", "spectral", "cosine"))
+    trainer = setup.Trainer(GAUSSIAN, config, print)
+    name, scores = contest.choose_ladder(trainer)
+    lam = np.linalg.eigvalsh(GAUSSIAN.training.T @ GAUSSIAN.training / len(GAUSSIAN.training))
+    expected = {}
+    for ladder_name in config.ladders:
+        ladder = make_ladder(ladder_name, 8, lam)
+        for sampler in setup.SAMPLERS:
+            law = oracle.chain_variances(lam, ladder.alpha_levels, ladder.sigma_levels, sampler=sampler)[-1]
+            error = np.sqrt(np.sum((np.sqrt(law) - np.sqrt(lam)) ** 2) / np.sum(lam))
+            assert scores[ladder_name][sampler] == pytest.approx(error, rel=1e-6)
+            expected[ladder_name] = min(expected.get(ladder_name, np.inf), error)
+    assert name == min(expected, key=expected.get) and list(scores) == list(config.ladders)
+
+
+def test_ladder_is_chosen_by_its_better_sampler():
+    """Karras is better for DDIM, but 2M on uniform logsnr is best of all four."""
+    trainer = setup.Trainer(GAUSSIAN, dataclasses.replace(TINY, ladders=("karras", "uniform_logsnr")), print)
+    name, scores = contest.choose_ladder(trainer)
+    assert scores["karras"]["ddim"] < scores["uniform_logsnr"]["ddim"] and name == "uniform_logsnr"
+
+
+class Planned(setup.Trainer):
+    """Trains nothing: rate 0.2 is twice as good as 0.1, 0.4 has no number; v is better by a fifth, K = 8 with v by 4 more."""
+
+    calls = []
+
+    def train(self, settings):
+        Planned.calls.append(settings)
+        runs = []
+        for s in settings:
+            scale = {0.1: 2.0, 0.2: 1.0, 0.4: np.nan}[s.learning_rate] * (1.0 + 0.01 * s.seed)
+            scale *= 0.8 if s.parameterisation == "v" else 1.0
+            scale /= 4.0 if (s.experts, s.parameterisation) == (8, "v") else 1.0
+            errors = scale * STEPS**-0.5
+            runs.append(
+                make_run(s.kind, ddim=errors, dpmpp_2m=2 * errors, rate=s.learning_rate, seed=s.seed,
+                         ddim_all=np.sum(errors) if s.levels == 40 else None)
+            )  # fmt: skip
+        return runs
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    monkeypatch.setattr(contest, "Trainer", Planned)
+    Planned.calls = []
+    return Planned
+
+
+def test_rates_and_setting_are_chosen_on_the_selection_seed_and_reported_on_others(planned):
+    lines = []
+    config = dataclasses.replace(TINY, ladders=("karras",))
+    outcome = contest.run_task(GAUSSIAN, config, lines.append)
+    count = len(contest.kinds(config, "karras"))
+    assert len(planned.calls) == 2 * count and "karras" in lines[0]
+    for settings in planned.calls[:count]:
+        assert {(s.seed, s.learning_rate, s.parameterisation) for s in settings} == {
+            (100, rate, p) for rate in (0.1, 0.2) for p in ("noise", "v")
+        }
+    for settings in planned.calls[count:]:
+        assert {(s.seed, s.learning_rate) for s in settings} == {(seed, 0.2) for seed in (0, 1, 2)}
+    assert len(outcome.selection) == 4 * count and len(outcome.reported) == 2 * count
+    for kind, runs in outcome.reported.items():
+        assert [run.setting.seed for run in runs] == [0, 1, 2] and {run.setting.kind for run in runs} == {kind}
+    kind, sampler = outcome.best
+    assert (kind[2], kind[4], sampler, outcome.ladder) == (8, "v", "ddim", "karras")
+
+
+@pytest.mark.parametrize("rates", [(0.1, 0.4), (0.4, 0.1)])
+def test_rate_that_diverges_is_never_chosen(planned, rates):
+    outcome = contest.run_task(GAUSSIAN, dataclasses.replace(TINY, learning_rates=rates), lambda line: None)
+    chosen = {run.setting.learning_rate for runs in outcome.reported.values() for run in runs}
+    assert chosen == {0.1}
+
+
+@pytest.mark.parametrize(("levels", "count", "samples"), [(8, 1, 2), (8, 8, 2), (8, 3, 4), (40, 1, 4)])
+def test_trainer_trains_what_the_setting_says(monkeypatch, levels, count, samples):
+    """Batch, steps and checkpoints handed to `experts.train`, and what of its result becomes whose run."""
+    asked = {}
+
+    def train(specs, data, config, *, experts_per_batch):
+        asked.update(specs=specs, data=data, config=config, experts_per_batch=experts_per_batch)
+        marks = np.array(config.checkpoints)
+        failed_at = np.full((len(specs), config.experts), -1)
+        failed_at[1, -1] = 7
+        return FakeTrained(marks, np.zeros((len(marks), len(specs), 1)), 3.0 * marks, 123, 456, failed_at)
+
+    monkeypatch.setattr(setup.experts, "train", train)
+    trainer = setup.Trainer(GAUSSIAN, dataclasses.replace(TINY, experts_per_batch=5), print)
+    settings = [
+        Setting(ladder="karras", levels=levels, experts=count, samples_per_state=samples, parameterisation=p,
+                learning_rate=0.1, seed=seed)
+        for p, seed in [("v", 2), ("noise", 0), ("v", 1)]
+    ]  # fmt: skip
+    runs = trainer.train(settings)
+    config, steps = asked["config"], TINY.steps(samples)
+    assert config.ladder.t_max == levels and config.experts == count and config.steps == steps
+    assert config.batch_size == int(np.ceil(samples * 8 / count)) and asked["experts_per_batch"] == 5
+    assert (config.hidden, config.blocks, config.states) == (TINY.hidden, TINY.blocks, None)
+    assert config.checkpoints == tuple(steps // 2**i for i in range(5, -1, -1)) and asked["data"] is GAUSSIAN.training
+    assert [(spec.seed, spec.parameterisation, spec.learning_rate) for spec in asked["specs"]] == [
+        (2, "v", 0.1), (0, "noise", 0.1), (1, "v", 0.1),
+    ]  # fmt: skip
+    for m, (setting, run) in enumerate(zip(settings, runs, strict=True)):
+        assert run.setting == setting and run.steps.tolist() == list(config.checkpoints)
+        np.testing.assert_array_equal(run.sample_gradients, run.steps * config.batch_size * count)
+        np.testing.assert_allclose(run.seconds, run.steps)  # a third of the program's, which trained three models
+        assert (run.parameters, run.training_bytes, run.diverged) == (123, 456, m == 1)
+        # The fake errors name their run: 100 model + checkpoint, from this run's own start.
+        for sampler, offset in [("ddim", 0.0), ("dpmpp_2m", 0.5)]:
+            np.testing.assert_allclose(run.errors[sampler]["flow_error"], 100 * m + np.arange(6) + offset)
+        starts = np.mean(trainer.starts(setting.seed))
+        np.testing.assert_allclose(run.errors["ddim"]["trajectory_error"], starts, rtol=1e-5)
+        assert ("ddim_all" in run.errors) == (levels == TINY.many_levels)
+        if levels == TINY.many_levels:
+            np.testing.assert_allclose(run.errors["ddim_all"]["flow_error"], [100 * m])
+
+
+@dataclasses.dataclass
+class FakeTrained:
+    """What `setup.Trainer` reads of `experts.TrainedExperts`."""
+
+    checkpoints: np.ndarray
+    params: np.ndarray
+    seconds: np.ndarray
+    parameter_count: int
+    training_bytes: int
+    failed_at: np.ndarray
+
+    def map_models(self, function, targets):
+        count, models = self.params.shape[:2]
+        name = 100.0 * np.arange(models) + np.arange(count)[:, None]
+
+        def summary(offset):
+            return {
+                "mean": np.zeros((count, models, 3)), "covariance": np.broadcast_to(np.eye(3), (count, models, 3, 3)),
+                "sliced_w2_squared": name, "sliced_standard_error": name, "flow_error": name + offset,
+                "trajectory_error": np.broadcast_to(targets["start"].mean(axis=(1, 2)), (count, models)),
+            }  # fmt: skip
+
+        both = {"ddim": summary(0.0), "dpmpp_2m": summary(0.5)}
+        return summary(0.0) if "measure_all" in function.__name__ else both
+
+
+def test_error_of_samples_that_are_not_finite_is_infinite():
+    trainer = setup.Trainer(GAUSSIAN, TINY, print)
+    summary = {"mean": np.full(3, np.nan), "covariance": np.full((3, 3), np.nan), "sliced_w2_squared": np.array(np.nan),
+               "sliced_standard_error": np.array(np.nan), "flow_error": np.array(np.nan),
+               "trajectory_error": np.array(np.nan)}  # fmt: skip
+    assert set(trainer._error(summary).values()) == {np.inf}
+
+
+def test_measured_errors_of_the_exact_model_are_the_closed_form():
+    """An exact denoiser on 40 levels sampled on 8: no error along its own chain, the chain's own error to the flow."""
+    trainer = setup.Trainer(GAUSSIAN, TINY, print)
+    chain = trainer.chain("linear_beta", 40)
+    start = trainer.starts(3)
+    assert start.shape == (64, 3) and np.all(start == trainer.starts(3)) and np.all(start != trainer.starts(4))
+    exact = GAUSSIAN.exact(chain.trained)
+    targets = chain.targets(start)
+    measured = jax.jit(lambda target: (chain.measure(exact, target), chain.measure_all(exact, target)))(targets)
+    lam = np.diag(GAUSSIAN.covariance)
+    flow = np.sqrt(lam / (lam + 80.0**2) * (1.0 + 80.0**2))
+    np.testing.assert_allclose(targets["flow"], start * flow, rtol=1e-3)
+    for summary, ladder, sampler in [
+        (measured[0]["ddim"], chain.sampled, "ddim"),
+        (measured[0]["dpmpp_2m"], chain.sampled, "dpmpp_2m"),
+        (measured[1], chain.trained, "ddim"),
+    ]:
+        law = oracle.chain_variances(lam, ladder.alpha_levels, ladder.sigma_levels, sampler=sampler)[-1]
+        expected = np.sqrt(np.mean((start * (np.sqrt(law) - flow)) ** 2))
+        assert float(summary["flow_error"]) == pytest.approx(expected, rel=0.01)
+        assert float(summary.get("trajectory_error", 0.0)) < 1e-4
+        np.testing.assert_allclose(np.var(start, axis=0) * law, np.diag(summary["covariance"]), rtol=1e-3)
+    assert "trajectory_error" not in measured[1] and "trajectory_error" in measured[0]["ddim"]
+
+
+@pytest.fixture
+def outcome(planned):
+    return contest.run_task(GAUSSIAN, dataclasses.replace(TINY, ladders=("karras",)), lambda line: None)
+
+
+def test_ingredients_lead_from_the_baseline_to_the_chosen_setting(outcome):
+    choices = [(kind, s) for kind in outcome.reported if kind[1] == 8 for s in setup.SAMPLERS]
+    for best in choices:
+        changed = dataclasses.replace(outcome, best=best, ladder="karras")
+        steps = report.ingredients(changed, TINY)
+        assert steps[0][1:] == (BASELINE, "ddim") and best in [step[1:] for step in steps]
+        assert all(step[1] in outcome.reported for step in steps)
+        assert all(a[1:] != b[1:] for a, b in zip(steps, steps[1:], strict=False))
+        # Up to the chosen setting one thing changes at a time.
+        path = steps[: [step[1:] for step in steps].index(best) + 1]
+        for (_, kind, sampler), (_, after, sampler_after) in zip(path, path[1:], strict=False):
+            assert sum(a != b for a, b in zip((*kind, sampler), (*after, sampler_after), strict=True)) == 1
+
+
+def test_tables_show_known_speed_ups(outcome):
+    """K = 8 with v needs 1/16 of the steps of the joint v model, 1/25 of the baseline's; K matters for nothing else."""
+    text = report.tables(outcome, TINY)
+    lines = text.splitlines()
+    states, experts, table = text.split("\n\n")
+    assert "8 levels against 40" in states and "K experts on the 8 levels of karras" in experts and "contest" in table
+    chosen = next(line for line in lines if line.startswith("+ K = 8") and "chosen" in line)
+    assert chosen.count("25 [25, 25]") == 3 and " 0.2 " in chosen
+    rows = [line.split() for line in experts.splitlines()[2:-1]]
+    assert [(r[0], r[1], r[2]) for r in rows] == [
+        (p, m, k) for p in ("noise", "v") for m in ("2", "4") for k in ("1", "2", "8")
+    ]
+    assert [r[3] for r in rows[:3]] == ["100", "200", "800"]
+    assert "1 [1, 1]" in experts and all(("16 [16, 16]" in line) == (line.split()[2] == "8" and line.split()[0] == "v")
+                                        for line in experts.splitlines()[2:-1])  # fmt: skip
+    # Mean and half range over seeds of 1, 1.01 and 1.02 times 32^-1/2.
+    assert "0.1785 ±0.0018" in states
+
+
+def test_records_of_known_runs(outcome):
+    rows = report.make_records(outcome, TINY)
+    assert len(rows) == 16 * 2 + 16 * 3 and len({row["name"] for row in rows}) == len(rows)
+    chosen = [row for row in rows if row["chosen"]]
+    assert [row["seed"] for row in chosen] == [0, 1, 2] and {row["role"] for row in chosen} == {"reported"}
+    for row in chosen:
+        assert (row["experts"], row["parameterisation"], row["levels"]) == (8, "v", 8)
+        assert set(row["speed_up"]) == {"ddim", "dpmpp_2m"} and set(row["speed_up"]["ddim"]) == {"0.25", "0.5", "1"}
+        scale = 1.0 + 0.01 * row["seed"]
+        for share, steps in [("0.25", 8), ("0.5", 16), ("1", 32)]:
+            found = row["speed_up"]["ddim"][share]
+            assert found["target"] == pytest.approx(scale * steps**-0.5) and found["target_chain"] == "ddim"
+            if steps == 8:  # reached after half a step
+                assert found["reached"] == "at once" and found["sequential_steps_bound"] == 8
+            else:
+                assert found["reached"] == ("yes" if steps == 32 else "at once")
+        assert row["speed_up"]["ddim"]["1"]["sequential_steps"] == pytest.approx(25)
+        assert row["speed_up"]["ddim"]["1"]["sample_gradients_bound"] is None
+    assert "speed_up" not in rows[0] and rows[0]["role"] == "selection" and rows[0]["seed"] == 100
+    assert "wall" not in json.dumps(rows) and "seconds" not in json.dumps(rows)
+    arrays = report.curve_arrays([outcome])
+    assert arrays["name"].tolist() == [row["name"] for row in rows]
+    np.testing.assert_allclose(arrays["ddim_flow_error"][:, -1], [row["final"]["ddim"]["flow_error"] for row in rows])
+    assert list(report.seconds_of([outcome])) == arrays["name"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([3.0], (3, 3, 3)), ([5.0, 1.0, 2.0], (2, 1, 5)), ([4.0, 1.0], (2.5, 1, 4)), ([4.0, 1.0, 2.0, 9.0], (3, 1, 9))],
+)
+def test_median_and_range(values, expected):
+    assert contest.median_and_range(values) == pytest.approx(expected)
+
+
+def test_defaults_of_the_command_are_those_of_the_configuration():
+    """Read from the flags' definitions, since the library reads none."""
+    from absl import flags as absl_flags
+
+    from experiments.disentangled import __main__ as command
+
+    own = absl_flags.FlagValues()
+    mocked = pytest.MonkeyPatch()
+    with mocked.context() as patch:
+        for name in ("DEFINE", "DEFINE_string", "DEFINE_bool", "DEFINE_float", "DEFINE_integer"):
+            define = getattr(absl_flags, name)
+            patch.setattr(absl_flags, name, lambda *a, define=define, **k: define(*a, flag_values=own, **k))
+        command.define_flags()
+    for field in dataclasses.fields(Config):
+        value = own[field.name].value
+        assert (tuple(value) if isinstance(value, list) else value) == field.default, field.name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"samples": 65}, "samples must be a multiple of 64"),
+        ({"many_levels": 8}, "many_levels must be > 8"),
+        ({"experts": (1, 9)}, "experts must be 1..8"),
+        ({"experts": (2, 8)}, "include 1"),
+        ({"selection_seed": 2}, "selection_seed must not be among"),
+        ({"sample_budget": 100}, "sample_budget must be >= "),
+        ({"checkpoints": 20}, "sample_budget must be >= "),
+    ],
+)
+def test_bad_configurations_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY, **changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"samples_per_state": (2,)}, {"large_batch_budgets": 1}])
+def test_budget_asked_for_is_the_least_that_works(changes):
+    with pytest.raises(ValueError, match="sample_budget") as refusal:
+        dataclasses.replace(TINY, sample_budget=1, **changes)
+    least = int(re.search(r">= (\d+)", str(refusal.value)).group(1))
+    config = dataclasses.replace(TINY, sample_budget=least, **changes)
+    assert min(config.steps(m) for m in config.samples_per_state) >= 2 ** (config.checkpoints - 1)
+    with pytest.raises(ValueError, match="sample_budget"):
+        dataclasses.replace(TINY, sample_budget=least - 1, **changes)
+
+
+def test_steps_spend_the_budget():
+    config = dataclasses.replace(TINY, sample_budget=4096, samples_per_state=(2, 4, 16), large_batch_budgets=3)
+    assert [config.steps(m) for m in (2, 4, 16)] == [4096 // 16, 3 * 4096 // 32, 3 * 4096 // 128]
+
+
+SMALL = (
+    "--tasks=gaussian --ladders=linear_beta --levels=8 --many_levels=40 --experts=1,8 --samples_per_state=2"
+    " --sample_budget=512 --checkpoints=3 --learning_rates=0.003,0.01 --seeds=0,1 --samples=64 --hidden=8"
+    " --experts_per_batch=2"
+).split()
+REFUSED = [
+    ("--experts=1,9", "1..8"), ("--experts=8", "include 1"), ("--experts=1,1", "none twice"),
+    ("--samples=100", "multiple of 64"), ("--sample_budget=63", ">= 64"), ("--seeds=100", "among the seeds"),
+    ("--selection_seed=1", "among the seeds"), ("--tasks=moons", "mixture, gaussian, data"),
+    ("--tasks=data --spectrum=power:1", "--spectrum=power:1"), ("--tasks=data --latent_dim=65", "1..61"),
+    ("--latent_dim=0", "latent_dim"), ("--many_levels=8", "> 8"), ("--many_levels=1001", "1000"),
+    ("--ladders=cosine,steps", "karras, uniform_logsnr"), ("--ladders=karras,karras", "none twice"),
+    ("--ladders=rectified_flow", "rectified_flow"), ("--sigma_min=81", "< --sigma_max"), ("--sigma_min=nan", "> 0"),
+    ("--levels=12 --many_levels=12", "> 12"), ("--learning_rates=0", "> 0"),
+    ("--checkpoints=1", "checkpoints"), ("--blocks=-1", "blocks"), ("--tasks=data --data=faces", "faces"),
+    ("stray", "stray"), ("--nonsense=1", "nonsense"), ("--workdir=/dev/null/x", "/dev/null/x"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    """The command, again from its flags.txt, and every refusal; compiled once, quickly and without optimisation."""
+    where = tmp_path_factory.mktemp("disentangled")
+    cases = [
+        ("disentangled", [*SMALL, f"--workdir={where / f'refused{i}'}", *case[0].split()])
+        for i, case in enumerate(REFUSED)
+    ]
+    half = len(cases) // 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(where / "cache"))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        first = run_commands([("disentangled", [*SMALL, f"--workdir={where / 'a'}"]), *cases[:half]], where)
+        again = ("disentangled", [f"--flagfile={where / 'a/flags.txt'}", f"--workdir={where / 'b'}"], False)
+        second = run_commands([again, *cases[half:]], where)
+    return where, first[0], second[0], first[1:] + second[1:]
+
+
+def test_command_writes_its_files_and_reruns_to_the_same_bytes(commands):
+    where, first, again, _ = commands
+    assert first[0] == 0 and first[2] == "", first[2]
+    assert again[0] == 0 and again[2] == "", again[2]
+    assert sorted(p.name for p in (where / "a").iterdir()) == [
+        "contest_gaussian.png", "curves.npz", "flags.txt", "metadata.json", "records.jsonl",
+    ]  # fmt: skip
+    assert (where / "a/contest_gaussian.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("records.jsonl", "flags.txt"):
+        assert (where / "a" / name).read_bytes() == (where / "b" / name).read_bytes(), name
+    assert "workdir" not in (where / "a/flags.txt").read_text()
+    metadata = json.loads((where / "a/metadata.json").read_text())
+    assert metadata["data_sha256"] == data.digits().digest and metadata["seconds"] > 0
+    assert all(seconds > 0 for seconds in metadata["training_seconds"].values())
+
+
+def test_command_keeps_a_record_and_curves_of_every_run(commands):
+    where = commands[0]
+    rows = records.load_records(where / "a")
+    selection = [row for row in rows if row["role"] == "selection"]
+    reported = [row for row in rows if row["role"] == "reported"]
+    programs = {(40, 1), (8, 1), (8, 8)}
+    assert {(row["levels"], row["experts"], row["parameterisation"], row["seed"]) for row in reported} == {
+        (t, k, p, seed) for t, k in programs for p in ("noise", "v") for seed in (0, 1)
+    }
+    assert len(selection) == 12 and len(reported) == 12 and {row["seed"] for row in selection} == {100}
+    for row in reported:
+        same = [other for other in selection if row["name"].split("/lr")[0] == other["name"].split("/lr")[0]]
+        best = min(same, key=lambda other: min(other["final"][s][METRIC] for s in ("ddim", "dpmpp_2m")))
+        assert len(same) == 2 and row["learning_rate"] == best["learning_rate"]
+    for row in rows:
+        # 512 samples in steps of 2 for each of 8 levels; the long ladder gets as many.
+        assert row["steps"] == 32 and row["sample_gradients"] == 512 and row["learning_rate"] in (0.003, 0.01)
+        timed = 3 * 16 * 8 if row["experts"] == 1 else 0
+        assert row["parameters"] == row["experts"] * (2 * 16 * 8 + 2 * 8 * 8 + timed)
+        assert row["training_bytes"] == 16 * row["parameters"]
+        assert row["ladder"] == "linear_beta" and row["task"] == "gaussian" and row["primary_metric"] == METRIC
+        assert row["samples_per_state"] == 2 and row["diverged"] is False
+        assert set(row["final"]) == {"ddim", "dpmpp_2m"} | ({"ddim_all"} if row["levels"] == 40 else set())
+        assert set(row["final"]["ddim"]) == {
+            "rel_fd", "sliced_w2_squared", "sliced_standard_error", "flow_error", "trajectory_error",
+        }  # fmt: skip
+        assert all(0 < value < np.inf for value in row["final"]["dpmpp_2m"].values())
+    assert {row["levels"] for row in rows if row["chosen"]} == {8} and sum(row["chosen"] for row in rows) == 2
+    assert all(set(row["speed_up"]["ddim"]) == {"0.25", "0.5", "1"} for row in reported)
+    with np.load(where / "a/curves.npz") as curves:
+        assert curves["name"].tolist() == [row["name"] for row in rows]
+        assert curves["sequential_steps"].tolist() == [[8, 16, 32]] * 24
+        assert curves["sample_gradients"].tolist() == [[128, 256, 512]] * 24
+        for sampler in ("ddim", "dpmpp_2m"):
+            finals = [row["final"][sampler][METRIC] for row in rows]
+            np.testing.assert_allclose(curves[f"{sampler}_flow_error"][:, -1], finals)
+        # Training helps v, which starts at a sensible place.
+        v = [row["parameterisation"] == "v" for row in rows]
+        assert np.all(curves["ddim_flow_error"][v, -1] < curves["ddim_flow_error"][v, 0])
+    finals = [row["final"]["ddim"][METRIC] for row in reported
+              if (row["levels"], row["experts"], row["parameterisation"]) == (8, 1, "v")]  # fmt: skip
+    assert f"{np.mean(finals):.4f} ±{abs(finals[0] - finals[1]) / 2:.4f}" in commands[1][1]
+
+
+def test_command_prints_its_three_tables(commands):
+    out = commands[1][1]
+    assert "gaussian: 8 levels against 40, joint model on linear_beta" in out
+    assert "gaussian: K experts on the 8 levels of linear_beta" in out
+    assert "gaussian: the contest. Chosen on seed 100, reported on seeds 0,1" in out
+    assert "24 models in" in out and str(commands[0] / "a") in out
+    assert "T = 40, K = 1, 2 samples per state: 4 models, 32 steps" in out
+
+
+@pytest.mark.parametrize("index", range(len(REFUSED)), ids=[bad for bad, _ in REFUSED])
+def test_bad_input_is_one_line_and_touches_nothing(commands, index):
+    where, _, _, answers = commands
+    status, out, error = answers[index]
+    assert status == 2 and out == "" and error.count("\n") == 1 and error.startswith("error: "), error
+    assert REFUSED[index][1] in error
+    assert REFUSED[index][0].split()[-1].lstrip("-").split("=")[0] in error
+    assert not (where / f"refused{index}").exists()
