@@ -1,0 +1,242 @@
+"""Learned scores: one network for many levels, sampled on few of them or on all; and one trained on the few only.
+
+The many levels are those of one ladder at T = many; the few are nested subsets of them, so that a single network serves every T
+(time input: the level's logsnr). Each seed has its own initialisation, batches, noise and x_T; within a seed every chain starts
+from the same x_T, so chains are compared in pairs. Over S seeds a difference has the interval
+
+    mean +- max(t_{S-1} sd / sqrt(S),  2 standard errors of the samples)        t_{S-1}: 97.5 % quantile of Student's t
+
+With a single seed the interval knows the samples only, not the training.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+from scipy import stats
+
+from experiments import flags as shared
+from experiments import tasks
+from experiments.few_states import chains
+from ldmjax import experts, schedules
+
+SAMPLERS = ("ddim", "dpmpp_2m")
+METRICS = ("rel_fd", "sliced_w2_squared")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnedConfig:
+    """How scores are learned; the flags of the same names say more."""
+
+    levels: tuple[int, ...] = (8, 16, 32, 64, 128, 1000)
+    few: int = 32
+    ladder: str = "karras"
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    seeds: tuple[int, ...] = (0, 1, 2)
+    samples: int = 4096
+    steps: int = 6000
+    batch_size: int = 256
+    hidden: int = 64
+    blocks: int = 1
+    learning_rate: float = 5e-3
+    tolerance: float = 1.2
+
+    def __post_init__(self):
+        if self.samples % tasks.BLOCKS:
+            raise ValueError(f"samples must be a multiple of {tasks.BLOCKS}, got {self.samples}")
+        if not self.few < self.many:
+            raise ValueError(f"few must be < {self.many}, the largest of levels, got {self.few}")
+
+    @property
+    def many(self) -> int:
+        """Levels that the network is trained on."""
+        return max(self.levels)
+
+    def training(self, ladder: schedules.Ladder) -> experts.ExpertsConfig:
+        """One joint model on a ladder."""
+        return experts.ExpertsConfig(
+            ladder=ladder, experts=1, batch_size=self.batch_size, steps=self.steps, hidden=self.hidden,
+            blocks=self.blocks,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnedChain:
+    """One trained network sampled with one chain.
+
+    Attributes:
+      task: its name.
+      trained_levels: levels that the network was trained on.
+      sampler: one of `SAMPLERS`.
+      levels: T of the chain.
+      seed: of network and x_T.
+      values: pseudo-values ``[K]`` of each of `METRICS`; infinite if training or sampling diverged.
+      floors: of each metric: what as many samples of the law itself, or the training data, keep from the reference.
+      diverged_at_step: None, or the step at which training was not finite.
+    """
+
+    task: str
+    trained_levels: int
+    sampler: str
+    levels: int
+    seed: int
+    values: Mapping[str, np.ndarray]
+    floors: Mapping[str, float]
+    diverged_at_step: int | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A metric of one kind of chain minus that of another, over seeds.
+
+    Attributes:
+      task, sampler, metric: what is compared.
+      question: "few against many levels" or "trained on few against many levels".
+      base: mean of the second kind, floor included.
+      mean: of the differences.
+      half_width: of the interval.
+      verdict: `difference_verdict`.
+    """
+
+    task: str
+    sampler: str
+    metric: str
+    question: str
+    base: float
+    mean: float
+    half_width: float
+    verdict: str
+
+
+def difference_verdict(mean: float, half_width: float, base: float, tolerance: float) -> str:
+    """What an interval of a difference of squared distances says.
+
+    Args:
+      mean: of the difference from ``base``.
+      half_width: of its interval.
+      base: the squared distance that counts as 1, > 0.
+      tolerance: ratio of unsquared distances that counts as equal.
+
+    Returns:
+      "matches" if the whole interval lies within the tolerance, "differs" if it excludes 0 and does not, otherwise "cannot
+      tell"; also where a value is not finite.
+    """
+    if not np.all(np.isfinite([mean, half_width, base])):
+        return "cannot tell"
+    low, high = mean - half_width, mean + half_width
+    if base * (tolerance**-2 - 1.0) <= low and high <= base * (tolerance**2 - 1.0):
+        return "matches"
+    return "differs" if low > 0 or high < 0 else "cannot tell"
+
+
+def interval(differences: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Mean and half width over seeds, from each seed's pseudo-value differences ``[K]``."""
+    means, errors = zip(*map(chains.estimate, differences), strict=True)
+    seeds = len(means)
+    of_samples = 2.0 * np.sqrt(np.sum(np.square(errors))) / seeds
+    if seeds == 1:
+        return means[0], float(of_samples)
+    of_seeds = stats.t.ppf(0.975, seeds - 1) * np.std(means, ddof=1) / np.sqrt(seeds)
+    return float(np.mean(means)), float(max(of_seeds, of_samples))
+
+
+def task_floors(task: tasks.Task, samples: int) -> dict[str, float]:
+    """What perfect samples score: for data the training set, for a known law ``samples`` fresh draws."""
+    rel_fd = 0.0
+    if task.exact is None:
+        whole = task.training[: len(task.training) // tasks.BLOCKS * tasks.BLOCKS]
+        law = jax.jit(lambda x: chains.statistics(x, task))(np.asarray(whole, np.float32))
+        values = chains.pseudo_values(jax.tree.map(lambda x: np.asarray(x)[None], law), task)
+        rel_fd = float(values["rel_fd"].mean())
+    return {"rel_fd": rel_fd, "sliced_w2_squared": task.sliced_floor(samples)}
+
+
+def sample_models(
+    trained: experts.TrainedExperts, task: tasks.Task, rows: chains.Rows, samples: int
+) -> dict[str, chains.Statistics]:
+    """Statistics ``[models, C, ...]`` of every chain of every model, per sampler; models with equal seeds share x_T."""
+
+    def of_model(denoiser, seed):
+        start = jax.random.normal(jax.random.fold_in(jax.random.key(seed), 7), (samples, task.dim))
+
+        def one_row(row, sampler):
+            made = chains.run_row(denoiser, trained.config.ladder, start, *row, sampler=sampler, key=jax.random.key(0))
+            return chains.statistics(made, task)
+
+        return {s: jax.lax.map(lambda row, s=s: one_row(row, s), tuple(rows)) for s in SAMPLERS}
+
+    found = trained.map_models(of_model, np.array([spec.seed for spec in trained.specs]))
+    return jax.tree.map(lambda x: x[0], found)
+
+
+def run_task(
+    task: tasks.Task, config: LearnedConfig, report: Callable[[str], None] = lambda line: None
+) -> list[LearnedChain]:
+    """Trains on many and on few levels, a network per seed, and samples every chain.
+
+    Args:
+      task: what is learned.
+      config: how.
+      report: receives progress lines.
+    """
+    variances = np.linalg.eigvalsh(task.training.T @ task.training / len(task.training))[::-1]
+    limits = {"sigma_min": config.sigma_min, "sigma_max": config.sigma_max}
+    whole = shared.make_ladder(config.ladder, config.many, variances, **limits)
+    subset = schedules.nested_subsets(config.many, config.levels)[config.few]
+    part = schedules.Ladder(np.take(whole.alpha_levels, subset), np.take(whole.sigma_levels, subset))
+    specs = [
+        experts.ModelSpec(seed=seed, parameterisation="v", learning_rate=config.learning_rate)
+        for seed in config.seeds
+    ]  # fmt: skip
+    floors, found = task_floors(task, config.samples), []
+    for ladder, counts in [(whole, config.levels), (part, (config.few,))]:
+        levels = int(ladder.t_max)
+        trained = experts.train(
+            specs, task.training, config.training(ladder), report=lambda line: report(f"{task.name}: {line}")
+        )
+        for sampler, stacked in sample_models(
+            trained, task, chains.nested_rows(counts, levels), config.samples
+        ).items():
+            for model, seed in enumerate(config.seeds):
+                values = chains.pseudo_values(jax.tree.map(lambda x, m=model: x[m], stacked), task)
+                failed = int(trained.failed_at[model, 0])
+                found += [
+                    LearnedChain(
+                        task=task.name, trained_levels=levels, sampler=sampler, levels=count, seed=seed,
+                        values={metric: values[metric][c] for metric in METRICS}, floors=floors,
+                        diverged_at_step=None if failed < 0 else failed,
+                    )
+                    for c, count in enumerate(counts)
+                ]  # fmt: skip
+        report(f"{task.name}: sampled {len(specs)} networks trained on {levels} levels, T = {list(counts)}")
+    return found
+
+
+def compare(found: Sequence[LearnedChain], config: LearnedConfig) -> list[Difference]:
+    """Few against many levels in sampling, then in training, for every task, sampler and metric."""
+    pairs = {
+        "few against many levels": ((config.many, config.few), (config.many, config.many)),
+        "trained on few against many levels": ((config.few, config.few), (config.many, config.few)),
+    }
+    table = {(c.task, c.sampler, c.trained_levels, c.levels, c.seed): c.values for c in found}
+    results = []
+    for task in dict.fromkeys(c.task for c in found):
+        for question, (first, second) in pairs.items():
+            for sampler in SAMPLERS:
+                for metric in METRICS:
+                    values = [
+                        [table[(task, sampler, *chain, seed)][metric] for seed in config.seeds]
+                        for chain in (first, second)
+                    ]
+                    with np.errstate(invalid="ignore"):
+                        mean, half = interval([a - b for a, b in zip(*values, strict=True)])
+                    base = float(np.mean(values[1]))
+                    results.append(
+                        Difference(
+                            task=task, sampler=sampler, metric=metric, question=question, base=base, mean=mean,
+                            half_width=half, verdict=difference_verdict(mean, half, base, config.tolerance),
+                        )
+                    )  # fmt: skip
+    return results
