@@ -128,7 +128,9 @@ def test_sliced_value_and_derivative():
 def test_sliced_matches_scipy_ordering():
     rng = np.random.default_rng(6)
     a, b = rng.standard_normal(1024), rng.standard_normal(1024) + 2
-    value, _ = metrics.sliced_statistics(jnp.asarray(a, jnp.float32)[:, None], jnp.asarray(np.sort(b), jnp.float32)[None], 64)
+    value, _ = metrics.sliced_statistics(
+        jnp.asarray(a, jnp.float32)[:, None], jnp.asarray(np.sort(b), jnp.float32)[None], 64
+    )
     assert float(value) >= wasserstein_distance(a, b) ** 2 - 1e-4  # W2 >= W1
 
 

@@ -217,8 +217,9 @@ def choose_setting(chosen: dict[tuple, Run], config: Config, metric: str) -> tup
             found = speed_up(run, sampler, metric, target)
             values = found.bound if found.reached == "at once" else found.ratio
             score = min(values[unit] / goal for unit, goal in GOAL.items())
-            # A setting that never gets there ranks behind all that do, by how close it came.
-            scores[kind, sampler] = score if np.isfinite(score) else -_finite_or_inf(run.errors[sampler][metric][-1])
+            # A setting that never gets there ranks behind all that do; ties go to the smaller final error.
+            final = _finite_or_inf(run.errors[sampler][metric][-1])
+            scores[kind, sampler] = (score if np.isfinite(score) else -1.0, -final)
     return max(scores, key=scores.get)
 
 

@@ -60,11 +60,18 @@ def _ratio(
     unit: str,
     chains: tuple[str, ...] = contest.ALL_CHAINS,
 ) -> str:
-    """Median [least, largest] speed-up over seeds; < or > where a target was never reached or reached at once."""
+    """Median [least, largest] speed-up over seeds; < or > where a target was never reached or reached at once.
+
+    Seeds whose reference diverged set no target.
+    """
+    targets = [contest.final_target(reference, metric, chains=chains) for reference in references]
     found = [
-        contest.speed_up(run, sampler, metric, contest.final_target(reference, metric, chains=chains))
-        for run, reference in zip(runs, references, strict=True)
+        contest.speed_up(run, sampler, metric, target)
+        for run, target in zip(runs, targets, strict=True)
+        if np.isfinite(target.error)
     ]
+    if not found:
+        return "no target"
     if all(f.reached == "yes" for f in found):
         median, low, high = contest.median_and_range([f.ratio[unit] for f in found])
         return f"{median:.3g} [{low:.2g}, {high:.2g}]"
@@ -273,14 +280,22 @@ def _curves_panel(panel, outcome: contest.TaskOutcome, config: Config, unit: str
     for i, (label, kind, sampler) in enumerate(shown):
         runs = outcome.reported[kind]
         cost = runs[0].steps if unit == "sequential_steps" else runs[0].sample_gradients
-        errors = np.stack([run.errors[sampler][metric] for run in runs])
+        errors = np.stack(
+            [run.errors[sampler][metric] for run in runs if not run.diverged] or [np.full(len(cost), np.nan)]
+        )
         style = plotting.line_style(i)
         panel.plot(cost, errors.mean(axis=0), label=label, **style)
         panel.fill_between(cost, errors.min(axis=0), errors.max(axis=0), color=style["color"], alpha=0.15, linewidth=0)
-        lowest, highest = min(lowest, errors.min()), max(highest, np.median(errors[:, len(cost) // 2]))
-    target = np.mean([contest.final_target(r, metric).error for r in outcome.reported[contest.baseline_kind(config)]])
-    panel.axhline(target, color="0.5", linewidth=1)
-    panel.set(xscale="log", yscale="log", ylim=(0.8 * lowest, 5 * max(highest, target)))
+        if np.isfinite(errors).all():
+            lowest, highest = min(lowest, errors.min()), max(highest, np.median(errors[:, len(cost) // 2]))
+    targets = [contest.final_target(r, metric).error for r in outcome.reported[contest.baseline_kind(config)]]
+    targets = [target for target in targets if np.isfinite(target)]
+    if targets:
+        panel.axhline(np.mean(targets), color="0.5", linewidth=1)
+        highest = max(highest, np.mean(targets))
+    panel.set(xscale="log", yscale="log")
+    if lowest < highest:
+        panel.set_ylim(0.8 * lowest, 5 * highest)
     panel.set_xlabel("optimiser steps in sequence" if unit == "sequential_steps" else "sample gradients, all experts")
 
 
@@ -291,6 +306,7 @@ def _experts_panel(panel, outcome: contest.TaskOutcome, config: Config) -> None:
         for per_state in config.samples_per_state:
             kinds = [(outcome.ladder, config.levels, k, per_state, p) for k in config.experts]
             values = np.stack([_values(outcome.reported[kind], sampler, metric) for kind in kinds])
+            values = np.where(np.isfinite(values), values, np.nan)  # a gap where a seed diverged
             style = plotting.line_style(index)
             panel.plot(
                 config.experts, values.mean(axis=1), label=f"{p}, {per_state} samples per state and step", **style
