@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldmjax.gaussians import covariance_factor, rank_tolerance
+from ldmjax.typing import ArrayLike
 
 # A covariance whose smallest eigenvalue is below this share of its largest counts as singular in "kl".
 SINGULAR = 1e-10
@@ -172,7 +173,7 @@ def _kernel(a, b, bandwidth, offset):
     return jnp.exp(-0.5 * squared / bandwidth**2)
 
 
-def sliced_statistics(projected: jax.Array, quantiles: jax.Array, blocks: int = 64) -> tuple[jax.Array, jax.Array]:
+def sliced_statistics(projected: jax.Array, quantiles: ArrayLike, blocks: int = 64) -> tuple[jax.Array, jax.Array]:
     """Squared sliced W2 and what its standard error needs (traceable).
 
     Args:

@@ -509,10 +509,13 @@ REFUSED = [
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory):
     where = tmp_path_factory.mktemp("few_states")
-    first = ("few_states", [*SMALL, "--parts=exact", f"--workdir={where / 'first'}"])
-    whole = ("few_states", [*SMALL, *TINY, "--tasks=gaussian", f"--workdir={where / 'whole'}"], False)
-    again = [f"--flagfile={where / 'first' / 'flags.txt'}", f"--workdir={where / 'second'}"]
-    answers = run_commands([first, whole], where) + run_commands([("few_states", again)], where)
+    cases = [
+        ("few_states", [*SMALL, *TINY, f"--parts={part}", "--tasks=gaussian", f"--workdir={where / part}"], False)
+        for part in ("learned", "mixture")
+    ]
+    cases.append(("few_states", [*SMALL, "--parts=exact", f"--workdir={where / 'exact'}"]))
+    again = [f"--flagfile={where / 'exact' / 'flags.txt'}", f"--workdir={where / 'again'}"]
+    answers = run_commands(cases, where) + run_commands([("few_states", again)], where)
     return where, answers
 
 
@@ -528,7 +531,7 @@ def test_command_writes_its_files_and_reruns_to_the_same_bytes(commands):
     where, answers = commands
     for status, out, err in answers:
         assert status == 0 and err == "" and "results in" in out, err
-    first, second = where / "first", where / "second"
+    first, second = where / "exact", where / "again"
     expected = ["curves.npz", "exact.png", "flags.txt", "metadata.json", "records.jsonl"]
     assert sorted(path.name for path in first.iterdir()) == expected
     for name in ("records.jsonl", "flags.txt", "exact.png"):
@@ -550,15 +553,16 @@ def test_command_writes_its_files_and_reruns_to_the_same_bytes(commands):
 
 @pytest.fixture(scope="module")
 def loaded(commands):
-    return records.load_records(commands[0] / "whole")
+    return [row for part in few_states.PARTS for row in records.load_records(commands[0] / part)]
 
 
-def test_command_computes_every_part(commands, loaded):
+def test_commands_compute_every_part(commands, loaded):
     kinds = [row["kind"] for row in loaded]
     count = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
     assert count == {"exact": 22, "verdict": 11, "mixture": 14, "mixture_floor": 7, "learned": 12, "difference": 8}
-    with np.load(commands[0] / "whole" / "curves.npz") as curves:
+    with np.load(commands[0] / "mixture" / "curves.npz") as curves:
         assert curves["mixture_paired_error"].shape == (2, 4, 2)
+    with np.load(commands[0] / "learned" / "curves.npz") as curves:
         scores = [row for row in loaded if row["kind"] == "learned"]
         for row, values in zip(scores, curves["learned_rel_fd"], strict=True):
             assert (row["rel_fd"], row["rel_fd_error"]) == pytest.approx(chains.estimate(values))

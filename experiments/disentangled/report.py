@@ -60,9 +60,9 @@ def _ratio(
     unit: str,
     chains: tuple[str, ...] = contest.ALL_CHAINS,
 ) -> str:
-    """Median [least, largest] speed-up over seeds; < or > where a target was never reached or reached at once.
+    """Median [least, largest] speed-up over seeds; "<1 in 2": two seeds never got there, which bounds theirs by 1.
 
-    Seeds whose reference diverged set no target.
+    ">" are seeds that were there by the first checkpoint. Seeds whose reference diverged set no target.
     """
     targets = [contest.final_target(reference, metric, chains=chains) for reference in references]
     found = [
@@ -72,13 +72,14 @@ def _ratio(
     ]
     if not found:
         return "no target"
-    if all(f.reached == "yes" for f in found):
-        median, low, high = contest.median_and_range([f.ratio[unit] for f in found])
-        return f"{median:.3g} [{low:.2g}, {high:.2g}]"
     sign = {"never": "<", "at once": ">"}
-    worst = next((f for f in found if f.reached == "never"), None) or next(f for f in found if f.reached == "at once")
-    count = sum(f.reached == worst.reached for f in found)
-    return f"{sign[worst.reached]}{worst.bound[unit]:.2g} ({count} of {len(found)})"
+    others = {reached: [f.bound[unit] for f in found if f.reached == reached] for reached in sign}
+    missing = [f"{sign[r]}{np.median(b):.2g} in {len(b)}" for r, b in others.items() if b]
+    ratios = [f.ratio[unit] for f in found if f.reached == "yes"]
+    if not ratios:
+        return "; ".join(missing)
+    median, low, high = contest.median_and_range(ratios)
+    return "; ".join([f"{median:.3g}", *missing]) if missing else f"{median:.3g} [{low:.2g}, {high:.2g}]"
 
 
 def _experts_table(outcome: contest.TaskOutcome, config: Config) -> list[str]:
