@@ -254,8 +254,7 @@ def save_figure(workdir: Path, outcome: contest.TaskOutcome, config: Config) -> 
             f"{METRIC_NAMES[metric]} (data units{'²' if metric == 'sliced_w2_squared' else ''})", fontsize=9
         )
         panel.grid(alpha=0.25, which="both")
-    for panel, place in zip(axes[0], ("lower left", "lower left", "upper right"), strict=True):
-        panel.legend(fontsize=8, handlelength=3.2, loc=place)
+        panel.legend(fontsize=8, handlelength=3.2, loc="upper right")
     name = "".join(c if c.isalnum() or c in "._-" else "_" for c in outcome.task.name)
     plotting.save(figure, workdir / f"contest_{name}.png")
 
@@ -288,7 +287,8 @@ def _curves_panel(panel, outcome: contest.TaskOutcome, config: Config, unit: str
         panel.plot(cost, errors.mean(axis=0), label=label, **style)
         panel.fill_between(cost, errors.min(axis=0), errors.max(axis=0), color=style["color"], alpha=0.15, linewidth=0)
         if np.isfinite(errors).all():
-            lowest, highest = min(lowest, errors.min()), max(highest, np.median(errors[:, len(cost) // 2]))
+            # The baseline starts far off: the others set the range.
+            lowest, highest = min(lowest, errors.min()), max(highest, errors.max() if i else 0.0)
     targets = [contest.final_target(r, metric).error for r in outcome.reported[contest.baseline_kind(config)]]
     targets = [target for target in targets if np.isfinite(target)]
     if targets:
@@ -296,7 +296,7 @@ def _curves_panel(panel, outcome: contest.TaskOutcome, config: Config, unit: str
         highest = max(highest, np.mean(targets))
     panel.set(xscale="log", yscale="log")
     if lowest < highest:
-        panel.set_ylim(0.8 * lowest, 5 * highest)
+        panel.set_ylim(0.8 * lowest, highest * (highest / lowest) ** 0.6)  # room for the legend
     panel.set_xlabel("optimiser steps in sequence" if unit == "sequential_steps" else "sample gradients, all experts")
 
 
