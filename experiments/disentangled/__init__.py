@@ -1,15 +1,15 @@
 """Asks whether independent models of few noise levels converge faster than one joint model of many, and in which unit.
 
-Claims ([TS], arXiv 2508.14413): one independent model per level of some 32, combined in one chain, gives good samples
-and converges 4-6 times faster. Here K experts own blocks of the 32 levels (K = 1: joint, with a time input; K = 32: complete
-disentanglement, without), predict noise or v, and see 4 or 32 samples per level and step. For each task: few levels against
-many; every K against the joint model that predicts the same; and the contest against the joint noise-prediction model on
-1000 linear-beta levels. The ladder is the one with the least exact W2 on the data's Gaussian twin; learning rates and the
-setting that competes are chosen on seed 100 and reported on seeds 0, 1, 2. Speed-up = cost of the baseline / cost of the
-setting at its first crossing of the baseline's final error, by the best of the baseline's chains (DDIM on all 1000
-levels, DDIM or DPM-Solver++(2M) on 32 of them), in sequential steps, sample gradients and seconds of this machine (its share of the program
-that trains six models at once). The error: root mean square distance to where the exact flow takes the same noise;
-squared sliced W2 from the held-out samples where no exact score is known.
+Claims ([TS], arXiv 2508.14413): one independent model per level of some 32, combined in one chain, gives good samples and
+converges 4-6 times faster. Here K experts own blocks of the 32 levels (K = 1: joint, with a time input; K = 32: complete
+disentanglement, without), predict noise or v, and see 4 or 32 samples per level and step. For each task: few levels
+against many; every K against the joint model that predicts the same; and the contest against the joint noise-prediction
+model on 1000 linear-beta levels. The ladder is the one with the least exact W2 on the data's Gaussian twin; learning
+rates and the setting that competes are chosen on seed 100 and reported on seeds 0, 1, 2. Speed-up = cost of the baseline
+/ cost of the setting at its first crossing of the baseline's final error, by the best of the baseline's chains (DDIM on
+all 1000 levels, DDIM or DPM-Solver++(2M) on 32 of them), in sequential steps, sample gradients and seconds of this
+machine (its share of the program that trains six models at once). The error: root mean square distance to where the exact
+flow takes the same noise; squared sliced W2 from the held-out samples where no exact score is known.
 
     python -m experiments.disentangled              # 8-D mixture, 16-D Gaussian, 32 components of digits
     python -m experiments.disentangled --quick      # the Gaussian, less of everything
