@@ -14,7 +14,7 @@ flow takes the same noise; squared sliced W2 from the held-out samples where no 
     python -m experiments.disentangled              # 8-D mixture, 16-D Gaussian, 32 components of digits
     python -m experiments.disentangled --quick      # the Gaussian, less of everything
 
-Takes 10 minutes on two cores. Obtained (median [least, largest] of three fresh seeds; steps / samples):
+Takes 521 s on two cores. Obtained (median [least, largest] of three fresh seeds; steps / samples):
 
 - gaussian: K = 2, v, spectral ladder, 2M: 7.1 [4.8, 7.1] times fewer steps and samples. The joint v model on 1000 levels, same
   sampler: 4.2 [3.0, 5.3]; on the 32: 4.9 [4.1, 7.3]. So most of it is the parameterisation. With noise-prediction neither
