@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from ldmjax import data
 
@@ -13,6 +14,38 @@ def test_digits_are_scaled_and_centred():
     assert 1 < np.ptp(digits.samples) <= 4
     np.testing.assert_allclose(digits.covariance, np.cov(digits.samples.T, bias=True), atol=1e-12)
     assert digits.digest == data.digits().digest
+
+
+def test_images_are_the_samples_with_their_mean():
+    digits = data.digits()
+    source = load_digits()
+    images = digits.images(digits.samples)
+    assert images.dtype == np.float32 and images.shape == (1797, 8, 8)
+    np.testing.assert_array_equal(images, (source.images / 8.0 - 1.0).astype(np.float32))
+    np.testing.assert_array_equal(digits.labels, source.target)
+    spectrum = data.spectrum("power:1", 3)
+    np.testing.assert_array_equal(spectrum.images(np.ones((2, 3))), np.ones((2, 3)))
+    for wrong in (np.ones((2, 4)), np.ones(3)):
+        with pytest.raises(ValueError, match=r"must have shape \[N, 3\]"):
+            spectrum.images(wrong)
+
+
+def test_samples_given_are_left_alone():
+    samples = np.arange(20.0).reshape(5, 4)
+    loaded = data.from_samples("s", samples, (4,))
+    np.testing.assert_array_equal(samples, np.arange(20.0).reshape(5, 4))
+    np.testing.assert_array_equal(loaded.mean, [8, 9, 10, 11])
+    assert loaded.labels is None
+
+
+def test_split_indices_carry_labels_and_images_alike():
+    digits = data.digits()
+    train, held_out = digits.split_indices(n=500, seed=3)
+    np.testing.assert_array_equal(digits.samples[train], digits.split(n=500, seed=3)[0])
+    np.testing.assert_array_equal(digits.samples[held_out], digits.split(n=500, seed=3)[1])
+    np.testing.assert_array_equal(np.sort(np.concatenate([train, held_out])), np.arange(1797))
+    with pytest.raises(ValueError, match="is a spectrum"):
+        data.spectrum("power:1", 3).split_indices(n=2, seed=0)
 
 
 def test_split_is_disjoint_complete_and_seeded():
@@ -53,6 +86,27 @@ def test_npz(tmp_path, key):
     loaded = data.load(str(tmp_path / "a.npz"))
     assert loaded.name == "a" and loaded.samples.shape == (20, 12) and loaded.image_shape == (3, 4)
     assert np.ptp(loaded.samples) <= 2.0 * 2
+
+
+@pytest.mark.parametrize("key", ["labels", "y", "train_labels", "y_train"])
+@pytest.mark.parametrize("image_key", ["train_images", "x_train"])
+def test_npz_labels(tmp_path, image_key, key):
+    images, labels = np.random.default_rng(0).standard_normal((6, 2, 2)), np.array([3, 0, 1, 1, 0, 3], np.uint8)
+    np.savez(tmp_path / "a.npz", **{image_key: images, key: labels, "x_test": images[:1]})
+    loaded = data.load(str(tmp_path / "a.npz"))
+    assert loaded.labels.tolist() == [3, 0, 1, 1, 0, 3]
+    np.testing.assert_allclose(loaded.images(loaded.samples), images, atol=1e-6)
+    np.savez(tmp_path / "column.npz", **{image_key: images, key: labels[:, None]})  # as Keras has CIFAR's
+    np.testing.assert_array_equal(data.load(str(tmp_path / "column.npz")).labels, labels)
+
+
+@pytest.mark.parametrize(
+    "labels", [np.arange(5), np.arange(6.0), np.array(list("abcdef")), np.array(3), np.arange(6).reshape(2, 3)]
+)
+def test_bad_labels(tmp_path, labels):
+    np.savez(tmp_path / "a.npz", x=np.random.default_rng(0).standard_normal((6, 4)), y=labels)
+    with pytest.raises(ValueError, match=r"a.npz' must be whole numbers \[6\], one per image, got"):
+        data.load(str(tmp_path / "a.npz"))
 
 
 def test_bad_npz(tmp_path):

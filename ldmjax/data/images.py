@@ -1,0 +1,78 @@
+"""Images from scikit-learn and from .npz files.
+
+Unsigned 8-bit images are scaled from 0..255 to [-1, 1], whatever file they came from; other numbers are taken as they are.
+"""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from ldmjax.data.dataset import Dataset, from_samples
+
+IMAGE_KEYS = ("images", "x", "train_images", "x_train")
+LABEL_KEYS = ("labels", "y", "train_labels", "y_train")
+
+
+def digits() -> Dataset:
+    """scikit-learn's 1797 handwritten digits, 8 x 8 pixels scaled from 0..16 to [-1, 1], centred, with labels."""
+    source = load_digits()
+    return from_samples("digits", source.data / 8.0 - 1.0, (8, 8), labels=source.target)
+
+
+def from_images(name: str, images: np.ndarray, *, labels: np.ndarray | None, source: str) -> Dataset:
+    """A data set from images ``[N, *image_shape]``, scaled as the module says.
+
+    Args:
+      name: of the data set.
+      images: any number type.
+      labels: ``[N]`` or ``[N, 1]`` whole numbers, or None.
+      source: what an error calls the images, such as the file's name.
+
+    Raises:
+      ValueError: if there are fewer than 4 images, one of them is not finite, or the labels do not fit.
+    """
+    if images.ndim < 2 or len(images) < 4 or not np.issubdtype(images.dtype, np.number):
+        raise ValueError(f"{source} must hold numbers [N >= 4, ...], got {images.dtype} {list(images.shape)}")
+    samples = images.reshape(len(images), -1).astype(np.float64)
+    if not np.all(np.isfinite(samples)):
+        raise ValueError(f"{source} holds NaN or infinity")
+    if images.dtype == np.uint8:
+        samples /= 127.5
+        samples -= 1.0
+    if labels is not None:
+        if labels.size != len(images) or len(labels) != len(images) or not np.issubdtype(labels.dtype, np.integer):
+            got = f"{labels.dtype} {list(labels.shape)}"
+            raise ValueError(f"labels of {source} must be whole numbers [{len(images)}], one per image, got {got}")
+        labels = labels.ravel().astype(np.int64)
+    return from_samples(name, samples, images.shape[1:], labels=labels)
+
+
+def load_npz(path: str) -> Dataset:
+    """Reads images, samples first, and labels if there are any, under the first of `IMAGE_KEYS` and `LABEL_KEYS` found.
+
+    Raises:
+      ValueError: with a line that says what is wrong with the file.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"no file {path!r}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            keys = archive.files
+            image_key, label_key = (next((k for k in w if k in keys), None) for w in (IMAGE_KEYS, LABEL_KEYS))
+            images, labels = (None if k is None else archive[k] for k in (image_key, label_key))
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path!r} is not a readable .npz file of numbers: {error}") from error
+    if images is None:
+        raise ValueError(f"{path!r} has keys {', '.join(keys)}; needs 'images' or 'x' ('train_images', 'x_train')")
+    return from_images(Path(path).stem, images, labels=labels, source=repr(path))
+
+
+def load(name: str) -> Dataset:
+    """A data set by name: "digits", or the path of an .npz file."""
+    if name == "digits":
+        return digits()
+    if name.endswith(".npz"):
+        return load_npz(name)
+    raise ValueError(f"unknown data {name!r}: allowed are digits or a path that ends in .npz")
