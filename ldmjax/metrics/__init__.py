@@ -1,0 +1,49 @@
+"""Distances between generated samples and a reference, each with pseudo-values from which stopping.py takes its intervals.
+
+`latents`: samples decoded linearly, everything computed from latents, reduced inside a compiled sampler. `features`: any
+images, compared in a feature space on the host, with the error of the reference sample included.
+"""
+
+from ldmjax.metrics.features import (
+    FEATURE_METRICS,
+    FeatureReference,
+    Measure,
+    feature_pseudo_values,
+    measure,
+    nearest_distances,
+)
+from ldmjax.metrics.latents import (
+    METRICS,
+    SINGULAR,
+    LatentReference,
+    Reference,
+    SampleStatistics,
+    block_moments,
+    distances,
+    latent_reference,
+    moment_pseudo_values,
+    pseudo_values,
+    sample_statistics,
+    sliced_statistics,
+)
+
+__all__ = [
+    "FEATURE_METRICS",
+    "METRICS",
+    "SINGULAR",
+    "FeatureReference",
+    "LatentReference",
+    "Measure",
+    "Reference",
+    "SampleStatistics",
+    "block_moments",
+    "distances",
+    "feature_pseudo_values",
+    "latent_reference",
+    "measure",
+    "moment_pseudo_values",
+    "nearest_distances",
+    "pseudo_values",
+    "sample_statistics",
+    "sliced_statistics",
+]
