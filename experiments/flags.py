@@ -120,7 +120,12 @@ def define_integer(name: str, default: int | None, help_text: str, *, low: int, 
 
 def define_data_flags(*, default: str = "digits") -> None:
     """--data, --spectrum, --data_dim."""
-    flags.DEFINE_string("data", None, f"digits, or the path of an .npz file with key images or x. Default: {default}.")
+    flags.DEFINE_string(
+        "data",
+        None,
+        f"{data.NAMES}. An .npz holds images or x, maybe labels or y; subfolders are classes; hf: are data sets of "
+        f"Hugging Face's package datasets. Default: {default}.",
+    )
     flags.DEFINE_string("spectrum", None, f"Instead of --data, a Gaussian with this spectrum: {data.SPECTRA}.")
     define_integer("data_dim", 64, "Dimension of --spectrum (a file gives its own).", low=1, high=100_000)
 

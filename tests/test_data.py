@@ -1,7 +1,10 @@
 """Data sets, spectra, twins, and every refusal."""
 
+import sys
+
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from ldmjax import data
@@ -151,3 +154,119 @@ def test_spectrum_file(tmp_path):
 def test_bad_spectra(text):
     with pytest.raises(ValueError, match="spectrum"):
         data.spectrum_variances(text, 8)
+
+
+def save_pictures(folder, pictures, classes="ab"):
+    """Pictures, one per entry, into class subfolders in turn."""
+    for i, picture in enumerate(pictures):
+        path = folder / classes[i % len(classes)] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+
+
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_folder_of_pictures(tmp_path, channels):
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 5, 4, *channels), dtype=np.uint8)
+    save_pictures(tmp_path / "faces", pictures)
+    (tmp_path / "faces" / "a" / "notes.txt").write_text("not a picture")
+    (tmp_path / "faces" / "a" / "._0.png").write_bytes(b"nor this")
+    loaded = data.load(str(tmp_path / "faces"))
+    assert loaded.name == "faces" and loaded.image_shape == (5, 4, *channels)
+    np.testing.assert_array_equal(loaded.labels, [0, 0, 0, 1, 1, 1])
+    in_order = pictures[[0, 2, 4, 1, 3, 5]]
+    np.testing.assert_allclose(loaded.images(loaded.samples), in_order / 127.5 - 1.0, atol=1e-6)
+    np.savez(tmp_path / "same.npz", images=in_order)
+    assert data.load(str(tmp_path / "same.npz")).digest == loaded.digest
+
+
+def test_folder_without_classes_and_other_formats(tmp_path):
+    rng = np.random.default_rng(0)
+    grey, colour = rng.integers(0, 256, (5, 4), dtype=np.uint8), rng.integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    for name in ("a.PNG", "b.bmp", "c.JPEG"):
+        Image.fromarray(grey).save(tmp_path / name)
+    Image.fromarray(colour).save(tmp_path / "d.webp", lossless=True)
+    loaded = data.load_folder(str(tmp_path))
+    images = (loaded.images(loaded.samples) + 1.0) * 127.5
+    assert loaded.labels is None and images.shape == (4, 5, 4, 3)  # one picture has colour: all get three channels
+    np.testing.assert_allclose(images[:2], np.broadcast_to(grey[..., None], (2, 5, 4, 3)), atol=1e-4)
+    np.testing.assert_allclose(images[3], colour, atol=1e-4)
+
+
+def test_bad_folders(tmp_path):
+    pictures = [np.full((4, 4), i, np.uint8) for i in range(5)]
+    save_pictures(tmp_path / "sizes", [*pictures, np.zeros((4, 6), np.uint8)], "a")
+    save_pictures(tmp_path / "few", pictures[:3])
+    save_pictures(tmp_path / "deep", [*pictures, np.zeros((4, 4), np.uint16)], "a")
+    save_pictures(tmp_path / "torn", pictures)
+    (tmp_path / "torn" / "b" / "9.png").write_bytes((tmp_path / "torn" / "a" / "0.png").read_bytes()[:45])
+    (tmp_path / "empty").mkdir()
+    cases = {
+        "sizes": r"one size, but '.*a/0.png' is 4 x 4 and '.*a/5.png' is 6 x 4",
+        "few": "N >= 4",
+        "deep": r"5.png' has pixels of mode I;16; allowed are 8 bits",
+        "torn": r"9.png' is not a readable picture",
+        "empty": "no pictures in",
+    }
+    for name, message in cases.items():
+        with pytest.raises(ValueError, match=message):
+            data.load(str(tmp_path / name))
+
+
+@pytest.fixture(scope="module")
+def hugging_face(tmp_path_factory):
+    """A directory of saved data sets made of eight labelled colour pictures; the pictures' pixels."""
+    datasets = pytest.importorskip("datasets")
+    root = tmp_path_factory.mktemp("hf")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 5, 4, 3), dtype=np.uint8)
+    types = {"name": datasets.Value("string"), "img": datasets.Image(), "kind": datasets.ClassLabel(num_classes=3)}
+    columns = {"name": list("abcdefgh"), "img": [Image.fromarray(p) for p in pixels], "kind": [0, 1, 2, 0, 1, 2, 0, 1]}
+    table = datasets.Dataset.from_dict(columns, features=datasets.Features(types))
+    table.save_to_disk(root / "table")
+    datasets.DatasetDict({"train": table, "test": table.select(range(4))}).save_to_disk(root / "splits")
+    table.to_parquet(root / "file.parquet")
+    columns["kind"] = [-1] * 8
+    unlabelled = datasets.Dataset.from_dict(columns, features=datasets.Features(types))
+    unlabelled.save_to_disk(root / "unlabelled")
+    unlabelled.remove_columns("img").save_to_disk(root / "text")
+    arrays = datasets.Features({"x": datasets.Array2D((4, 3), "float32")})
+    datasets.Dataset.from_dict({"x": pixels[:, 0] / 8.0}, features=arrays).save_to_disk(root / "arrays")
+    return root, pixels
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("table", 8), ("splits", 8), ("splits:test", 4), ("file.parquet", 8), ("file.parquet:train[:5]", 5)],
+)
+def test_hugging_face(hugging_face, name, count, monkeypatch, tmp_path):
+    root, pixels = hugging_face
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    loaded = data.load(f"hf:{root}/{name}")
+    assert loaded.name == name.partition(":")[0].removesuffix(".parquet")
+    np.testing.assert_allclose(loaded.images(loaded.samples), pixels[:count] / 127.5 - 1.0, atol=1e-6)
+    np.testing.assert_array_equal(loaded.labels, [0, 1, 2, 0, 1, 2, 0, 1][:count])
+
+
+def test_hugging_face_without_labels_and_arrays(hugging_face):
+    root, pixels = hugging_face
+    assert data.load(f"hf:{root}/unlabelled").labels is None
+    arrays = data.load(f"hf:{root}/arrays")
+    assert arrays.image_shape == (4, 3)
+    np.testing.assert_allclose(arrays.images(arrays.samples), pixels[:, 0] / 8.0, atol=1e-6)
+
+
+def test_bad_hugging_face(hugging_face, monkeypatch):
+    root, _ = hugging_face
+    (root / "notes.txt").write_text("no table")
+    cases = {
+        "text": r"one column of type Image, Array2D or Array3D, got 0 of them among name, kind",
+        "table:test": "saved as one table without splits",
+        "splits:valid": "no split 'valid'; it has train, test",
+        "missing": "no such file or directory",
+        "notes.txt": "allowed files are .parquet",
+    }
+    for name, message in cases.items():
+        with pytest.raises(ValueError, match=message):
+            data.load(f"hf:{root}/{name}")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match=r"pip install -e '.\[data\]'"):
+        data.load(f"hf:{root}/table")

@@ -6,21 +6,49 @@ that has to learn the mean as well would blur it. `Dataset.images` adds it back.
 
 - `dataset`: `Dataset`, PCA
 - `images`: digits, .npz files
+- `pictures`: folders of pictures
+- `hugging_face`: Hugging Face data sets, from the hub or from disk
 - `spectra`: spectra by formula or file
 """
 
+from pathlib import Path
+
 from ldmjax.data.dataset import Dataset, from_samples, principal_components
-from ldmjax.data.images import digits, load, load_npz
+from ldmjax.data.hugging_face import load_hugging_face
+from ldmjax.data.images import digits, load_npz
+from ldmjax.data.pictures import load_folder
 from ldmjax.data.spectra import SPECTRA, spectrum, spectrum_variances
 
+NAMES = "digits | FILE.npz | FOLDER of pictures | hf:NAME[:SPLIT] | hf:PATH[:SPLIT]"
+
 __all__ = [
+    "NAMES",
     "SPECTRA",
     "Dataset",
     "digits",
     "from_samples",
     "load",
+    "load_folder",
+    "load_hugging_face",
     "load_npz",
     "principal_components",
     "spectrum",
     "spectrum_variances",
 ]
+
+
+def load(name: str) -> Dataset:
+    """A data set by name, one of `NAMES`.
+
+    Raises:
+      ValueError: with one line that says what is wrong with the name or what it stands for.
+    """
+    if name == "digits":
+        return digits()
+    if name.startswith("hf:"):
+        return load_hugging_face(name.removeprefix("hf:"))
+    if name.endswith(".npz"):
+        return load_npz(name)
+    if Path(name).is_dir():
+        return load_folder(name)
+    raise ValueError(f"unknown data {name!r}: allowed are {NAMES}")

@@ -67,12 +67,3 @@ def load_npz(path: str) -> Dataset:
     if images is None:
         raise ValueError(f"{path!r} has keys {', '.join(keys)}; needs 'images' or 'x' ('train_images', 'x_train')")
     return from_images(Path(path).stem, images, labels=labels, source=repr(path))
-
-
-def load(name: str) -> Dataset:
-    """A data set by name: "digits", or the path of an .npz file."""
-    if name == "digits":
-        return digits()
-    if name.endswith(".npz"):
-        return load_npz(name)
-    raise ValueError(f"unknown data {name!r}: allowed are digits or a path that ends in .npz")
