@@ -11,10 +11,10 @@ ROOT = Path(ldmjax.__file__).parent
 
 LAYERS = {
     0: ["typing"],
-    1: ["schedules", "gaussians"],
+    1: ["schedules", "gaussians", "devices"],
     2: ["process", "oracle", "mixtures", "data"],
     3: ["networks", "autoencoders", "features", "losses", "metrics"],
-    4: ["training", "sweeps", "experts", "samplers", "stopping", "devices"],
+    4: ["training", "sweeps", "experts", "samplers", "stopping"],
     5: ["checkpoints", "records", "plotting"],
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
@@ -22,11 +22,8 @@ SAME_LAYER = {
     ("oracle", "process"),
     ("mixtures", "process"),
     ("sweeps", "training"),
-    ("sweeps", "devices"),
-    ("training", "devices"),
     ("stopping", "samplers"),
     ("experts", "training"),
-    ("experts", "devices"),
 }
 
 

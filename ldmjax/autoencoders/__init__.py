@@ -7,6 +7,7 @@ import numpy as np
 from ldmjax.autoencoders.config import KINDS, AutoencoderConfig
 from ldmjax.autoencoders.interface import Autoencoder, FittedAutoencoder, LatentScale, reconstruction_error
 from ldmjax.autoencoders.linear import PCA, Identity, fit_identity, fit_pca
+from ldmjax.autoencoders.neural import NeuralAutoencoder, fit_neural
 
 __all__ = [
     "KINDS",
@@ -16,6 +17,7 @@ __all__ = [
     "FittedAutoencoder",
     "Identity",
     "LatentScale",
+    "NeuralAutoencoder",
     "fit",
     "reconstruction_error",
 ]
@@ -27,6 +29,7 @@ def fit(
     config: AutoencoderConfig,
     *,
     seeds: Sequence[int],
+    runs_per_batch: int = 1,
     report: Callable[[str], None] = print,
 ) -> list[FittedAutoencoder]:
     """One autoencoder per pair (latent_shapes[i], seeds[i]).
@@ -36,6 +39,7 @@ def fit(
       latent_shapes: ``(d,)`` for vectors, ``(h, w, c)`` for maps (trained kinds), the image shape for the identity.
       config: shared by all.
       seeds: as many as latent shapes; they choose initialisation and batches ("pca" and "identity" have neither).
+      runs_per_batch: runs trained at once on each device; the others wait, which bounds memory. 1 is fastest on a CPU.
       report: receives progress lines.
 
     Returns:
@@ -54,4 +58,5 @@ def fit(
         return fit_pca(images, latent_shapes, names=names)
     if config.kind == "identity":
         return fit_identity(images, latent_shapes, names=names)
-    raise ValueError(f"{config.kind} is not built yet")
+    options = {"names": names, "seeds": seeds, "runs_per_batch": runs_per_batch, "report": report}
+    return fit_neural(images, latent_shapes, config, **options)

@@ -46,7 +46,7 @@ class AutoencoderConfig:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
-        least = {"channels": 1, "downsampling": 1, "steps": 1, "batch_size": 1, "warm_up": 0, "codes": 2, "code_dim": 1}
+        least = {"channels": 1, "downsampling": 2, "steps": 1, "batch_size": 1, "warm_up": 0, "codes": 2, "code_dim": 1}
         for name, low in [*least.items(), ("kl_weight", 0), ("commitment", 0), ("ema_gamma", 0), ("eval_batch", 1)]:
             if not getattr(self, name) >= low:
                 raise ValueError(f"{name} must be >= {low}, got {getattr(self, name)}")
