@@ -17,16 +17,28 @@ same chains, the last one being the end of sampling ("no stop"). With f(s) the b
   helps, and a curve that is exactly flat must not be called "stop early". The interval holds at least 90 %.
 - **verdict**: "stop early" if low > 0; "no gain from stopping" if high < 1 % of f(end); else "cannot tell".
 
-All of it is conditional on the reference: the error of a held-out sample's own covariance is not in the intervals.
+All of it is conditional on the reference: the error of a held-out sample's own covariance is not in the intervals, unless
+the pseudo-values contain it (metrics/features.py).
+
+The **noisy autoencoder** (`noisy_autoencoder`) gives such pseudo-values without a diffusion model: encode the images, put
+the noise of level t on the latent, decode. For Gaussian data and a linear autoencoder its law is that of the latent
+diffusion model stopped at t, trained on the images that are encoded ([OS], arXiv 2510.08409 v2; THEORY.md §7).
 """
 
 import dataclasses
+import time
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from scipy import stats
 
+from ldmjax.metrics import Measure, measure
+from ldmjax.schedules import RectifiedFlow, noise_var_from_logsnr
+
 CLAIM_ERROR = 0.0025
 VERDICTS = ("stop early", "no gain from stopping", "cannot tell")
+# What is decoded: the state in variance-preserving coordinates, or the state of the rectified flow, not rescaled.
+NOISY_READOUTS = ("rescaled", "state")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,3 +138,87 @@ def _end_may_be_best(studentised_gain, studentised_deviation, confidence):
         return True
     critical = np.quantile(np.max(studentised_deviation[:, rivals], axis=1), confidence)
     return np.max(studentised_gain[rivals]) <= critical
+
+
+def images_needed(result: StoppingResult, *, images: int, negligible: float = 0.01) -> int | None:
+    """About how many images would turn "cannot tell" into a verdict, if the estimates are right.
+
+    Interval widths fall as the root of the number of images, so the smaller of two numbers: that which lifts the gain's lower
+    bound above 0, and that which brings its upper bound below ``negligible`` of the end.
+
+    Args:
+      result: a curve without a verdict.
+      images: the number that it was measured with.
+      negligible: as in `read_stopping_curve`.
+
+    Returns:
+      A number above ``images``, or None where the curve is not finite or already has a verdict.
+    """
+    if result.verdict != "cannot tell" or not np.isfinite(result.gain):
+        return None
+    target = negligible * result.end
+    factors = []
+    if result.gain > 0:
+        factors.append((result.gain - result.gain_low) / result.gain)
+    if result.gain < target:
+        factors.append((result.gain_high - result.gain) / (target - result.gain))
+    return int(np.ceil(images * max(min(factors), 1.0) ** 2)) if factors else None
+
+
+def noisy_autoencoder(
+    latents: np.ndarray,
+    decode: Callable[[np.ndarray], np.ndarray],
+    measures: Mapping[str, Measure],
+    *,
+    logsnrs: np.ndarray,
+    samples: int = 4096,
+    readout: str = "rescaled",
+    seed: int = 0,
+    report: Callable[[str], None] = print,
+) -> dict[tuple[str, str], np.ndarray]:
+    """Pseudo-values of the noisy autoencoder's stopping curves, one decoding per noise level.
+
+    Every level sees the same latents and the same noise (common random numbers). The law that is measured is that of the
+    encoded images under noise; what is random is the noise and the reference.
+
+    Args:
+      latents: encoded training images ``[n, ...]`` on the scale that the diffusion model would be trained on.
+      decode: latents on that scale ``[N, ...]`` -> images ``[N, ...]``.
+      measures: feature spaces by name.
+      logsnrs: ``[S]``, rising; +inf is the end of sampling, no noise.
+      samples: decoded images per level, half with one draw of the noise and half with another. Fewer than n / 2 use that many
+        latents, chosen at random; more use every latent equally often.
+      readout: one of `NOISY_READOUTS`.
+      seed: of the noise and the choice.
+      report: receives a line per noise level.
+
+    Returns:
+      ``{(feature space, metric): [K, S]}`` for `read_stopping_curve`.
+
+    Raises:
+      ValueError: for levels that do not rise, or an unknown readout.
+    """
+    logsnrs = np.asarray(logsnrs, np.float64)
+    if readout not in NOISY_READOUTS:
+        raise ValueError(f"readout must be one of {', '.join(NOISY_READOUTS)}, got {readout!r}")
+    if logsnrs.ndim != 1 or np.any(np.diff(logsnrs) <= 0) or np.any(np.isnan(logsnrs)):
+        raise ValueError(f"logsnrs must rise, got {logsnrs.tolist()}")
+    rng = np.random.default_rng([seed, 2])
+    chosen = rng.permutation(len(latents))[: samples // 2]
+    clean = np.repeat(np.asarray(latents, np.float32)[chosen], max(1, samples // 2 // len(chosen)), axis=0)
+    noise = rng.standard_normal((2, *clean.shape), np.float32)
+    values, begin = [], time.perf_counter()
+    for done, logsnr in enumerate(logsnrs, start=1):
+        noise_var = noise_var_from_logsnr(logsnr)
+        state = np.sqrt(1.0 - noise_var) * clean + np.sqrt(noise_var) * noise
+        if readout == "state":
+            schedule = RectifiedFlow()
+            state = schedule.radius(schedule.inverse_logsnr(logsnr)) * state
+        images = decode(state.reshape(-1, *clean.shape[1:]).astype(np.float32))
+        values.append(measure(images.reshape(2, len(clean), *images.shape[1:]), measures, common_images=True))
+        seconds = time.perf_counter() - begin
+        report(
+            f"noisy autoencoder: level {done}/{len(logsnrs)}, {2 * len(clean) * done / seconds:.0f} images/s, "
+            f"{seconds * (len(logsnrs) - done) / done:.0f} s left"
+        )
+    return {key: np.stack([v[key] for v in values], axis=1) for key in values[0]}

@@ -26,7 +26,7 @@ Gretton et al., JMLR 2012; Bonneel et al., JMIV 2015; Santambrogio, Optimal Tran
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,15 +46,28 @@ class FeatureReference:
       blocks: K of equation (1).
       directions: ``[P, F]``, unit vectors of sliced_w2.
       bandwidth: kernel width h of mmd.
+      metrics: those to compute.
     """
 
-    def __init__(self, features: np.ndarray, *, blocks: int = 64, directions: int = 64, seed: int = 0):
+    def __init__(
+        self,
+        features: np.ndarray,
+        *,
+        blocks: int = 64,
+        directions: int = 64,
+        metrics: Sequence[str] = FEATURE_METRICS,
+        seed: int = 0,
+    ):
         """Args: features: ``[M, F]`` in random order, M >= 2 blocks. blocks: K. directions: P, drawn by ``seed``."""
+        if unknown := set(metrics) - set(FEATURE_METRICS):
+            raise ValueError(f"metrics must be out of {', '.join(FEATURE_METRICS)}, got {', '.join(sorted(unknown))}")
+        self.metrics = tuple(metrics)
         self.features = np.asarray(features, np.float64)
         if self.features.ndim != 2 or len(self.features) < 2 * blocks or not np.all(np.isfinite(self.features)):
             raise ValueError(f"need at least {2 * blocks} finite rows [M, F], got {list(np.shape(features))}")
         self.blocks = blocks
-        unit = np.random.default_rng(seed).standard_normal((directions, self.features.shape[1]))
+        # A stream of its own: synthetic features drawn by the same seed must not coincide with the directions.
+        unit = np.random.default_rng([seed, 1]).standard_normal((directions, self.features.shape[1]))
         self.directions = unit / np.linalg.norm(unit, axis=1, keepdims=True)
         self.projected = self.features @ self.directions.T
         self._quantiles: dict[tuple[int, int], np.ndarray] = {}
@@ -129,7 +142,7 @@ def measure(
 def feature_pseudo_values(
     samples: np.ndarray, reference: FeatureReference, *, common_images: bool
 ) -> dict[str, np.ndarray]:
-    """Pseudo-values of the three metrics, equation (1).
+    """Pseudo-values of the reference's metrics, equation (1).
 
     Args:
       samples: features in two halves, ``[2, N, F]``, N >= K.
@@ -150,10 +163,10 @@ def feature_pseudo_values(
     if samples.shape[1] < blocks:
         raise ValueError(f"need at least {blocks} rows in each half, one per block, got {samples.shape[1]}")
     if not np.all(np.isfinite(samples)):
-        return {metric: np.full(blocks, np.inf) for metric in FEATURE_METRICS}
+        return {metric: np.full(blocks, np.inf) for metric in reference.metrics}
     found = {}
-    for metric, influence in zip(FEATURE_METRICS, (_frechet, _mmd, _sliced), strict=True):
-        theta, of_samples, of_reference = influence(samples, reference)
+    for metric in reference.metrics:
+        theta, of_samples, of_reference = _INFLUENCES[metric](samples, reference)
         first, second = (_block_sums(half, blocks) for half in of_samples)
         generated = first - second if common_images else first + second
         found[metric] = theta + generated - generated.mean() + _block_sums(of_reference, blocks)
@@ -223,6 +236,9 @@ def _sliced(samples, reference):
         of_reference += np.interp(reference.projected[:, p], quantiles[:, p], along - along.mean())
     theta = 2.0 * np.mean(gap**2) - halves
     return theta, 0.5 * of_samples.reshape(2, -1) / directions, of_reference / directions
+
+
+_INFLUENCES = {"w2": _frechet, "mmd": _mmd, "sliced_w2": _sliced}
 
 
 def _squared_distances(a, b):
