@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from ldmjax import data, records, schedules
+from ldmjax import data, features, records, schedules
 
 FLAGS = flags.FLAGS
 EXIT_USAGE = 2
@@ -69,6 +69,21 @@ class _ChoicesParser(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return "comma-separated names"
+
+
+class _WordsParser(flags.ArgumentParser):
+    """Comma-separated words, without repetition."""
+
+    syntactic_help = "comma-separated words, none twice"
+
+    def parse(self, argument: str | Sequence[str]) -> list[str]:
+        words = [w.strip() for w in (argument.split(",") if isinstance(argument, str) else argument)]
+        if not all(words) or len(set(words)) < len(words):
+            raise ValueError(f"must be {self.syntactic_help}")
+        return words
+
+    def flag_type(self) -> str:
+        return "comma-separated words"
 
 
 class _RangeParser(flags.ArgumentParser):
@@ -130,6 +145,12 @@ def define_data_flags(*, default: str = "digits") -> None:
     define_integer("data_dim", 64, "Dimension of --spectrum (a file gives its own).", low=1, high=100_000)
 
 
+def define_feature_flags(*, default: str = "pixels") -> None:
+    """--features."""
+    help_text = f"Spaces in which images are compared, a list: {features.DESCRIPTIONS} (keys weight [D, F], bias [F])."
+    flags.DEFINE(_WordsParser(), "features", default, help_text, serializer=_ListSerializer())
+
+
 def define_ladder_flags(*, default: str = "karras", levels: int | str = 32) -> None:
     """--ladders, --levels (a list if its default is one, "8,32"), --sigma_min, --sigma_max."""
     define_choices("ladders", default, f"Ladders of noise levels: {', '.join(LADDERS)}.", LADDERS)
@@ -175,6 +196,22 @@ def load_dataset(*, default: str = "digits") -> data.Dataset:
         return data.load(name)
     except ValueError as error:
         raise bad("data", name, str(error)) from error
+
+
+def load_features(
+    dataset: data.Dataset, *, report: Callable[[str], None] = lambda line: print(line, flush=True)
+) -> list[features.Features]:
+    """The feature spaces that --features names."""
+    found = []
+    for description in FLAGS.features:
+        try:
+            found.append(features.load(description, dataset, report=report))
+        except ValueError as error:
+            raise bad("features", FLAGS.features, str(error)) from error
+    names = [f.name for f in found]
+    if len(set(names)) < len(names):
+        raise bad("features", FLAGS.features, f"must have different names, got {', '.join(names)}")
+    return found
 
 
 def make_ladder(

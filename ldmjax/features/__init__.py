@@ -1,0 +1,67 @@
+"""Maps from images to what distances are measured in: pixels, a classifier's features, or the user's own map.
+
+A distance between pixels is not one between contents; which features are used decides the best stopping time as much as the
+metric does. `load` reads a description:
+
+- "pixels": the values of an image, averaged over 2 x 2 squares until there are at most 1024 of them ("pixels/2" after one).
+- "classifier": what the last hidden layer of a small classifier sees, 64 numbers. It is a perceptron on pixels, so that the
+  features of a hundred thousand images cost seconds; trained on nine tenths of *all* labelled images of the data set, those
+  that a diffusion model trains on and those it is compared with alike, as both sides of a distance must be seen alike; the
+  last tenth gives its accuracy. Trained once: the weights are kept in ``$LDMJAX_CACHE``, by default ~/.cache/ldmjax, under
+  the hash of the data, the labels, and the configuration.
+- "package.module:function": a callable on numpy images ``[N, *image_shape]`` that returns ``[N, F]``; torch inside is fine.
+- "FILE.npz": linear, images flattened, keys ``weight`` ``[D, F]`` and, if there is one, ``bias`` ``[F]``.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ldmjax.data import Dataset
+from ldmjax.features.classifier import ClassifierConfig, classifier
+from ldmjax.features.maps import LARGEST, Features, average_pool, evaluate, import_object, linear_map, pixels
+
+__all__ = ["DESCRIPTIONS", "LARGEST", "ClassifierConfig", "Features", "average_pool", "import_object", "load"]
+
+DESCRIPTIONS = "pixels | classifier | package.module:function | FILE.npz"
+PROBES = 16
+
+
+def load(description: str, dataset: Dataset, *, report: Callable[[str], None] = print) -> Features:
+    """The features that a description stands for, as the module says; tried on a few images of ``dataset``.
+
+    Args:
+      description: one of `DESCRIPTIONS`.
+      dataset: with samples.
+      report: receives lines on the training of the classifier.
+
+    Raises:
+      ValueError: with one line, for an unknown description, data without samples or labels, a file, module or function that
+        does not load, or features that are not finite numbers ``[N, F]``.
+    """
+    if dataset.samples is None:
+        raise ValueError(f"{dataset.name} is a spectrum: features need images")
+    name, accuracy = description, None
+    if description == "pixels":
+        name, function = pixels(dataset.image_shape)
+    elif description == "classifier":
+        function, accuracy = classifier(dataset, ClassifierConfig(), report=report)
+    elif description.endswith(".npz"):
+        name, function = Path(description).stem, linear_map(description, dataset.dim)
+    elif ":" in description:
+        function = import_object(description)
+    else:
+        raise ValueError(f"unknown features {description!r}: allowed are {DESCRIPTIONS}")
+    probe = evaluate(name, function, dataset.images(dataset.samples[:PROBES]))
+    if not np.all(np.isfinite(probe)):
+        raise ValueError(f"features {name} of the first {len(probe)} images hold NaN or infinity")
+    return Features(
+        name=name,
+        function=function,
+        image_shape=dataset.image_shape,
+        dim=probe.shape[1],
+        digest=hashlib.sha256(np.ascontiguousarray(probe)).hexdigest(),
+        accuracy=accuracy,
+    )
