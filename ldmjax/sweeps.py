@@ -29,14 +29,14 @@ class RunSpec:
     """One training run: what it learns from and how.
 
     Attributes:
-      model: "linear" or "mlp".
+      model: "linear", "mlp" or "unet".
       data: name of the data, a key of `Latents` given to `train`.
       training_draws: "sample" trains on the n latents of the data's subset, "fresh" on new draws of its Gaussian law.
       latent_dim: d >= 1.
       seed: chooses the subset, the initialisation and all noise.
       n: size of the subset.
       learning_rate: peak of the schedule.
-      cap: bound on the score's weights, inf for none (the MLP has none).
+      cap: bound on the score's weights, inf for none (the networks have none).
     """
 
     model: str
@@ -209,13 +209,17 @@ def train(
       The trained runs; one that diverged holds its last finite parameters and says when.
 
     Raises:
-      ValueError: if names repeat or a spec is of another model class.
+      ValueError: if names repeat or a spec is of another model class or does not fit the U-Net's maps.
     """
     if len({s.name for s in specs}) < len(specs):
         raise ValueError("runs must have distinct names")
     if any(s.model != config.model for s in specs):
         raise ValueError(f"all runs must be of model {config.model!r}")
     width = width or max(s.latent_dim for s in specs)
+    if config.model == "unet" and {width, *(s.latent_dim for s in specs)} != {config.map_dim}:
+        raise ValueError(
+            f"maps {config.map_shape} have latent_dim {config.map_dim}, got {[s.latent_dim for s in specs]}"
+        )
     runs, sources = stack_runs(specs, latents, width)
     padding = np.minimum(np.arange(padded_count(len(specs))), len(specs) - 1)
     padded = jax.tree.map(lambda x: x[padding], runs)

@@ -1,11 +1,13 @@
 """State and step of one training run: Adam, power EMA, projection onto the cap, freezing on the first NaN.
 
 Power EMA (Karras et al., arXiv 2312.02696): after step k the average moves by 1 - (1 - 1/k)^(gamma + 1), so that it always
-spans the same fraction of training.
+spans the same fraction of training, but never more than 0.9999 once training is longer than 50,000 steps ([OS]'s value).
 """
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -15,12 +17,22 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from ldmjax.losses import denoising_score_matching, edm_weight, linear_score_matching
-from ldmjax.networks import MLP, DiagonalLinearScore, RunInputs, as_denoiser
+from ldmjax.networks import (
+    DiagonalLinearScore,
+    Preconditioned,
+    ResidualMLP,
+    RunInputs,
+    UNet,
+    as_denoiser,
+    mlp_flops,
+    unet_flops,
+)
 from ldmjax.schedules import ContinuousSchedule, LinearVP
 
-MODELS = ("linear", "mlp")
+MODELS = ("linear", "mlp", "unet")
 ADAM = optax.scale_by_adam(b2=0.99)
-DEFAULT_LEARNING_RATES = {"linear": 0.05, "mlp": 0.005}
+DEFAULT_LEARNING_RATES = {"linear": 0.05, "mlp": 0.005, "unet": 0.005}
+EMA_LIMIT, EMA_LIMIT_AFTER = 0.9999, 50_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,12 +40,14 @@ class TrainingConfig:
     """What all runs of one model class have in common.
 
     Attributes:
-      model: "linear" (`DiagonalLinearScore`) or "mlp" (`MLP`).
+      model: "linear" (`DiagonalLinearScore`), "mlp" (`ResidualMLP`) or "unet" (`UNet`).
       steps: optimiser steps.
-      batch_size: clean latents per step; the linear class uses each on every level of its table, the MLP on one level.
+      batch_size: clean latents per step; the linear class uses each on every level of its table, the others on one level.
       levels: rows of the linear class's table, >= 2.
       hidden: width of the MLP.
-      blocks: residual blocks of the MLP.
+      blocks: residual blocks of the MLP, or of each resolution of the U-Net on its way down and on its way up.
+      map_shape: (H, W, C) of the U-Net's maps; a latent is such a map, row by row.
+      channels: of the U-Net, one number per resolution.
       logsnr_min: noisiest level trained.
       logsnr_max: cleanest level trained.
       schedule: forward process.
@@ -46,6 +60,8 @@ class TrainingConfig:
     levels: int = 128
     hidden: int = 64
     blocks: int = 1
+    map_shape: tuple[int, int, int] | None = None
+    channels: tuple[int, ...] = ()
     logsnr_min: float = -10.0
     logsnr_max: float = 9.0
     schedule: ContinuousSchedule = LinearVP()
@@ -57,8 +73,27 @@ class TrainingConfig:
         for name, least in [("steps", 1), ("batch_size", 1), ("levels", 2), ("hidden", 1), ("blocks", 0)]:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        self._check_maps()
         if not self.logsnr_min < self.logsnr_max:
             raise ValueError(f"logsnr_min must be < logsnr_max, got {self.logsnr_min} and {self.logsnr_max}")
+
+    def _check_maps(self):
+        if self.model != "unet":
+            if self.map_shape is not None or self.channels:
+                raise ValueError(f"map_shape and channels are the U-Net's, got them with model {self.model!r}")
+            return
+        if self.map_shape is None or min(self.map_shape) < 1:
+            raise ValueError(f"a U-Net needs map_shape (H, W, C), all >= 1, got {self.map_shape}")
+        if not self.channels or min(self.channels) < 1 or 2 ** (len(self.channels) - 1) > max(self.map_shape[:2]):
+            raise ValueError(
+                f"a U-Net needs channels, all >= 1, for no more resolutions than maps {self.map_shape} have, "
+                f"got {self.channels}"
+            )
+
+    @property
+    def map_dim(self) -> int:
+        """Entries of one map, the latent dimension of every U-Net run."""
+        return math.prod(self.map_shape)
 
 
 class TrainState(NamedTuple):
@@ -76,8 +111,57 @@ def make_network(config: TrainingConfig, width: int, key: jax.Array, latent_dim:
     span = {"logsnr_min": config.logsnr_min, "logsnr_max": config.logsnr_max}
     if config.model == "linear":
         return DiagonalLinearScore(width, schedule=schedule, levels=config.levels, **span)
-    size = {"hidden": config.hidden, "blocks": config.blocks}
-    return MLP(width, schedule=schedule, latent_dim=latent_dim, rngs=nnx.Rngs(params=key), **span, **size)
+    rngs = nnx.Rngs(params=key)
+    if config.model == "unet":
+        raw = UNet(config.map_shape, channels=config.channels, blocks=config.blocks, rngs=rngs)
+    else:
+        raw = ResidualMLP(width, latent_dim=latent_dim, hidden=config.hidden, blocks=config.blocks, rngs=rngs)
+    return Preconditioned(raw, schedule=schedule, **span)
+
+
+def flops(config: TrainingConfig, latent_dim: int) -> int:
+    """Floating-point operations of the network of a run of ``latent_dim`` on one latent ("mlp" and "unet")."""
+    if config.model == "unet":
+        return unet_flops(config.map_shape, channels=config.channels, blocks=config.blocks)
+    if config.model == "mlp":
+        return mlp_flops(latent_dim, hidden=config.hidden, blocks=config.blocks)
+    raise ValueError(f"flops are counted for models mlp and unet, got {config.model!r}")
+
+
+def match_flops(config: TrainingConfig, latent_dim: int, target: int) -> TrainingConfig:
+    """``config`` with the width that brings its `flops` nearest to a target.
+
+    The MLP's ``hidden`` is free; the U-Net's ``channels`` keep their proportions up to what meets the target: the first
+    is free, each further one is moved by at most an eighth.
+
+    Args:
+      config: what to change.
+      latent_dim: of the run.
+      target: floating-point operations on one latent.
+    """
+
+    def distance(candidate):
+        return abs(flops(candidate, latent_dim) - target)
+
+    def at(scale: int) -> TrainingConfig:
+        if config.model == "mlp":
+            return dataclasses.replace(config, hidden=scale)
+        proportional = (max(1, round(scale * c / config.channels[0])) for c in config.channels[1:])
+        return dataclasses.replace(config, channels=(scale, *proportional))
+
+    # FLOPs grow with the scale, so the first one above the target and the one below it enclose the best.
+    above = next(scale for scale in itertools.count(1) if flops(at(scale), latent_dim) >= target)
+    near = [at(scale) for scale in range(max(1, above - 1), above + 1)]
+    if config.model == "unet":
+        near = [dataclasses.replace(base, channels=channels) for base in near for channels in _moved(base.channels)]
+    return min(near, key=distance)
+
+
+def _moved(channels: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Channels with all but the first moved by up to an eighth (one at least), least moved first."""
+    reach = [range(-max(1, c // 8), max(1, c // 8) + 1) for c in channels[1:]]
+    moves = sorted(itertools.product(*reach), key=lambda move: sum(map(abs, move)))
+    return ((channels[0], *(max(1, c + m) for c, m in zip(channels[1:], move, strict=True))) for move in moves)
 
 
 def graph_definition(config: TrainingConfig, width: int) -> nnx.GraphDef:
@@ -96,9 +180,9 @@ def fresh_state(params: PyTree) -> TrainState:
 
 
 def batch_loss(config: TrainingConfig, network: nnx.Module, run: RunInputs, x0: jax.Array, key: jax.Array) -> jax.Array:
-    """Denoising score matching on one batch of clean latents ``[B, D]``: noise-weighted (linear) or EDM-weighted (MLP).
+    """Denoising score matching on one batch of clean latents ``[B, D]``: noise-weighted (linear) or EDM-weighted.
 
-    The linear class sees the batch on every level of its table, the MLP on one level per latent, stratified over logsnr.
+    The linear class sees the batch on every level of its table, the others on one level per latent, stratified over logsnr.
     """
     time_key, noise_key = jax.random.split(key)
     # The padded axis is drawn first, so that a wider batch does not change a run's numbers.
@@ -158,13 +242,19 @@ def apply_gradient(
     """Adam with learning rate ``rate``, then ``project``, then the power EMA; a state that is not finite freezes."""
     update, optimiser = ADAM.update(gradient, state.optimiser)
     params = project(optax.apply_updates(state.params, jax.tree.map(lambda u: -rate * u, update)))
-    ema = optax.incremental_update(params, state.ema, 1.0 - (1.0 - 1.0 / (step + 1.0)) ** (ema_gamma + 1.0))
+    ema = optax.incremental_update(params, state.ema, 1.0 - ema_decay(step, ema_gamma))
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
     fine = finite & (state.failed_at < 0)
     failed_at = jnp.where(finite | (state.failed_at >= 0), state.failed_at, step)
     new = TrainState(params, optimiser, ema, failed_at)
     kept = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, state)
     return kept._replace(failed_at=failed_at)
+
+
+def ema_decay(step: jax.Array, ema_gamma: float) -> jax.Array:
+    """Decay of the power EMA after step ``step``, counted from 0; at most 0.9999 after 50,000 steps."""
+    power = (1.0 - 1.0 / (step + 1.0)) ** (ema_gamma + 1.0)
+    return jnp.where(step < EMA_LIMIT_AFTER, power, jnp.minimum(power, EMA_LIMIT))
 
 
 def _unit_learning_rate(step, steps):

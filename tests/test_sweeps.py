@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ldmjax import losses, networks, oracle, sweeps, training
-from ldmjax.schedules import LinearVP
+from ldmjax.schedules import LinearVP, RectifiedFlow
 
 SCHEDULE = LinearVP()
 VARIANCES = np.array([2.0, 0.8, 0.3, 0.1, 0.03, 0.01])
@@ -89,7 +89,7 @@ def score_error(trained, index, law, cap=np.inf):
     variances[:d], rotation[:d, :d] = law
     errors, norms = losses.noise_prediction_errors(
         trained.denoiser(index), jnp.asarray(variances), jnp.asarray(rotation), jnp.asarray(cap), jax.random.key(0),
-        schedule=SCHEDULE, logsnrs=jnp.linspace(-10.0, 9.0, 30), count=200,
+        schedule=trained.config.schedule, logsnrs=jnp.linspace(-10.0, 9.0, 30), count=200,
     )  # fmt: skip
     return float(np.sqrt(errors.sum() / norms.sum()))
 
@@ -128,13 +128,73 @@ def test_initialisation_does_not_see_the_data():
         np.testing.assert_array_equal(a, b)
 
 
-def test_mlp_reaches_the_exact_score():
-    config = training.TrainingConfig(model="mlp", steps=600, batch_size=128, hidden=32)
+@pytest.mark.parametrize("schedule", [LinearVP(), RectifiedFlow()])
+def test_mlp_reaches_the_exact_score(schedule):
+    config = training.TrainingConfig(model="mlp", steps=600, batch_size=128, hidden=32, schedule=schedule)
     trained = sweeps.train([spec("mlp", 4, draws="fresh", learning_rate=0.005)], LATENTS, config)
     law = (VARIANCES[:4], np.eye(4))
     before = score_error(dataclasses.replace(trained, params=trained.initial), 0, law)
     after = score_error(trained, 0, law)
     assert after < 0.04 and after < before / 3
+    # The denoiser itself, against E[z_0 | z] = alpha lam / (alpha^2 lam + sigma^2) z.
+    t = np.array([0.1, 0.4, 0.8])
+    alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
+    marginal = alpha**2 * VARIANCES[:4] + sigma**2
+    z = np.sqrt(marginal) * np.random.default_rng(0).choice([-1.0, 1.0], (3, 4))
+    learned = trained.denoiser(0)(jnp.asarray(z, jnp.float32), jnp.asarray(t, jnp.float32))
+    # In units of the typical |E[z_0 | z]| of all components together.
+    exact = alpha * VARIANCES[:4] / marginal * z
+    assert np.sqrt(np.mean((learned - exact) ** 2) / np.mean(exact**2)) < 0.06
+
+
+def smooth_maps():
+    """Gaussian maps of 4 x 4 pixels whose covariance falls with distance: 400 latents, eigenvalues and eigenvectors."""
+    rows, columns = np.divmod(np.arange(16), 4)
+    distance = np.hypot(rows[:, None] - rows, columns[:, None] - columns)
+    values, vectors = np.linalg.eigh(np.exp(-distance / 2.0))
+    factor = vectors * np.sqrt(values)
+    sample = np.random.default_rng(0).standard_normal((400, 16)) @ factor.T
+    return sweeps.Latents(sample=sample, fresh_factor=factor), (values, vectors)
+
+
+def test_unet_reaches_the_exact_score_and_a_run_in_a_batch_equals_it_alone():
+    maps, law = smooth_maps()
+    config = training.TrainingConfig(
+        model="unet", map_shape=(4, 4, 1), channels=(8, 8), steps=500, batch_size=64, schedule=RectifiedFlow()
+    )
+    specs = [spec("unet", 16, seed=seed, n=400, draws="fresh", learning_rate=0.01) for seed in (0, 1, 2)]
+    latents = {("toy", seed, 400): maps for seed in (0, 1, 2)}
+    together = sweeps.train(specs, latents, config, runs_per_batch=2, chunk=500)
+    initial = dataclasses.replace(together, params=together.initial)
+    assert score_error(initial, 0, law) > 0.2
+    assert all(score_error(together, i, law) < 0.07 for i in range(3))
+
+    def outputs(denoiser, run, sources, extra):
+        return denoiser(sources.sample[run.source, :8], jnp.linspace(0.05, 0.95, 8))
+
+    # F = 0 at initialisation: E[z_0 | z] = alpha s^2 / R^2 z.
+    schedule, t = RectifiedFlow(), np.linspace(0.05, 0.95, 8)
+    variance = np.mean(maps.sample**2)
+    shrinkage = schedule.alpha(t) * variance / (schedule.alpha(t) ** 2 * variance + schedule.sigma(t) ** 2)
+    found = sweeps.map_trained(initial, outputs, np.zeros(3))(np.arange(3))
+    np.testing.assert_allclose(found, np.tile(shrinkage[:, None] * maps.sample[:8], (3, 1, 1)), rtol=1e-4, atol=1e-5)
+
+    short = dataclasses.replace(config, steps=30)
+    few = sweeps.train(specs, latents, short, runs_per_batch=2, chunk=30)
+    alone = sweeps.train(specs[2:], latents, short, chunk=10)
+    ours, theirs = (
+        sweeps.map_trained(trained, outputs, np.zeros(len(trained.specs)))(np.array([len(trained.specs) - 1]))
+        for trained in (few, alone)
+    )
+    np.testing.assert_allclose(ours, theirs, atol=5e-4)
+
+
+def test_maps_and_vectors_are_not_mixed_up():
+    config = training.TrainingConfig(model="unet", map_shape=(2, 3, 1), channels=(4,), steps=1, batch_size=4)
+    with pytest.raises(ValueError, match="latent_dim 6, got"):
+        sweeps.train([spec("unet", 5)], LATENTS, config)
+    with pytest.raises(ValueError, match="latent_dim 6, got"):
+        sweeps.train([spec("unet", 6)], LATENTS, config, width=8)
 
 
 def test_diverging_run_is_frozen_and_spoils_nobody():
