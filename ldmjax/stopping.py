@@ -28,6 +28,7 @@ diffusion model stopped at t, trained on the images that are encoded ([OS], arXi
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from scipy import stats
@@ -39,6 +40,7 @@ CLAIM_ERROR = 0.0025
 VERDICTS = ("stop early", "no gain from stopping", "cannot tell")
 # What is decoded: the state in variance-preserving coordinates, or the state of the rectified flow, not rescaled.
 NOISY_READOUTS = ("rescaled", "state")
+THREADS = 2  # that measure decoded images while the next ones are decoded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,18 +209,29 @@ def noisy_autoencoder(
     chosen = rng.permutation(len(latents))[: samples // 2]
     clean = np.repeat(np.asarray(latents, np.float32)[chosen], max(1, samples // 2 // len(chosen)), axis=0)
     noise = rng.standard_normal((2, *clean.shape), np.float32)
-    values, begin = [], time.perf_counter()
-    for done, logsnr in enumerate(logsnrs, start=1):
-        noise_var = noise_var_from_logsnr(logsnr)
-        state = np.sqrt(1.0 - noise_var) * clean + np.sqrt(noise_var) * noise
-        if readout == "state":
-            schedule = RectifiedFlow()
-            state = schedule.radius(schedule.inverse_logsnr(logsnr)) * state
-        images = decode(state.reshape(-1, *clean.shape[1:]).astype(np.float32))
-        values.append(measure(images.reshape(2, len(clean), *images.shape[1:]), measures, common_images=True))
-        seconds = time.perf_counter() - begin
-        report(
-            f"noisy autoencoder: level {done}/{len(logsnrs)}, {2 * len(clean) * done / seconds:.0f} images/s, "
-            f"{seconds * (len(logsnrs) - done) / done:.0f} s left"
-        )
+    shape, begin, pending = (2, len(clean)), time.perf_counter(), []
+    with ThreadPoolExecutor(THREADS) as pool:
+        for done, logsnr in enumerate(logsnrs, start=1):
+            state = _noisy(clean, noise, logsnr, readout)
+            images = decode(state.reshape(-1, *clean.shape[1:]))
+            images = images.reshape(*shape, *images.shape[1:])
+            pending.append(pool.submit(measure, images, measures, common_images=True))
+            # Images are decoded here, one call at a time, while threads measure; those that wait hold memory.
+            pending[max(0, done - 1 - THREADS)].result()
+            seconds = time.perf_counter() - begin
+            report(
+                f"noisy autoencoder: level {done}/{len(logsnrs)}, {2 * len(clean) * done / seconds:.0f} images/s, "
+                f"{seconds * (len(logsnrs) - done) / done:.0f} s left"
+            )
+        values = [future.result() for future in pending]
     return {key: np.stack([v[key] for v in values], axis=1) for key in values[0]}
+
+
+def _noisy(clean, noise, logsnr, readout):
+    """Latents ``[2, N, ...]``, float32, at one noise level."""
+    noise_var = noise_var_from_logsnr(logsnr)
+    state = np.sqrt(1.0 - noise_var) * clean + np.sqrt(noise_var) * noise
+    if readout == "state":
+        schedule = RectifiedFlow()
+        state = schedule.radius(schedule.inverse_logsnr(logsnr)) * state
+    return state.astype(np.float32)

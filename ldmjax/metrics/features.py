@@ -36,6 +36,8 @@ from ldmjax.gaussians import covariance_factor
 FEATURE_METRICS = ("w2", "mmd", "sliced_w2")
 # Squared singular values below this share of the largest are rounding: their directions have no influence.
 NEGLIGIBLE = 1e-12
+KERNEL_REFERENCE = 2048  # reference rows that mmd uses
+KERNEL_ROWS = 256  # rows of a kernel matrix made at once: they stay in the processor's cache
 
 
 class FeatureReference:
@@ -86,15 +88,21 @@ class FeatureReference:
 
     @functools.cached_property
     def whitened(self) -> np.ndarray:
-        """L^+ y of equation (3) for every centred row, ``[M, r]``."""
+        """L^+ y of equation (3) for every centred row, ``[M, r]``, float32."""
         mean, factor = self.moments[0]
-        return (self.features - mean) @ (factor / np.sum(factor**2, axis=0))
+        return ((self.features - mean) @ (factor / np.sum(factor**2, axis=0))).astype(np.float32)
+
+    @functools.cached_property
+    def kernel_rows(self) -> np.ndarray:
+        """Numbers of the rows that mmd uses, spread evenly over all blocks: at most `KERNEL_REFERENCE`."""
+        count = min(len(self.features), KERNEL_REFERENCE)
+        return np.linspace(0, len(self.features), count, endpoint=False).astype(int)
 
     @functools.cached_property
     def own_kernel(self) -> np.ndarray:
-        """Mean kernel of each row with all others, ``[M]``."""
-        count = len(self.features)
-        return (self.kernel(self.features, self.features).sum(axis=1) - 1.0) / (count - 1)
+        """Mean kernel of each of ``kernel_rows`` with the others."""
+        rows = self.features[self.kernel_rows]
+        return (self.kernel_means(rows, rows)[0] * len(rows) - 1.0) / (len(rows) - 1)
 
     def quantiles(self, part: int, count: int) -> np.ndarray:
         """Quantiles ``[count, P]`` of the projections at the ranks of ``count`` samples; part 0: all rows, 1, 2: halves."""
@@ -104,10 +112,21 @@ class FeatureReference:
             self._quantiles[part, count] = np.quantile(rows, (np.arange(count) + 0.5) / count, axis=0)
         return self._quantiles[part, count]
 
-    def kernel(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Kernel matrix ``[len(a), len(b)]``, float32."""
-        centre = self.moments[0][0]
-        return np.exp(_squared_distances(a - centre, b - centre) * np.float32(-0.5 / self.bandwidth**2))
+    def kernel_means(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Means of the kernel matrix of rows ``a`` and ``b`` over b ``[len(a)]`` and over a ``[len(b)]``; float32 inside."""
+        centre, half = self.features.mean(axis=0), np.float32(0.5)
+        a, b = (((x - centre) / self.bandwidth).astype(np.float32) for x in (a, b))
+        b_squares = half * np.sum(b**2, axis=1)
+        over_b, over_a = np.empty(len(a)), np.zeros(len(b))
+        for first in range(0, len(a), KERNEL_ROWS):
+            rows = a[first : first + KERNEL_ROWS]
+            kernel = rows @ b.T
+            kernel -= half * np.sum(rows**2, axis=1, keepdims=True)
+            kernel -= b_squares
+            np.exp(kernel, out=kernel)
+            over_b[first : first + KERNEL_ROWS] = kernel.mean(axis=1, dtype=np.float64)
+            over_a += kernel.sum(axis=0)
+        return over_b, over_a / len(a)
 
 
 class Measure(NamedTuple):
@@ -207,14 +226,15 @@ def _squared_frechet(shift, covariance, factor, squares):
 
 def _mmd(samples, reference):
     """As `_frechet`, for the squared MMD: U-statistic over pairs of one row of each half."""
-    within = reference.kernel(samples[0], samples[1])
-    crossed = [reference.kernel(half, reference.features) for half in samples]
-    own = reference.own_kernel
-    to_reference = np.stack([k.mean(axis=1, dtype=np.float64) for k in crossed])
-    to_samples = 0.5 * sum(k.mean(axis=0, dtype=np.float64) for k in crossed)
-    to_other = np.stack([within.mean(axis=axis, dtype=np.float64) for axis in (1, 0)])
+    own, rows = reference.own_kernel, reference.kernel_rows
+    to_other = np.stack(reference.kernel_means(samples[0], samples[1]))
+    crossed = [reference.kernel_means(half, reference.features[rows]) for half in samples]
+    to_reference = np.stack([of_half for of_half, _ in crossed])
     theta = to_other.mean() - 2.0 * to_reference.mean() + own.mean()
-    return theta, to_other - to_reference, 2.0 * (own - to_samples)
+    of_reference = np.zeros(len(reference.features))
+    influence = 2.0 * own - crossed[0][1] - crossed[1][1]
+    of_reference[rows] = (influence - influence.mean()) * (len(of_reference) / len(rows))
+    return theta, to_other - to_reference, of_reference
 
 
 def _sliced(samples, reference):
