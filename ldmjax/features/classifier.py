@@ -46,7 +46,7 @@ class ClassifierConfig:
       seed: of everything random.
     """
 
-    hidden: int = 256
+    hidden: int = 128
     features: int = 64
     steps: int = 2000
     batch_size: int = 128
