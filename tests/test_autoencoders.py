@@ -1,5 +1,7 @@
 """Autoencoders against closed forms, against each other alone and in company, and on shapes that do not divide evenly."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -9,9 +11,23 @@ from ldmjax.autoencoders import (
     AutoencoderConfig,
     LatentScale,
     fit,
+    neural,
     reconstruction_error,
 )
+from ldmjax.autoencoders.convolutional import ConvolutionalNetwork, Doubling, Halving, geometry_of
+from ldmjax.autoencoders.fitting import (
+    ADAM,
+    State,
+    apply_step,
+    batch_loss,
+    coding_programs,
+    kl_to_standard_normal,
+    train,
+    training_programs,
+)
+from ldmjax.autoencoders.quantiser import DEAD, Codebook, nearest, reseed, straight_through, updated
 
+SMALL = {"channels": 16, "downsampling": 2, "eval_batch": 500}
 IMAGES = (load_digits().images / 8.0 - 1.0).astype(np.float32)
 
 
@@ -60,6 +76,16 @@ def test_standardised_latents_have_mean_0_and_std_1_and_come_back():
             LatentScale.measure(bad)
 
 
+@pytest.fixture(scope="module")
+def trained():
+    return fitted("conv", [(2,), (6,)], seeds=[3, 4], steps=800, batch_size=32, learning_rate=0.01, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def quantised():
+    return fitted("vq", [(4,), (8,)], steps=150, batch_size=32, codes=16, learning_rate=0.01, **SMALL)
+
+
 @pytest.mark.parametrize(("kind", "shape"), [("pca", (3,)), ("identity", (8, 8))])
 def test_encode_and_decode_keep_shapes_and_float32(kind, shape):
     (autoencoder,) = fitted(kind, [shape])
@@ -96,6 +122,9 @@ def test_bad_configurations_say_what_is_allowed(options, message):
         ("pca", [(65,)], r"must be \(d,\) with 1 <= d <= 64.*got \(65,\)"),
         ("pca", [(2, 2, 1)], r"must be \(d,\)"),
         ("identity", [(64,)], r"must be the image shape \(8, 8\), got \(64,\)"),
+        ("conv", [(3, 4, 1)], r"must have sides \(4, 4\), \(2, 2\), \(1, 1\), got \(3, 4\)"),
+        ("conv", [(2, 2)], r"must be \(d,\) or \(h, w, c\), all >= 1, got \(2, 2\)"),
+        ("vq", [(4,), (3,)], r"multiples of code_dim = 2, got \(3,\)"),
     ],
 )
 def test_bad_latent_shapes_say_what_is_allowed(kind, shapes, message):
@@ -108,3 +137,228 @@ def test_bad_images_and_seeds_are_refused():
         fitted("pca", [(1,), (2,)], seeds=[0])
     with pytest.raises(ValueError, match="all finite"):
         fitted("pca", [(1,)], images=np.full((4, 8, 8), np.nan))
+    with pytest.raises(ValueError, match=r"images must be \[N, H, W\] or \[N, H, W, C\], got \[N, 64\]"):
+        fitted("conv", [(1,)], images=IMAGES.reshape(-1, 64))
+
+
+def test_convolutional_autoencoders_beat_pca_at_equal_latent_dimension(trained):
+    for autoencoder, pca in zip(trained, fitted("pca", [(2,), (6,)]), strict=True):
+        assert reconstruction_error(autoencoder, IMAGES) < 0.9 * reconstruction_error(pca, IMAGES)
+        assert autoencoder.failed_at == -1 and autoencoder.losses.shape == (8,)
+
+
+def test_a_run_in_company_equals_the_run_alone(trained):
+    options = dict(steps=800, batch_size=32, learning_rate=0.01, **SMALL)
+    for company, shape, seed in zip(trained, [(2,), (6,)], [3, 4], strict=True):  # (2,) alone is a narrower program
+        (alone,) = fitted("conv", [shape], seeds=[seed], **options)
+        # Float rounding differs with the width and grows over 800 steps; another draw would differ by the whole error.
+        np.testing.assert_allclose(alone.losses, company.losses, rtol=2e-3)
+        error = reconstruction_error(company, IMAGES)
+        assert reconstruction_error(alone, IMAGES) == pytest.approx(error, rel=1e-2)
+
+
+def test_the_seed_decides_everything(trained):
+    options = dict(steps=800, batch_size=32, learning_rate=0.01, **SMALL)
+    again, other = fitted("conv", [(6,), (6,)], seeds=[4, 5], **options)
+    np.testing.assert_array_equal(again.encode(IMAGES[:20]), trained[1].encode(IMAGES[:20]))
+    assert np.abs(other.encode(IMAGES[:20]) - again.encode(IMAGES[:20])).max() > 0.1
+
+
+def test_convolutions_equal_those_of_jax():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 8, 3))
+    dims = ("NHWC", "HWIO", "NHWC")
+    halving = Halving(3, 5, rng=np.random.default_rng(1))
+    kernel = halving.kernel[...].reshape(4, 4, 3, 5)
+    expected = jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=dims)
+    np.testing.assert_allclose(halving(x), expected, atol=1e-5)
+    doubling = Doubling(3, 5, rng=np.random.default_rng(2))
+    # Columns are (block row, block column, row in block, column in block, channel).
+    kernel = doubling.kernel[...].reshape(3, 2, 2, 2, 2, 5).transpose(1, 3, 2, 4, 0, 5).reshape(4, 4, 3, 5)
+    # A stride-2 kernel-4 transposed convolution is the adjoint of the forward one with inputs and outputs exchanged.
+    forward = lambda y: jax.lax.conv_general_dilated(  # noqa: E731
+        y, kernel.transpose(0, 1, 3, 2), (2, 2), "SAME", dimension_numbers=dims
+    )
+    (expected,) = jax.linear_transpose(forward, jax.ShapeDtypeStruct((2, 12, 16, 5), jnp.float32))(x)
+    np.testing.assert_allclose(doubling(x), expected, atol=1e-5)
+
+
+def test_kl_against_the_closed_form_and_monte_carlo():
+    mean, log_var = np.array([0.7, -1.5, 0.0]), np.array([-1.0, 0.5, 0.0])
+    kl = kl_to_standard_normal(jnp.asarray(mean), jnp.asarray(log_var))
+    # -0.5 * (1 + v - mu^2 - e^v), Kingma & Welling, arXiv 1312.6114, appendix B.
+    np.testing.assert_allclose(kl, -0.5 * (1 + log_var - mean**2 - np.exp(log_var)), atol=1e-6)
+    std = np.exp(0.5 * log_var)
+    z = mean + std * np.random.default_rng(0).standard_normal((40_000, 3))
+    ratio = 0.5 * z**2 - 0.5 * ((z - mean) / std) ** 2 - 0.5 * log_var
+    assert np.all(np.abs(ratio.mean(0) - kl) <= 4 * ratio.std(0) / 200 + 1e-6)
+
+
+def loss_parts(kind, **options):
+    """A network, its codebook and the loss of one batch at initialisation."""
+    config = AutoencoderConfig(kind=kind, codes=4, **SMALL, **options)
+    geometry = geometry_of((8, 8), (4,), downsampling=2)
+    network = ConvolutionalNetwork(geometry, config, latent_dim=4, rng=np.random.default_rng(0))
+    codebook = (
+        Codebook(jnp.full(4, 50.0), 50.0 * jax.random.normal(jax.random.key(5), (4, 2))) if kind == "vq" else None
+    )
+    x = jnp.asarray(IMAGES[:16, ..., None])
+    loss, after = batch_loss(config, geometry, network, codebook, jnp.asarray(4), x=x, key=jax.random.key(1))
+    return network, codebook, x, float(loss), after
+
+
+def test_the_losses_are_the_equations():
+    network, _, x, loss, _ = loss_parts("conv")
+    z, _ = network.encode(x, jnp.ones(4))
+    assert loss == pytest.approx(float(jnp.mean((network.decode(z, jnp.ones(4)) - x) ** 2)), rel=1e-5)
+    network, _, x, loss, _ = loss_parts("kl", kl_weight=3.0)
+    z, _ = network.encode(x, jnp.ones(4))  # log variance 0 at initialisation: KL = |mu|^2 / 2
+    noisy = z + jax.random.normal(jax.random.key(1), (4, 16)).T
+    error = np.mean((network.decode(noisy, jnp.ones(4)) - x) ** 2)
+    assert loss == pytest.approx(float(error + 3.0 * jnp.mean(jnp.sum(z**2, axis=1)) / 2 / 64), rel=1e-5)
+    network, codebook, x, loss, _ = loss_parts("vq", commitment=0.7)
+    z, _ = network.encode(x, jnp.ones(4))
+    distances = np.linalg.norm(np.asarray(z).reshape(16, 2, 1, 2) - np.asarray(codebook.codes), axis=-1)
+    quantised = np.asarray(codebook.codes)[distances.argmin(-1)].reshape(16, 4)
+    error = np.mean((network.decode(jnp.asarray(quantised), jnp.ones(4)) - x) ** 2)
+    assert loss == pytest.approx(float(error + 0.7 * jnp.mean((z - quantised) ** 2)), rel=1e-5)
+
+
+def test_the_gradient_passes_straight_through_the_quantiser():
+    codes = jnp.asarray([[0.0, 0.0], [1.0, 1.0]])
+    z = jnp.asarray([[0.2, 0.1], [0.9, 0.6]])
+    weights = jnp.asarray([[1.0, -2.0], [3.0, 0.5]])
+
+    def decoder(q):
+        return jnp.sum(weights * q**3)
+
+    def through(z):
+        return decoder(straight_through(z, codes[nearest(codes, z)]))
+
+    assert float(through(z)) == pytest.approx(float(decoder(codes)))
+    np.testing.assert_allclose(jax.grad(through)(z), jax.grad(decoder)(codes), atol=1e-6)
+
+
+def test_the_codebook_moves_as_the_equation_says():
+    codebook = Codebook(jnp.asarray([2.0, 4.0]), jnp.asarray([[2.0, 0.0], [0.0, 8.0]]))
+    np.testing.assert_allclose(codebook.codes, [[1.0, 0.0], [0.0, 2.0]])
+    pieces = jnp.asarray([[[1.0, 0.2], [0.1, 1.5], [9.0, 9.0]], [[0.0, 3.0], [0.0, 2.5], [9.0, 9.0]]])
+    index = nearest(codebook.codes, pieces)
+    np.testing.assert_array_equal(index[:, :2], [[0, 1], [1, 1]])
+    after = updated(codebook, pieces, index, 2, decay=0.9)  # the third piece of each image is padding
+    np.testing.assert_allclose(after.count, [0.9 * 2 + 0.1, 0.9 * 4 + 0.3], rtol=1e-6)
+    np.testing.assert_allclose(after.total, [[1.8 + 0.1, 0.02], [0.01, 7.2 + 0.7]], rtol=1e-5)
+    np.testing.assert_allclose(after.codes[1], [0.01 / 3.9, 7.9 / 3.9], rtol=1e-5)
+
+
+def test_dead_codes_move_to_pieces_of_the_batch_and_living_ones_stay():
+    pieces = jax.random.normal(jax.random.key(0), (5, 3, 2))
+    share = 5 * 2 / 4  # 2 real pieces of 3 in each of 5 images, 4 codes
+    count = jnp.asarray([1.01 * DEAD * share, 0.99 * DEAD * share, 7.0, 0.0])
+    codebook = Codebook(count, jnp.ones((4, 2)) * count[:, None])
+    after = reseed(codebook, pieces, 2, jax.random.key(1))
+    np.testing.assert_array_equal(after.count, [count[0], share, 7.0, share])
+    np.testing.assert_allclose(after.codes[jnp.asarray([0, 2])], 1.0, rtol=1e-6)
+    for code in np.asarray(after.codes)[[1, 3]]:
+        assert np.min(np.linalg.norm(pieces[:, :2].reshape(-1, 2) - code, axis=-1)) < 1e-5
+
+
+def test_vq_decodes_the_quantised_latent_and_counts_its_codes(quantised):
+    for autoencoder in quantised:
+        latents = autoencoder.encode(IMAGES)
+        codes, numbers = np.asarray(autoencoder.codes), autoencoder.code_numbers(latents)
+        pieces = latents.reshape(len(latents), -1, 2)
+        assert numbers.shape == pieces.shape[:2]
+        distances = np.linalg.norm(pieces[..., None, :] - codes, axis=-1)
+        np.testing.assert_array_equal(numbers, distances.argmin(-1))
+        snapped = codes[numbers].reshape(latents.shape)
+        assert np.abs(snapped - latents).max() > 0.01  # encode does not quantise
+        np.testing.assert_allclose(autoencoder.decode(latents), autoencoder.decode(snapped), atol=1e-5)
+        shares = np.bincount(numbers.ravel()) / numbers.size
+        perplexity = np.prod(np.where(shares > 0, shares, 1.0) ** -shares)
+        assert autoencoder.perplexity == pytest.approx(perplexity, rel=1e-5) and 4 < perplexity <= 16
+    assert reconstruction_error(quantised[1], IMAGES) < 0.5 * IMAGES.var(axis=0).mean()
+
+
+def test_vq_alone_equals_vq_in_company(quantised):
+    (alone,) = fitted("vq", [(4,)], steps=150, batch_size=32, codes=16, learning_rate=0.01, **SMALL)
+    np.testing.assert_allclose(alone.losses, quantised[0].losses, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "image_shape", "latent_shapes"),
+    [("kl", (7, 5), [(3,), (1,)]), ("vq", (7, 5, 2), [(4, 3, 2), (4, 3, 1)])],
+)
+def test_odd_sides_and_maps_keep_shapes_and_float32(kind, image_shape, latent_shapes):
+    images = np.random.default_rng(0).normal(size=(7, *image_shape)).astype(np.float32)
+    lines = []
+    config = AutoencoderConfig(kind=kind, channels=4, downsampling=4, steps=101, batch_size=4, codes=3, eval_batch=4)
+    made = fit(images, latent_shapes, config, seeds=[0] * len(latent_shapes), report=lines.append)
+    assert len(lines) == 2 and f"step 101/101 of {len(made)} runs" in lines[1]
+    for autoencoder, shape in zip(made, latent_shapes, strict=True):
+        latents = autoencoder.encode(images)
+        assert autoencoder.latent_shape == shape and latents.shape == (7, *shape) and latents.dtype == np.float32
+        assert (autoencoder.latent_mean, autoencoder.latent_std) == pytest.approx(
+            (latents.mean(), latents.std()), rel=1e-4
+        )
+        decoded = autoencoder.decode(latents)
+        assert decoded.shape == images.shape and decoded.dtype == np.float32 and np.all(np.isfinite(decoded))
+        # 7 images in batches of 4: one program, and the images of a short batch are not changed by its padding.
+        np.testing.assert_allclose(autoencoder.encode(images[:1]), latents[:1], atol=1e-6)
+        np.testing.assert_allclose(autoencoder.decode(latents[6:]), decoded[6:], atol=1e-6)
+        assert autoencoder.encode(images[:0]).shape == (0, *shape)
+    coding = coding_programs(config, made[0].geometry)
+    compiled = (training_programs(config, made[0].geometry, 1).advance, coding.encode, coding.decode)
+    assert [program._cache_size() for program in compiled] == [1, 1, 1]
+
+
+def tiny_state(**options):
+    config = AutoencoderConfig(kind="conv", warm_up=0, learning_rate=0.1, **options)
+    params = {"w": jnp.asarray([1.0, 2.0])}
+    return config, State(params, None, ADAM.init(params), (params, None), jnp.asarray(-1))
+
+
+def step(config, state, k, loss=1.0, gradient=1.0):
+    gradient = {"w": jnp.full(2, gradient)}
+    return apply_step(config, state, loss=jnp.asarray(loss), gradient=gradient, codebook=None, step=jnp.asarray(k))
+
+
+def test_adam_and_the_power_average():
+    config, state = tiny_state(ema_gamma=2.0)
+    average = np.zeros(2)
+    for k in range(3):
+        state = step(config, state, k)
+        # Adam with a constant gradient moves by the learning rate.
+        np.testing.assert_allclose(state.params["w"], np.array([1.0, 2.0]) - 0.1 * (k + 1), rtol=1e-5)
+        average += (1 - (1 - 1 / (k + 1)) ** 3) * (np.asarray(state.params["w"]) - average)
+        np.testing.assert_allclose(state.ema[0]["w"], average, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("steps", "rate"), [(50_000, 1 - (1 - 1e-6) ** 8), (50_001, 1e-4)])
+def test_the_average_of_long_runs_forgets_no_slower_than_decay_0_9999(steps, rate):
+    config, state = tiny_state(steps=steps)
+    state = state._replace(ema=({"w": jnp.zeros(2)}, None))
+    after = step(config, state, 10**6 - 1)
+    np.testing.assert_allclose(after.ema[0]["w"] / after.params["w"], rate, rtol=0.02)
+
+
+@pytest.mark.parametrize("bad", [{"loss": np.nan}, {"gradient": np.nan}, {"loss": np.inf}])
+def test_a_run_that_is_not_finite_freezes_for_good_and_says_when(bad):
+    config, state = tiny_state()
+    before = step(config, state, 0)
+    failed = step(config, before, 1, **bad)
+    later = step(config, failed, 2)
+    for frozen in (failed, later):
+        assert int(frozen.failed_at) == 1
+        np.testing.assert_array_equal(frozen.params["w"], before.params["w"])
+        np.testing.assert_array_equal(frozen.ema[0]["w"], before.ema[0]["w"])
+
+
+def test_a_diverged_run_is_marked_its_scale_is_nan_and_the_others_are_untouched(quantised, monkeypatch):
+    def diverging(*args, **options):
+        state, losses = train(*args, **options)
+        return state._replace(failed_at=state.failed_at.at[0].set(7)), losses
+
+    monkeypatch.setattr(neural, "train", diverging)
+    bad, good = fitted("vq", [(4,), (8,)], steps=150, batch_size=32, codes=16, learning_rate=0.01, **SMALL)
+    assert bad.failed_at == 7 and np.isnan([bad.latent_std, bad.latent_mean, bad.perplexity]).all()
+    assert good.failed_at == -1 and good.scale == quantised[1].scale and good.perplexity == quantised[1].perplexity

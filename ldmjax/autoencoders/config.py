@@ -29,11 +29,11 @@ class AutoencoderConfig:
     """
 
     kind: str
-    channels: int = 64
+    channels: int = 32
     downsampling: int = 4
     steps: int = 2000
     batch_size: int = 64
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-3
     warm_up: int = 100
     ema_gamma: float = 7.0
     kl_weight: float = 0.01

@@ -5,14 +5,15 @@ and what was added is cut off again after decoding. Vector latents ``[D]`` read 
 ``[h, w, D]`` one position each. D is the widest latent of a program; a run's own d enters through its mask and fan-in alone,
 so a run does not depend on how wide its neighbours are.
 
-A convolution is a product of patches and a matrix, a transposed one a convolution and a pixel shuffle: inside a
-`lax.scan` on a CPU, XLA's own convolutions and their gradients take five times as long.
+Convolutions are written as products of patches and a matrix: inside a loop on a CPU, XLA's own convolutions and their
+gradients take five times as long.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from ldmjax.autoencoders.config import AutoencoderConfig
@@ -71,48 +72,71 @@ def geometry_of(image_shape: tuple[int, ...], latent_shape: tuple[int, ...], *, 
     raise ValueError(f"latent maps of images {shape[:2]} must have sides {grids}, got {latent_shape[:2]}")
 
 
-class Convolution(nnx.Module):
-    """Kernel K x K, stride S, output sides = input sides / S: patches ``[B, h, w, K K C]`` times a matrix."""
+def fan_in_normal(rng: np.random.Generator, *shape: int, fan_in: int) -> jax.Array:
+    """Normal weights of variance 1 / ``fan_in`` from a stream of their own; the first rows do not depend on later ones.
 
-    def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int = 1, rngs: nnx.Rngs):
-        """Args: inputs, outputs: channels. kernel: K, with K - S even. stride: S."""
-        self.kernel, self.stride = kernel, stride
-        self.dense = nnx.Linear(kernel**2 * inputs, outputs, rngs=rngs)
+    Drawn on the host: compiling jax's generator costs more than all of these draws.
+    """
+    return jnp.asarray(rng.spawn(1)[0].standard_normal(shape, np.float32) / np.float32(np.sqrt(fan_in)))
+
+
+class Halving(nnx.Module):
+    """Convolution of kernel 4, stride 2, zero border 1: patches ``[B, H / 2, W / 2, 16 C]`` times a matrix."""
+
+    def __init__(self, inputs: int, outputs: int, *, rng: np.random.Generator):
+        """Args: inputs, outputs: channels. rng: for the kernel."""
+        self.kernel = nnx.Param(fan_in_normal(rng, 16 * inputs, outputs, fan_in=16 * inputs))
+        self.bias = nnx.Param(jnp.zeros(outputs))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """``[B, H, W, C]`` to ``[B, H / S, W / S, outputs]``."""
-        height, width, border = x.shape[1], x.shape[2], (self.kernel - self.stride) // 2
-        x = jnp.pad(x, ((0, 0), (border, border), (border, border), (0, 0)))
-        offsets = [(i, j) for i in range(self.kernel) for j in range(self.kernel)]
-        patches = [x[:, i : i + height : self.stride, j : j + width : self.stride] for i, j in offsets]
-        return self.dense(jnp.concatenate(patches, axis=-1))
+        """``[B, H, W, inputs]`` with even sides to ``[B, H / 2, W / 2, outputs]``."""
+        height, width = x.shape[1:3]
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        patches = [x[:, i : i + height : 2, j : j + width : 2] for i in range(4) for j in range(4)]
+        return jnp.concatenate(patches, axis=-1) @ self.kernel[...] + self.bias[...]
 
 
-def pixel_shuffle(x: jax.Array) -> jax.Array:
-    """``[B, H, W, 4 C]`` to ``[B, 2 H, 2 W, C]``: each position becomes a 2 x 2 square."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height, width, 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(batch, 2 * height, 2 * width, channels // 4)
+class Doubling(nnx.Module):
+    """Transposed convolution of kernel 4, stride 2, border 1: each position paints a 4 x 4 square, overlaps add up."""
+
+    def __init__(self, inputs: int, outputs: int, *, rng: np.random.Generator):
+        """Args: inputs, outputs: channels. rng: for the kernel."""
+        # Each output pixel lies in 4 squares: its fan-in is 4 x inputs.
+        self.kernel = nnx.Param(fan_in_normal(rng, inputs, 16 * outputs, fan_in=4 * inputs))
+        self.bias = nnx.Param(jnp.zeros(outputs))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[B, H, W, inputs]`` to ``[B, 2 H, 2 W, outputs]``."""
+        batch, height, width, _ = x.shape
+        # A square is 2 x 2 blocks of 2 x 2 pixels; block (p, q) of position (i, j) lands on block (i + p, j + q).
+        blocks = jnp.split(x @ self.kernel[...], 4, axis=-1)
+        places = [(0, 0), (0, 1), (1, 0), (1, 1)]
+        full = sum(
+            jnp.pad(block, ((0, 0), (p, 1 - p), (q, 1 - q), (0, 0)))
+            for block, (p, q) in zip(blocks, places, strict=True)
+        )
+        full = full.reshape(batch, height + 1, width + 1, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
+        full = full.reshape(batch, 2 * height + 2, 2 * width + 2, -1)
+        return full[:, 1:-1, 1:-1] + self.bias[...]
 
 
 class ConvolutionalNetwork(nnx.Module):
     """Encoder and decoder; ``mask`` ``[D]`` marks the run's own latent entries."""
 
-    def __init__(self, geometry: Geometry, config: AutoencoderConfig, *, latent_dim: jax.Array | int, rngs: nnx.Rngs):
-        """Args: geometry: shapes. config: channels and kind. latent_dim: the run's own d, the decoder's fan-in."""
+    def __init__(self, geometry: Geometry, config: AutoencoderConfig, *, latent_dim: int, rng: np.random.Generator):
+        """Args: geometry: shapes. config: channels, kind. latent_dim: the run's own d. rng: of the initial weights."""
         levels, self.geometry = geometry.levels, geometry
         channels = [geometry.image_shape[2]] + [max(1, config.channels >> (levels - i)) for i in range(1, levels + 1)]
         pairs = list(zip(channels[:-1], channels[1:], strict=True))
-        self.down = nnx.List([Convolution(a, b, kernel=4, stride=2, rngs=rngs) for a, b in pairs])
-        self.up = nnx.List([Convolution(b, 4 * a, kernel=3, rngs=rngs) for a, b in reversed(pairs)])
+        self.down = nnx.List([Halving(a, b, rng=rng) for a, b in pairs])
+        self.up = nnx.List([Doubling(b, a, rng=rng) for a, b in reversed(pairs)])
         # A map latent reads its position's channels, a vector all of them.
         features = channels[-1] * (1 if geometry.mapped else geometry.grid[0] * geometry.grid[1])
         self.grid_shape = (*geometry.grid, channels[-1])
-        normal = jax.nn.initializers.normal(1.0)
         # The padded axis is drawn first, so that padding does not change a run's numbers.
-        self.mean = nnx.Param(normal(rngs.params(), (geometry.width, features)).T / jnp.sqrt(features))
+        self.mean = nnx.Param(fan_in_normal(rng, geometry.width, features, fan_in=features).T)
         self.log_var = nnx.Param(jnp.zeros((features, geometry.width))) if config.kind == "kl" else None
-        self.expand = nnx.Param(normal(rngs.params(), (geometry.width, features)) / jnp.sqrt(latent_dim))
+        self.expand = nnx.Param(fan_in_normal(rng, geometry.width, features, fan_in=latent_dim))
         self.expand_bias = nnx.Param(jnp.zeros(features))
 
     def encode(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -131,6 +155,6 @@ class ConvolutionalNetwork(nnx.Module):
         """Images ``[B, H, W, C]`` of latents ``[B, *latent_shape]``."""
         x = jax.nn.silu((z * mask) @ self.expand[...] + self.expand_bias[...]).reshape(len(z), *self.grid_shape)
         for i, layer in enumerate(self.up):
-            x = pixel_shuffle(jax.nn.silu(layer(x)) if i < len(self.up) - 1 else layer(x))
+            x = jax.nn.silu(layer(x)) if i < len(self.up) - 1 else layer(x)
         height, width, _ = self.geometry.image_shape
         return x[:, :height, :width]

@@ -12,6 +12,7 @@ The power EMA of parameters and codes is kept: after step k it moves by 1 - (1 -
 so run i of a batch equals run i alone up to float tolerance.
 """
 
+import dataclasses
 import functools
 import time
 import zlib
@@ -34,8 +35,22 @@ CHUNK = 100  # steps per dispatch and per progress line
 ADAM = optax.scale_by_adam()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One run: its random numbers depend on ``seed`` and ``name`` alone; ``latent_dim`` is its latents' last axis."""
+
+    name: str
+    seed: int
+    latent_dim: int
+
+    @property
+    def entropy(self) -> list[int]:
+        """Seeds the run's generators."""
+        return [self.seed, zlib.crc32(self.name.encode())]
+
+
 class Run(NamedTuple):
-    """What one run needs besides its state: its random key and latent dimension d, the last axis of its latents."""
+    """What one run needs besides its state, traced."""
 
     key: jax.Array
     latent_dim: jax.Array
@@ -49,6 +64,17 @@ class State(NamedTuple):
     optimiser: optax.OptState
     ema: tuple[PyTree, jax.Array | None]
     failed_at: jax.Array
+
+
+def init_state(config: AutoencoderConfig, geometry: Geometry, spec: RunSpec) -> State:
+    """The state before the first step."""
+    rng = np.random.default_rng(spec.entropy)
+    params = nnx.split(ConvolutionalNetwork(geometry, config, latent_dim=spec.latent_dim, rng=rng))[1]
+    width = geometry.width if geometry.mapped else config.code_dim
+    codebook = empty_codebook(config.codes, width) if config.kind == "vq" else None
+    return State(
+        params, codebook, ADAM.init(params), (params, codebook and codebook.codes), jnp.full((), -1, jnp.int32)
+    )
 
 
 def kl_to_standard_normal(mean: jax.Array, log_var: jax.Array) -> jax.Array:
@@ -126,46 +152,65 @@ def apply_step(
     return jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, state)._replace(failed_at=failed_at)
 
 
-class Programs(NamedTuple):
-    """Compiled functions of one configuration and geometry; the first two map over stacked runs.
+class CodingPrograms(NamedTuple):
+    """Compiled functions of one trained run.
 
     Attributes:
-      init: (0, runs) to states.
-      advance: ((images, first, last), states, runs) to states after steps first..last - 1 and their mean losses.
       encode: (params, latent_dim, pixels ``[B, H, W, C]``) to latents.
       decode: (params, codes, latent_dim, latents) to pixels.
       index: (codes, latents) to code numbers ``[B, P]``.
     """
 
-    init: Callable
-    advance: Callable
     encode: Callable
     decode: Callable
     index: Callable
 
 
+class TrainingPrograms(NamedTuple):
+    """Compiled functions that map over stacked runs.
+
+    Attributes:
+      place: (0, states) to the same states, spread over the devices.
+      advance: ((images, first, last), states, runs) to states after steps first..last - 1 and their mean losses.
+    """
+
+    place: Callable
+    advance: Callable
+
+
 @functools.lru_cache(maxsize=16)
-def programs(config: AutoencoderConfig, geometry: Geometry, runs_per_batch: int = 1) -> Programs:
-    """The programs of ``config`` and ``geometry``, compiled at their first call; same arguments give the same ones."""
+def coding_programs(config: AutoencoderConfig, geometry: Geometry) -> CodingPrograms:
+    """How to encode and decode; compiled at the first call, once for all runs of a configuration and geometry."""
+    graphdef = _graph_definition(config, geometry)
 
-    def fresh(key, latent_dim):
-        return ConvolutionalNetwork(geometry, config, latent_dim=latent_dim, rngs=nnx.Rngs(params=key))
+    @jax.default_matmul_precision("highest")
+    def encode(params, latent_dim, pixels):
+        return nnx.merge(graphdef, params).encode(pixels, own_entries(geometry, latent_dim))[0]
 
-    graphdef = nnx.split(nnx.eval_shape(lambda: fresh(jax.random.key(0), 1)))[0]
+    @jax.default_matmul_precision("highest")
+    def index(codes, z):
+        return nearest(codes, pieces_of(config, geometry, z))
 
-    def init(_, run: Run):
-        params = nnx.split(fresh(jax.random.fold_in(run.key, 0), run.latent_dim))[1]
-        width = geometry.width if geometry.mapped else config.code_dim
-        codebook = empty_codebook(config.codes, width) if config.kind == "vq" else None
-        ema = (params, codebook and codebook.codes)
-        return State(params, codebook, ADAM.init(params), ema, jnp.full((), -1, jnp.int32))
+    @jax.default_matmul_precision("highest")
+    def decode(params, codes, latent_dim, z):
+        if codes is not None:
+            z = codes[index(codes, z)].reshape(z.shape)
+        return nnx.merge(graphdef, params).decode(z, own_entries(geometry, latent_dim))
+
+    return CodingPrograms(jax.jit(encode), jax.jit(decode), jax.jit(index))
+
+
+@functools.lru_cache(maxsize=16)
+def training_programs(config: AutoencoderConfig, geometry: Geometry, runs_per_batch: int) -> TrainingPrograms:
+    """How to train; compiled at the first call, so that a second `fit` of the same kind and sizes compiles nothing."""
+    graphdef = _graph_definition(config, geometry)
 
     def advance(shared, packed):
         (images, first, last), (state, run) = shared, packed
 
         def step_of(step, carry):
             state, total = carry
-            draw_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(run.key, 1), step))
+            draw_key, loss_key = jax.random.split(jax.random.fold_in(run.key, step))
             x = images[jax.random.randint(draw_key, (config.batch_size,), 0, len(images))]
 
             def objective(params):
@@ -179,37 +224,19 @@ def programs(config: AutoencoderConfig, geometry: Geometry, runs_per_batch: int 
         state, total = jax.lax.fori_loop(first, last, step_of, (state, jnp.zeros(())))
         return state, total / (last - first)
 
-    @jax.default_matmul_precision("highest")
-    def encode(params, latent_dim, pixels):
-        return nnx.merge(graphdef, params).encode(pixels, own_entries(geometry, latent_dim))[0]
-
-    @jax.default_matmul_precision("highest")
-    def decode(params, codes, latent_dim, z):
-        if codes is not None:
-            z = codes[index(codes, z)].reshape(z.shape)
-        return nnx.merge(graphdef, params).decode(z, own_entries(geometry, latent_dim))
-
-    def index(codes, z):
-        return nearest(codes, pieces_of(config, geometry, z))
-
     mapped = map_runs(advance, runs_per_batch=runs_per_batch)
-    return Programs(
-        init=jax.jit(map_runs(init, runs_per_batch=runs_per_batch)),
+    return TrainingPrograms(
+        place=jax.jit(map_runs(lambda _, state: state, runs_per_batch=runs_per_batch)),
         advance=jax.jit(lambda shared, state, runs: mapped(shared, (state, runs)), donate_argnums=(1,)),
-        encode=jax.jit(encode),
-        decode=jax.jit(decode),
-        index=jax.jit(index),
     )
 
 
-def run_of(name: str, *, seed: int, latent_dim: int) -> Run:
-    """A run's inputs; its random numbers depend on its seed and name alone."""
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-    return Run(key, jnp.asarray(latent_dim))
+def _graph_definition(config, geometry):
+    return nnx.split(ConvolutionalNetwork(geometry, config, latent_dim=1, rng=np.random.default_rng(0)))[0]
 
 
 def train(
-    runs: Sequence[Run],
+    specs: Sequence[RunSpec],
     pixels: np.ndarray,
     config: AutoencoderConfig,
     geometry: Geometry,
@@ -217,15 +244,16 @@ def train(
     runs_per_batch: int,
     report: Callable[[str], None],
 ) -> tuple[State, np.ndarray]:
-    """Trains ``runs`` on standardised ``pixels`` ``[N, H, W, C]``; returns stacked states and losses ``[runs, chunks]``."""
-    program, count = programs(config, geometry, runs_per_batch), len(runs)
-    order = np.minimum(np.arange(padded_count(count)), count - 1)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves)[order], *runs)
+    """Trains ``specs`` on standardised ``pixels`` ``[N, H, W, C]``; returns stacked states and losses ``[runs, chunks]``."""
+    program, count = training_programs(config, geometry, runs_per_batch), len(specs)
+    padded = [specs[min(i, count - 1)] for i in range(padded_count(count))]
+    # Placed on the devices as `advance` returns it, which would be compiled for either placement otherwise.
+    state = program.place(0, _stacked([init_state(config, geometry, spec) for spec in padded]))
+    runs = _stacked([Run(_key(spec), jnp.asarray(spec.latent_dim)) for spec in padded])
     images, losses, start = jnp.asarray(pixels), [], time.perf_counter()
-    state = program.init(0, stacked)
     for first in range(0, config.steps, CHUNK):
         done = min(first + CHUNK, config.steps)
-        state, loss = program.advance((images, jnp.asarray(first), jnp.asarray(done)), state, stacked)
+        state, loss = program.advance((images, jnp.asarray(first), jnp.asarray(done)), state, runs)
         losses.append(np.asarray(loss)[:count])
         seconds = time.perf_counter() - start
         report(
@@ -233,3 +261,12 @@ def train(
             f"{done * count / seconds:.0f} run-steps/s, {seconds * (config.steps - done) / done:.0f} s left"
         )
     return jax.tree.map(lambda x: x[:count], state), np.stack(losses, axis=1)
+
+
+def _stacked(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _key(spec: RunSpec) -> jax.Array:
+    seed, name = spec.entropy
+    return jax.random.fold_in(jax.random.key(seed), name)

@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from ldmjax.autoencoders.config import AutoencoderConfig
 from ldmjax.autoencoders.convolutional import Geometry, geometry_of
-from ldmjax.autoencoders.fitting import programs, run_of, train
+from ldmjax.autoencoders.fitting import RunSpec, coding_programs, train
 from ldmjax.autoencoders.interface import FittedAutoencoder, LatentScale
 
 
@@ -37,19 +37,19 @@ class NeuralAutoencoder(FittedAutoencoder):
 
     def _encode(self, images: np.ndarray) -> np.ndarray:
         pixels = self.pixel_scale.standardise(images).reshape(-1, *self.geometry.image_shape)
-        encode = programs(self.config, self.geometry).encode
+        encode = coding_programs(self.config, self.geometry).encode
         latents = self._batched(lambda x: encode(self.params, self.latent_shape[-1], x), pixels)
         return latents[..., : self.latent_shape[-1]]
 
     def _decode(self, latents: np.ndarray) -> np.ndarray:
-        decode = programs(self.config, self.geometry).decode
+        decode = coding_programs(self.config, self.geometry).decode
         padded = self._padded(latents)
         pixels = self._batched(lambda z: decode(self.params, self.codes, self.latent_shape[-1], z), padded)
         return self.pixel_scale.unstandardise(pixels).reshape(-1, *self.image_shape)
 
     def code_numbers(self, latents: np.ndarray) -> np.ndarray:
         """Nearest codes ``[N, P]`` of the P pieces of latents ``[N, *latent_shape]``; "vq" only."""
-        index = programs(self.config, self.geometry).index
+        index = coding_programs(self.config, self.geometry).index
         numbers = self._batched(lambda z: index(self.codes, z), self._padded(latents))
         return numbers[:, : latents[0].size // self.codes.shape[1]] if not self.geometry.mapped else numbers
 
@@ -86,8 +86,8 @@ def fit_neural(
     for shape in dict.fromkeys((g.levels, g.mapped) for g in geometries):
         group = [i for i, g in enumerate(geometries) if (g.levels, g.mapped) == shape]
         geometry = max((geometries[i] for i in group), key=lambda g: g.width)
-        runs = [run_of(names[i], seed=seeds[i], latent_dim=latent_shapes[i][-1]) for i in group]
-        state, losses = train(runs, pixels, config, geometry, runs_per_batch=runs_per_batch, report=report)
+        specs = [RunSpec(name=names[i], seed=seeds[i], latent_dim=latent_shapes[i][-1]) for i in group]
+        state, losses = train(specs, pixels, config, geometry, runs_per_batch=runs_per_batch, report=report)
         for row, i in enumerate(group):
             params, codes = jax.tree.map(lambda x, row=row: x[row], state.ema)
             autoencoder = NeuralAutoencoder(

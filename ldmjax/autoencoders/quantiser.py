@@ -40,7 +40,7 @@ def nearest(codes: jax.Array, pieces: jax.Array) -> jax.Array:
     return jnp.argmin(jnp.sum(codes**2, axis=1) - 2.0 * pieces @ codes.T, axis=-1)
 
 
-def reseed(codebook: Codebook, pieces: jax.Array, valid: jax.Array, key: jax.Array) -> Codebook:
+def reseed(codebook: Codebook, pieces: jax.Array, valid: jax.Array | int, key: jax.Array) -> Codebook:
     """Moves dead codes to random pieces.
 
     Args:
@@ -58,7 +58,9 @@ def reseed(codebook: Codebook, pieces: jax.Array, valid: jax.Array, key: jax.Arr
     return Codebook(jnp.where(dead, share, codebook.count), jnp.where(dead[:, None], share * chosen, codebook.total))
 
 
-def updated(codebook: Codebook, pieces: jax.Array, index: jax.Array, valid: jax.Array, *, decay: float) -> Codebook:
+def updated(
+    codebook: Codebook, pieces: jax.Array, index: jax.Array, valid: jax.Array | int, *, decay: float
+) -> Codebook:
     """Equation (1) for ``pieces`` ``[B, P, w]`` that chose codes ``index`` ``[B, P]``; the first ``valid`` pieces count."""
     real = (jnp.arange(pieces.shape[1]) < valid)[None, :]
     chose = jax.nn.one_hot(index, len(codebook.count)) * real[..., None]
