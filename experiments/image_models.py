@@ -1,0 +1,302 @@
+"""What experiments on images share: splits, feature spaces, diffusion models on autoencoders' latents, their stopping curves.
+
+A diffusion model learns the *standardised* latents of its training images (autoencoders/interface.py), is sampled with as
+many steps as the user wants, and each state on the way is decoded and compared with held-out images in every feature space.
+With the identity as autoencoder it is a pixel model. *Progress* is the share of sampling steps done; 1 is the end.
+
+Readouts (samplers.py) of a state of the rectified flow: "state" decodes it as it is, "rescaled" divides by
+sqrt((1 - s)^2 + s^2) first. States of a variance-preserving process are "rescaled" already.
+
+All models of one seed are sampled from the same noise: a latent of d entries starts from the first d of the noise of a longer
+one. Nothing here reads flags.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldmjax import metrics, samplers, schedules, sweeps, training
+from ldmjax.autoencoders import AutoencoderConfig, FittedAutoencoder, fit
+from ldmjax.data import Dataset
+from ldmjax.features import Features
+
+BLOCKS = 64  # of the jackknife, in every curve
+THREADS = 2  # that measure decoded images while the next ones are decoded
+PROCESSES = ("rectified_flow", "vp")
+EARLY = (0.0, 0.1, 0.2, 0.3, 0.4)  # progress of stops that show the chain; the others lie in its second half
+
+Report = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How models are sampled and where their chains are looked at.
+
+    Attributes:
+      process: "rectified_flow" (Euler steps, uniform in time, down to 0) or "vp" (DDIM steps, uniform in logsnr, -10 to 9).
+      steps: of every chain.
+      samples: generated images per model, a multiple of ``batch``.
+      stops: number in the second half of the chain, denser towards its end, which is the last one.
+      batch: samples that a chain holds at once.
+    """
+
+    process: str = "rectified_flow"
+    steps: int = 250
+    samples: int = 2048
+    stops: int = 20
+    batch: int = 1024
+
+    def __post_init__(self):
+        if self.process not in PROCESSES:
+            raise ValueError(f"process must be one of {', '.join(PROCESSES)}, got {self.process!r}")
+        if self.steps < 2 or self.stops < 2 or self.batch < 1:
+            raise ValueError(f"need steps, stops >= 2 and batch >= 1, got {self.steps}, {self.stops}, {self.batch}")
+        if self.samples < 2 * BLOCKS or self.samples % 2 or self.samples % self.batch:
+            allowed = f"must be an even multiple of batch = {self.batch}, at least {2 * BLOCKS}"
+            raise ValueError(f"samples {allowed}, got {self.samples}")
+
+    @property
+    def schedule(self) -> schedules.ContinuousSchedule:
+        """The forward process."""
+        return schedules.RectifiedFlow() if self.process == "rectified_flow" else schedules.LinearVP()
+
+    @property
+    def sampler(self) -> str:
+        """Its name in samplers.py."""
+        return "euler" if self.process == "rectified_flow" else "ddim"
+
+    @property
+    def times(self) -> np.ndarray:
+        """``[steps + 1]``, from noise to data."""
+        if self.process == "rectified_flow":
+            return schedules.uniform_times(self.schedule, self.steps)
+        return schedules.uniform_logsnr_times(self.schedule, self.steps, logsnr_min=-10.0, logsnr_max=9.0)
+
+    @property
+    def stop_steps(self) -> np.ndarray:
+        """Step counts ``[S]`` after which a state is read; a coarse chain has fewer than asked for."""
+        late = 1.0 - 0.5 * np.linspace(1.0, 0.0, self.stops) ** 1.5
+        return np.unique(np.round(self.steps * np.concatenate([EARLY, late])).astype(int))
+
+    @property
+    def progress(self) -> np.ndarray:
+        """Share of the steps done at each stop ``[S]``."""
+        return self.stop_steps / self.steps
+
+    @property
+    def logsnrs(self) -> np.ndarray:
+        """Logsnr at each stop ``[S]``; infinite at both ends of the rectified flow."""
+        return self.schedule.logsnr(self.times[self.stop_steps])
+
+    @property
+    def readouts(self) -> tuple[str, ...]:
+        """Readouts that differ for this process."""
+        return ("state", "rescaled") if self.process == "rectified_flow" else ("rescaled",)
+
+    @property
+    def trained_range(self) -> dict[str, float]:
+        """Range of logsnr that a network must be trained on: all times of the chain at which it is asked."""
+        logsnr = self.schedule.logsnr(self.times[:-1])
+        widest = float(np.ceil(np.max(np.abs(logsnr[np.isfinite(logsnr)]))))
+        return {"logsnr_min": -widest, "logsnr_max": widest}
+
+
+class Split(NamedTuple):
+    """Images of one seed: ``train`` ``[n, *image_shape]`` for all training, ``reference`` ``[m, *image_shape]`` held out."""
+
+    train: np.ndarray
+    reference: np.ndarray
+
+
+def split_images(dataset: Dataset, *, n: int, reference: int, seed: int) -> Split:
+    """Draws n training images and at most ``reference`` of the rest, by ``seed``."""
+    train, held_out = dataset.split_indices(n=n, seed=seed)
+    return Split(*(dataset.images(dataset.samples[index]) for index in (train, held_out[:reference])))
+
+
+def make_measures(features: Sequence[Features], reference: np.ndarray) -> dict[str, metrics.Measure]:
+    """Feature spaces by name, with the held-out images ``[m, *image_shape]`` seen through them."""
+    return {f.name: metrics.Measure(f, metrics.FeatureReference(f(reference), blocks=BLOCKS)) for f in features}
+
+
+def distances_of(images: np.ndarray, measures: Mapping[str, metrics.Measure]) -> dict[tuple[str, str], np.ndarray]:
+    """Pseudo-values ``{(feature space, metric): [BLOCKS]}`` of images ``[N, ...]``, an odd last one left out.
+
+    Of the training images it is the noise floor; of what an autoencoder makes of them, the best that its latents allow.
+    """
+    halves = images[: len(images) // 2 * 2].reshape(2, -1, *images.shape[1:])
+    return metrics.measure(halves, measures, common_images=False)
+
+
+def memorisation(generated: np.ndarray, split: Split, *, count: int = 1000) -> float:
+    """Median distance of generated images to their nearest training image, over that of held-out ones; small: copies."""
+    medians = [np.median(metrics.nearest_distances(x[:count], split.train)) for x in (generated, split.reference)]
+    return float(medians[0] / medians[1])
+
+
+def fit_autoencoders(
+    split: Split,
+    shapes: Mapping[str, Sequence[tuple[int, ...]]],
+    *,
+    seed: int,
+    report: Report,
+    **options,
+) -> list[FittedAutoencoder]:
+    """Autoencoders of the training images: ``shapes`` by kind, ``options`` of `AutoencoderConfig`."""
+    return [
+        autoencoder
+        for kind, wanted in shapes.items()
+        for autoencoder in fit(
+            split.train, wanted, AutoencoderConfig(kind=kind, **options), seeds=[seed] * len(wanted), report=report
+        )
+    ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionModel:
+    """One trained diffusion model.
+
+    Attributes:
+      autoencoder: between its latents and images.
+      seed: of the split, the training and the sampling.
+      spec: the run.
+      trained: the sweep that it was trained in, of which it is run ``index``.
+      index: its row there.
+    """
+
+    autoencoder: FittedAutoencoder
+    seed: int
+    spec: sweeps.RunSpec
+    trained: sweeps.TrainedRuns
+    index: int
+
+    @property
+    def failed_at(self) -> int | None:
+        """The training step that first was not finite, or None."""
+        step = int(self.trained.failed_at[self.index])
+        return None if step < 0 else step
+
+    def decode(self, states: np.ndarray) -> np.ndarray:
+        """Images ``[N, *image_shape]`` of standardised latents ``[N, d]``."""
+        autoencoder = self.autoencoder
+        return autoencoder.decode(autoencoder.unstandardise(states.reshape(-1, *autoencoder.latent_shape)))
+
+
+def train_models(
+    autoencoders: Sequence[FittedAutoencoder],
+    configs: Sequence[training.TrainingConfig],
+    splits: Sequence[Split],
+    *,
+    seeds: Sequence[int],
+    learning_rate: float | None = None,
+    runs_per_batch: int = 1,
+    report: Report,
+) -> list[DiffusionModel]:
+    """One diffusion model per autoencoder; those with equal configurations train in one program, vectors padded.
+
+    Args:
+      autoencoders: one per model, with distinct names for one seed.
+      configs: one per model.
+      splits: one per model: what it learns from.
+      seeds: one per model.
+      learning_rate: peak rate; None for the network's default.
+      runs_per_batch: as in `sweeps.train`.
+      report: receives progress lines.
+    """
+    models: list[DiffusionModel | None] = [None] * len(autoencoders)
+    for config in dict.fromkeys(configs):
+        group = [i for i, c in enumerate(configs) if c == config]
+        specs, latents = [], {}
+        for i in group:
+            z = autoencoders[i].standardise(autoencoders[i].encode(splits[i].train)).reshape(len(splits[i].train), -1)
+            spec = sweeps.RunSpec(
+                model=config.model,
+                data=autoencoders[i].name,
+                training_draws="sample",
+                latent_dim=z.shape[1],
+                seed=seeds[i],
+                n=len(z),
+                learning_rate=learning_rate or training.DEFAULT_LEARNING_RATES[config.model],
+            )
+            specs.append(spec)
+            latents[spec.data, spec.seed, spec.n] = sweeps.Latents(sample=z, fresh_factor=np.zeros((z.shape[1], 0)))
+        trained = sweeps.train(specs, latents, config, runs_per_batch=runs_per_batch, report=report)
+        for index, i in enumerate(group):
+            models[i] = DiffusionModel(
+                autoencoder=autoencoders[i], seed=seeds[i], spec=specs[index], trained=trained, index=index
+            )
+    return models
+
+
+def sample_states(
+    models: Sequence[DiffusionModel], sampling: SamplingConfig, *, report: Report
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Samples the models, as many at a time as there are devices.
+
+    Yields:
+      (place in ``models``, states ``[S, samples, d]`` at every stop), not in order.
+    """
+    schedule, begin, done = sampling.schedule, time.perf_counter(), 0
+
+    def states_of(denoiser, run, sources, key):
+        mask = run.inputs.mask
+
+        def chain(key):
+            start_key, chain_key = jax.random.split(key)
+            # The padded axis is drawn first, so that latents of all lengths start from the same noise.
+            start = jax.random.normal(start_key, (len(mask), sampling.batch)).T * mask
+            return samplers.sample(
+                denoiser, schedule, start, chain_key, times=sampling.times, stops=sampling.stop_steps,
+                sampler=sampling.sampler, statistic=lambda z, t: z, mask=mask,
+            )  # fmt: skip
+
+        return jax.lax.map(chain, jax.random.split(key, sampling.samples // sampling.batch))
+
+    for trained in {id(m.trained): m.trained for m in models}.values():
+        chosen = [i for i, m in enumerate(models) if m.trained is trained]
+        # A key of the seed alone; 11 keeps it from those that training uses.
+        keys = jnp.stack([jax.random.fold_in(jax.random.key(spec.seed), 11) for spec in trained.specs])
+        call, size = sweeps.map_trained(trained, states_of, keys), jax.device_count()
+        for first in range(0, len(chosen), size):
+            group = chosen[first : first + size]
+            rows = np.pad([models[i].index for i in group], (0, size - len(group)), mode="edge")
+            states = np.asarray(call(rows))
+            done, seconds = done + len(group), time.perf_counter() - begin
+            report(
+                f"sampled {done}/{len(models)} models, {done * sampling.samples / seconds:.0f} images/s, "
+                f"{seconds * (len(models) - done) / done:.0f} s left"
+            )
+            for i, own in zip(group, states, strict=False):
+                d = models[i].spec.latent_dim
+                yield i, np.moveaxis(own, 1, 0).reshape(len(sampling.stop_steps), sampling.samples, -1)[..., :d]
+
+
+def read_out(states: np.ndarray, sampling: SamplingConfig, readout: str) -> np.ndarray:
+    """States ``[S, N, d]`` at the stops, read out."""
+    if readout not in sampling.readouts:
+        allowed = ", ".join(sampling.readouts)
+        raise ValueError(f"readout must be one of {allowed} for {sampling.process}, got {readout!r}")
+    t = sampling.times[sampling.stop_steps]
+    scale = np.hypot(sampling.schedule.alpha(t), sampling.schedule.sigma(t)) if readout == "rescaled" else 1.0
+    return (states / np.reshape(scale, (-1, 1, 1))).astype(np.float32)
+
+
+def stopping_pseudo_values(
+    model: DiffusionModel, states: np.ndarray, measures: Mapping[str, metrics.Measure]
+) -> dict[tuple[str, str], np.ndarray]:
+    """Pseudo-values ``{(feature space, metric): [BLOCKS, S]}`` of decoded states ``[S, N, d]``, for `read_stopping_curve`."""
+    pending = []
+    with ThreadPoolExecutor(THREADS) as pool:
+        for k, z in enumerate(states):
+            images = model.decode(z)
+            halves = images.reshape(2, -1, *images.shape[1:])
+            pending.append(pool.submit(metrics.measure, halves, measures, common_images=False))
+            pending[max(0, k - THREADS)].result()  # those that wait hold memory
+        values = [future.result() for future in pending]
+    return {key: np.stack([v[key] for v in values], axis=1) for key in values[0]}

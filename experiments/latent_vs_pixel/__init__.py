@@ -1,0 +1,295 @@
+"""Do the last sampling steps make a latent diffusion model worse, and a pixel one not? [OS] Fig. 1 and 2 on one data set.
+
+Latent models on any autoencoder against a pixel model (identity autoencoder): same data, training steps and batches, same
+network family (MLP for vectors, U-Net for maps), same floating-point operations per network evaluation (within 2 %, or
+nothing starts), same sampling steps and sample counts. Every stop of every chain is decoded and compared with held-out images.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments import image_models
+from experiments.image_models import Report, SamplingConfig, Split
+from ldmjax import stopping, training
+from ldmjax.autoencoders import FittedAutoencoder, reconstruction_error
+from ldmjax.data import Dataset
+from ldmjax.features import Features
+
+FLOPS_TOLERANCE = 0.02
+FAMILIES = {"mlp": "MLP", "unet": "U-Net"}
+GRID_SAMPLES = 2  # shown of every model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to train and how.
+
+    Attributes:
+      autoencoders: (kind, latent shape) of each latent model.
+      seeds: each has its own split, initialisations and noise.
+      n: training images.
+      reference: held-out images, at most.
+      hidden, mlp_blocks: size of the pixel MLP.
+      channels, unet_blocks: size of the pixel U-Net.
+      training_steps, batch_size: of every diffusion model.
+      autoencoder_steps: of the trained autoencoders.
+      sampling: of every diffusion model.
+      runs_per_batch: runs vmapped at once on each device.
+    """
+
+    autoencoders: tuple[tuple[str, tuple[int, ...]], ...]
+    seeds: tuple[int, ...]
+    n: int
+    reference: int
+    hidden: int = 256
+    mlp_blocks: int = 2
+    channels: tuple[int, ...] = (8, 16)
+    unet_blocks: int = 1
+    training_steps: int = 3000
+    batch_size: int = 64
+    autoencoder_steps: int = 1500
+    sampling: SamplingConfig = SamplingConfig()
+    runs_per_batch: int = 1
+
+
+class Plan(NamedTuple):
+    """One model to train: its autoencoder, its network, and the operations of one evaluation, beside the pixel model's."""
+
+    label: str
+    kind: str
+    latent_shape: tuple[int, ...]
+    network: training.TrainingConfig
+    flops: int
+    pixel_flops: int
+
+    @property
+    def flops_difference(self) -> float:
+        """Relative to the pixel model."""
+        return self.flops / self.pixel_flops - 1.0
+
+
+class Reading(NamedTuple):
+    """One model's stopping curve under one readout, feature space and metric.
+
+    Attributes:
+      plan: the model.
+      seed: None for the mean over seeds.
+      readout, features, metric: what was measured.
+      result: the curve, read.
+      difference_error: standard error of the difference to the end of sampling at each stop ``[S]``.
+      floor: the distance of the training images.
+      reconstruction: the distance of what the autoencoder makes of them.
+    """
+
+    plan: Plan
+    seed: int | None
+    readout: str
+    features: str
+    metric: str
+    result: stopping.StoppingResult
+    difference_error: np.ndarray
+    floor: float
+    reconstruction: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Results in the order of models and seeds.
+
+    Attributes:
+      plans: the models.
+      readings: one per model, seed, readout, feature space and metric, and one more for the mean over seeds.
+      models: what else is known of one trained model, by (label, seed).
+      grids: ``[S, GRID_SAMPLES, *image_shape]`` decoded states of the first seed, by label.
+    """
+
+    plans: tuple[Plan, ...]
+    readings: tuple[Reading, ...]
+    models: dict[tuple[str, int], dict]
+    grids: dict[str, np.ndarray]
+
+
+def family_of(latent_shape: tuple[int, ...]) -> str:
+    """Vectors go to an MLP, maps to a U-Net."""
+    return "mlp" if len(latent_shape) == 1 else "unet"
+
+
+def make_plans(config: Config, image_shape: tuple[int, ...]) -> tuple[Plan, ...]:
+    """All models: for every network family that is used its pixel model, then the latent ones with as many operations.
+
+    Raises:
+      ValueError: if a network cannot be made, or no size of it has as many operations as the pixel model within 2 %.
+    """
+    plans = []
+    for family in FAMILIES:
+        chosen = [(kind, shape) for kind, shape in config.autoencoders if family_of(shape) == family]
+        if not chosen:
+            continue
+        pixel = _network(config, family, image_shape)
+        dim = int(np.prod(image_shape))
+        target = training.flops(pixel, dim)
+        plans.append(Plan(f"pixel, {FAMILIES[family]}", "identity", image_shape, pixel, target, target))
+        for kind, shape in chosen:
+            d = int(np.prod(shape))
+            network = training.match_flops(_network(config, family, shape), d, target)
+            label = f"{kind} {'x'.join(map(str, shape))}, {FAMILIES[family]}"
+            plan = Plan(label, kind, shape, network, training.flops(network, d), target)
+            if abs(plan.flops_difference) > FLOPS_TOLERANCE:
+                raise ValueError(
+                    f"{label}: the nearest network has {100 * plan.flops_difference:+.1f} % of the pixel model's operations, "
+                    f"allowed are {100 * FLOPS_TOLERANCE:g} %; a larger pixel model can be matched more closely"
+                )
+            plans.append(plan)
+    return tuple(plans)
+
+
+def _network(config: Config, family: str, shape: tuple[int, ...]) -> training.TrainingConfig:
+    size = {"hidden": config.hidden, "blocks": config.mlp_blocks}
+    if family == "unet":
+        if len(shape) not in (2, 3):
+            raise ValueError(f"a U-Net needs images [H, W] or [H, W, C], got {list(shape)}")
+        size = {"map_shape": (*shape, 1)[:3], "channels": config.channels, "blocks": config.unet_blocks}
+    return training.TrainingConfig(
+        model=family,
+        steps=config.training_steps,
+        batch_size=config.batch_size,
+        schedule=config.sampling.schedule,
+        **config.sampling.trained_range,
+        **size,
+    )
+
+
+def run(dataset: Dataset, features: Sequence[Features], config: Config, report: Report = print) -> Outcome:
+    """Fits, trains, samples and reads every model; the function behind the command."""
+    plans = make_plans(config, dataset.image_shape)
+    options = {"n": config.n, "reference": config.reference}
+    splits = {seed: image_models.split_images(dataset, seed=seed, **options) for seed in config.seeds}
+    measures = {seed: image_models.make_measures(features, split.reference) for seed, split in splits.items()}
+    floors = {seed: image_models.distances_of(splits[seed].train, measures[seed]) for seed in config.seeds}
+    autoencoders = _fit(plans, splits, config, report)
+    models = image_models.train_models(
+        list(autoencoders.values()),
+        [plans[i].network for i, _ in autoencoders],
+        [splits[seed] for _, seed in autoencoders],
+        seeds=[seed for _, seed in autoencoders],
+        runs_per_batch=config.runs_per_batch,
+        report=report,
+    )
+    pseudo, grids, facts = {}, {}, {}
+    for place, states in image_models.sample_states(models, config.sampling, report=report):
+        (i, seed), model = list(autoencoders)[place], models[place]
+        for readout in config.sampling.readouts:
+            read = image_models.read_out(states, config.sampling, readout)
+            pseudo[i, seed, readout] = image_models.stopping_pseudo_values(model, read, measures[seed])
+        final = model.decode(states[-1])
+        facts[plans[i].label, seed] = _facts(model, final, splits[seed], measures[seed])
+        if seed == config.seeds[0]:
+            shown = image_models.read_out(states[:, :GRID_SAMPLES], config.sampling, "rescaled")
+            grids[plans[i].label] = np.stack([model.decode(z) for z in shown])
+    readings = _readings(plans, pseudo, floors, facts, config)
+    order = [(p.label, seed) for p in plans for seed in config.seeds]
+    return Outcome(
+        plans=plans,
+        readings=tuple(readings),
+        models={key: facts[key] for key in order},
+        grids={p.label: grids[p.label] for p in plans},
+    )
+
+
+def _fit(
+    plans: Sequence[Plan], splits: dict[int, Split], config: Config, report: Report
+) -> dict[tuple[int, int], FittedAutoencoder]:
+    """An autoencoder for every (number of the plan, seed)."""
+    found = {}
+    for seed, split in splits.items():
+        for kind in dict.fromkeys(p.kind for p in plans):
+            members = [i for i, p in enumerate(plans) if p.kind == kind]
+            fitted = image_models.fit_autoencoders(
+                split, {kind: [plans[i].latent_shape for i in members]}, seed=seed, report=report,
+                steps=config.autoencoder_steps,
+            )  # fmt: skip
+            found |= {(i, seed): autoencoder for i, autoencoder in zip(members, fitted, strict=True)}
+    return {(i, seed): found[i, seed] for i in range(len(plans)) for seed in splits}
+
+
+def _facts(model, final, split, measures) -> dict:
+    """What is known of one model besides its curves."""
+    autoencoder = model.autoencoder
+    rebuilt = autoencoder.decode(autoencoder.encode(split.train))
+    return {
+        "reconstruction": image_models.distances_of(rebuilt, measures),
+        "reconstruction_error": reconstruction_error(autoencoder, split.reference),
+        "latent_mean": autoencoder.latent_mean,
+        "latent_std": autoencoder.latent_std,
+        "loss": float(model.trained.losses[model.index, -1]),
+        "diverged_at_step": model.failed_at,
+        "memorisation": image_models.memorisation(final, split),
+    }
+
+
+def _readings(plans, pseudo, floors, facts, config):
+    """Curves of every seed, and of the mean over seeds, whose pseudo-values are the means of theirs."""
+    readings = []
+    for i, plan in enumerate(plans):
+        for readout in config.sampling.readouts:
+            for features, metric in pseudo[i, config.seeds[0], readout]:
+                key = (features, metric)
+                curves = [pseudo[i, seed, readout][key] for seed in config.seeds]
+                levels = [
+                    (floors[seed][key].mean(), facts[plan.label, seed]["reconstruction"][key].mean())
+                    for seed in config.seeds
+                ]
+                rows = list(zip(config.seeds, curves, levels, strict=True))
+                if len(rows) > 1:
+                    rows.append((None, np.mean(curves, axis=0), np.mean(levels, axis=0)))
+                for seed, values, (floor, rebuilt) in rows:
+                    result = stopping.read_stopping_curve(values)
+                    error = np.std(values - values[:, -1:], axis=0, ddof=1) / np.sqrt(len(values))
+                    readings.append(Reading(plan, seed, readout, *key, result, error, float(floor), float(rebuilt)))
+    return readings
+
+
+def summary_readings(outcome: Outcome) -> list[Reading]:
+    """The mean over seeds of every curve; of a single seed, its own."""
+    means = [r for r in outcome.readings if r.seed is None]
+    return means or list(outcome.readings)
+
+
+def make_records(outcome: Outcome, dataset: Dataset, features: Sequence[Features], config: Config) -> list[dict]:
+    """One line per reading; distances are squared, gains in the same unit; a best stop at the end is progress 1."""
+    sampling, digests = config.sampling, {f.name: f.digest for f in features}
+    rows = []
+    for r in outcome.readings:
+        stops = {"": r.result.best_stop, "_low": r.result.best_stop_low, "_high": r.result.best_stop_high}
+        where = {f"progress_best{k}": None if s is None else float(sampling.progress[s]) for k, s in stops.items()}
+        where |= {f"logsnr_best{k}": None if s is None else float(sampling.logsnrs[s]) for k, s in stops.items()}
+        own = {} if r.seed is None else outcome.models[r.plan.label, r.seed]
+        rows.append({
+            "model": r.plan.label, "autoencoder": r.plan.kind, "latent_shape": list(r.plan.latent_shape),
+            "network": r.plan.network.model, "hidden": r.plan.network.hidden, "channels": list(r.plan.network.channels),
+            "seed": r.seed, "seeds": len(config.seeds) if r.seed is None else 1, "readout": r.readout,
+            "features": r.features, "features_sha256": digests[r.features], "metric": r.metric,
+            "end": r.result.end, "best": r.result.best, **where, "gain": r.result.gain, "gain_low": r.result.gain_low,
+            "gain_high": r.result.gain_high, "verdict": r.result.verdict, "noise_floor": r.floor,
+            "reconstruction": r.reconstruction, "data": dataset.name, "n": config.n,
+            "reference": min(config.reference, len(dataset.samples) - config.n), "samples": sampling.samples,
+            "process": sampling.process, "sampler": sampling.sampler, "sampling_steps": sampling.steps,
+            "training_steps": config.training_steps, "batch_size": config.batch_size,
+            "flops": r.plan.flops, "flops_pixel": r.plan.pixel_flops, "flops_difference": r.plan.flops_difference,
+            **{k: v for k, v in own.items() if k != "reconstruction"},
+        })  # fmt: skip
+    return rows
+
+
+def make_curves(outcome: Outcome, config: Config) -> dict[str, np.ndarray]:
+    """Arrays for curves.npz; rows of curve and standard_error are the lines of records.jsonl."""
+    return {
+        "progress": config.sampling.progress,
+        "logsnr": config.sampling.logsnrs,
+        "curve": np.stack([r.result.curve for r in outcome.readings]),
+        "standard_error": np.stack([r.result.standard_error for r in outcome.readings]),
+        **{f"samples {label}": grid for label, grid in outcome.grids.items()},
+    }
