@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import PyTree
+from jax.flatten_util import ravel_pytree
 
 from ldmjax.autoencoders.config import AutoencoderConfig
 from ldmjax.autoencoders.convolutional import ConvolutionalNetwork, Geometry
@@ -57,19 +57,23 @@ class Run(NamedTuple):
 
 
 class State(NamedTuple):
-    """Arrays of one run; ``ema`` averages (params, codes); ``codebook`` is None unless "vq"; ``failed_at`` -1 for none."""
+    """Arrays of one run; ``failed_at`` is -1 for none, ``codebook`` None unless "vq", ``ema`` averages (params, codes).
 
-    params: PyTree
+    Parameters are one flat vector: Adam and the average are then a few operations to compile and run, not some per layer.
+    """
+
+    params: jax.Array
     codebook: Codebook | None
     optimiser: optax.OptState
-    ema: tuple[PyTree, jax.Array | None]
+    ema: tuple[jax.Array, jax.Array | None]
     failed_at: jax.Array
 
 
 def init_state(config: AutoencoderConfig, geometry: Geometry, spec: RunSpec) -> State:
     """The state before the first step."""
     rng = np.random.default_rng(spec.entropy)
-    params = nnx.split(ConvolutionalNetwork(geometry, config, latent_dim=spec.latent_dim, rng=rng))[1]
+    network = ConvolutionalNetwork(geometry, config, latent_dim=spec.latent_dim, rng=rng)
+    params = ravel_pytree(nnx.split(network)[1])[0]
     width = geometry.width if geometry.mapped else config.code_dim
     codebook = empty_codebook(config.codes, width) if config.kind == "vq" else None
     return State(
@@ -133,19 +137,19 @@ def apply_step(
     state: State,
     *,
     loss: jax.Array,
-    gradient: PyTree,
+    gradient: jax.Array,
     codebook: Codebook | None,
     step: jax.Array,
 ) -> State:
     """Adam, then the power EMA; a run whose loss or parameters are not finite keeps its last state for good."""
     rate = config.learning_rate * jnp.minimum(1.0, (step + 1.0) / max(1, config.warm_up))
     update, optimiser = ADAM.update(gradient, state.optimiser)
-    params = optax.apply_updates(state.params, jax.tree.map(lambda u: -rate * u, update))
+    params = state.params - rate * update
     average = 1.0 - (1.0 - 1.0 / (step + 1.0)) ** (config.ema_gamma + 1.0)
     if config.steps > 50_000:
         average = jnp.maximum(average, 1.0 - 0.9999)
     ema = optax.incremental_update((params, codebook and codebook.codes), state.ema, average)
-    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(params))
+    finite = jnp.isfinite(loss) & jnp.isfinite(params).all()
     fine = finite & (state.failed_at < 0)
     failed_at = jnp.where(finite | (state.failed_at >= 0), state.failed_at, step)
     new = State(params, codebook, optimiser, ema, failed_at)
@@ -181,11 +185,11 @@ class TrainingPrograms(NamedTuple):
 @functools.lru_cache(maxsize=16)
 def coding_programs(config: AutoencoderConfig, geometry: Geometry) -> CodingPrograms:
     """How to encode and decode; compiled at the first call, once for all runs of a configuration and geometry."""
-    graphdef = _graph_definition(config, geometry)
+    network_of = _network_of(config, geometry)
 
     @jax.default_matmul_precision("highest")
     def encode(params, latent_dim, pixels):
-        return nnx.merge(graphdef, params).encode(pixels, own_entries(geometry, latent_dim))[0]
+        return network_of(params).encode(pixels, own_entries(geometry, latent_dim))[0]
 
     @jax.default_matmul_precision("highest")
     def index(codes, z):
@@ -195,7 +199,7 @@ def coding_programs(config: AutoencoderConfig, geometry: Geometry) -> CodingProg
     def decode(params, codes, latent_dim, z):
         if codes is not None:
             z = codes[index(codes, z)].reshape(z.shape)
-        return nnx.merge(graphdef, params).decode(z, own_entries(geometry, latent_dim))
+        return network_of(params).decode(z, own_entries(geometry, latent_dim))
 
     return CodingPrograms(jax.jit(encode), jax.jit(decode), jax.jit(index))
 
@@ -203,7 +207,7 @@ def coding_programs(config: AutoencoderConfig, geometry: Geometry) -> CodingProg
 @functools.lru_cache(maxsize=16)
 def training_programs(config: AutoencoderConfig, geometry: Geometry, runs_per_batch: int) -> TrainingPrograms:
     """How to train; compiled at the first call, so that a second `fit` of the same kind and sizes compiles nothing."""
-    graphdef = _graph_definition(config, geometry)
+    network_of = _network_of(config, geometry)
 
     def advance(shared, packed):
         (images, first, last), (state, run) = shared, packed
@@ -214,7 +218,7 @@ def training_programs(config: AutoencoderConfig, geometry: Geometry, runs_per_ba
             x = images[jax.random.randint(draw_key, (config.batch_size,), 0, len(images))]
 
             def objective(params):
-                network = nnx.merge(graphdef, params)
+                network = network_of(params)
                 return batch_loss(config, geometry, network, state.codebook, run.latent_dim, x=x, key=loss_key)
 
             (loss, codebook), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
@@ -231,8 +235,12 @@ def training_programs(config: AutoencoderConfig, geometry: Geometry, runs_per_ba
     )
 
 
-def _graph_definition(config, geometry):
-    return nnx.split(ConvolutionalNetwork(geometry, config, latent_dim=1, rng=np.random.default_rng(0)))[0]
+def _network_of(config, geometry):
+    """Maps flat parameters to the network."""
+    network = ConvolutionalNetwork(geometry, config, latent_dim=1, rng=np.random.default_rng(0))
+    graphdef, params = nnx.split(network)
+    unravel = ravel_pytree(params)[1]
+    return lambda flat: nnx.merge(graphdef, unravel(flat))
 
 
 def train(

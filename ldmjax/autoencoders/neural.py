@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from ldmjax.autoencoders.config import AutoencoderConfig
 from ldmjax.autoencoders.convolutional import Geometry, geometry_of
@@ -20,7 +19,7 @@ class NeuralAutoencoder(FittedAutoencoder):
     Attributes:
       config: what it was trained with.
       geometry: shapes of its program, with padded latents.
-      params: network parameters.
+      params: network parameters, one flat vector.
       codes: ``[K, w]`` codebook of "vq", None otherwise.
       pixel_scale: of the images it was fitted on.
       losses: mean training loss of each chunk of steps.
@@ -29,7 +28,7 @@ class NeuralAutoencoder(FittedAutoencoder):
 
     config: AutoencoderConfig
     geometry: Geometry
-    params: PyTree
+    params: jax.Array
     codes: jax.Array | None
     pixel_scale: LatentScale
     losses: np.ndarray
