@@ -252,14 +252,26 @@ def test_the_codebook_moves_as_the_equation_says():
 
 def test_dead_codes_move_to_pieces_of_the_batch_and_living_ones_stay():
     pieces = jax.random.normal(jax.random.key(0), (5, 3, 2))
-    share = 5 * 2 / 4  # 2 real pieces of 3 in each of 5 images, 4 codes
-    count = jnp.asarray([1.01 * DEAD * share, 0.99 * DEAD * share, 7.0, 0.0])
-    codebook = Codebook(count, jnp.ones((4, 2)) * count[:, None])
+    share = 5 * 2 / 24  # 2 real pieces of 3 in each of 5 images, 24 codes
+    count = jnp.zeros(24).at[:3].set(jnp.asarray([1.01 * DEAD * share, 0.99 * DEAD * share, 7.0]))
+    codebook = Codebook(count, jnp.ones((24, 2)) * count[:, None])
     after = reseed(codebook, pieces, 2, jax.random.key(1))
-    np.testing.assert_array_equal(after.count, [count[0], share, 7.0, share])
-    np.testing.assert_allclose(after.codes[jnp.asarray([0, 2])], 1.0, rtol=1e-6)
-    for code in np.asarray(after.codes)[[1, 3]]:
-        assert np.min(np.linalg.norm(pieces[:, :2].reshape(-1, 2) - code, axis=-1)) < 1e-5
+    alive = np.isin(np.arange(24), [0, 2])
+    np.testing.assert_allclose(after.count, np.where(alive, count, share), rtol=1e-6)
+    np.testing.assert_allclose(after.codes[alive], 1.0, rtol=1e-6)
+    distances = np.linalg.norm(pieces[:, :2].reshape(-1, 1, 2) - after.codes[~alive], axis=-1)
+    assert distances.min(axis=0).max() < 1e-5  # every one of the 22 is a real piece
+    assert len(set(distances.argmin(axis=0))) > 3
+
+
+def test_padded_latent_entries_are_zero_and_not_read():
+    network, _, x, _, _ = loss_parts("kl")
+    network.log_var[...] = jnp.ones_like(network.log_var[...])
+    mask = jnp.asarray([1.0, 1.0, 0.0, 0.0])
+    for latents in network.encode(x, mask):
+        assert np.all(latents[:, 2:] == 0) and np.all(latents[:, :2] != 0)
+    z = network.encode(x, mask)[0]
+    np.testing.assert_array_equal(network.decode(z, mask), network.decode(z + 9.0 * (1.0 - mask), mask))
 
 
 def test_vq_decodes_the_quantised_latent_and_counts_its_codes(quantised):
