@@ -19,12 +19,13 @@ class AutoencoderConfig:
       warm_up: steps over which the learning rate rises linearly.
       ema_gamma: exponent of the power EMA: after step k the average moves by 1 - (1 - 1/k)^(gamma + 1); in runs of more
         than 50,000 steps the decay is at most 0.9999.
-      kl_weight: "kl" only; nats against squared pixel error: sum over pixels (x - x')^2 + kl_weight * KL(q(z|x) || N(0, I)).
-        It is twice the pixel noise's variance in the usual evidence bound.
+      kl_weight: "kl" only; nats against squared pixel error, images having standard deviation 1 (they are standardised inside):
+        sum over pixels (x - x')^2 + kl_weight * KL(q(z|x) || N(0, I)). It is twice the pixel noise's variance in the usual
+        evidence bound.
       codes: "vq" only; size of the codebook.
       code_dim: "vq" only; entries of a vector latent that share one code. A map latent has one code per position.
       code_decay: "vq" only; decay of the codebook's moving averages.
-      commitment: "vq" only; weight of |z - quantised z|^2 against the squared pixel error.
+      commitment: "vq" only; weight of the mean squared distance of a latent entry to its code against that of a pixel.
       eval_batch: images per call of encode and decode.
     """
 
