@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-SUPPORT = ("__init__", "__main__", "flags", "tasks")
+SUPPORT = ("__init__", "__main__", "flags", "tasks", "tables", "image_models")
 
 
 def main() -> None:

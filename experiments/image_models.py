@@ -195,6 +195,7 @@ def train_models(
     *,
     seeds: Sequence[int],
     learning_rate: float | None = None,
+    snapshot: int | None = None,
     runs_per_batch: int = 1,
     report: Report,
 ) -> list[DiffusionModel]:
@@ -206,6 +207,7 @@ def train_models(
       splits: one per model: what it learns from.
       seeds: one per model.
       learning_rate: peak rate; None for the network's default.
+      snapshot: as in `sweeps.train`.
       runs_per_batch: as in `sweeps.train`.
       report: receives progress lines.
     """
@@ -226,7 +228,7 @@ def train_models(
             )
             specs.append(spec)
             latents[spec.data, spec.seed, spec.n] = sweeps.Latents(sample=z, fresh_factor=np.zeros((z.shape[1], 0)))
-        trained = sweeps.train(specs, latents, config, runs_per_batch=runs_per_batch, report=report)
+        trained = sweeps.train(specs, latents, config, snapshot=snapshot, runs_per_batch=runs_per_batch, report=report)
         for index, i in enumerate(group):
             models[i] = DiffusionModel(
                 autoencoder=autoencoders[i], seed=seeds[i], spec=specs[index], trained=trained, index=index

@@ -26,12 +26,14 @@ diffusion model stopped at t, trained on the images that are encoded ([OS], arXi
 """
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from scipy import stats
+from threadpoolctl import threadpool_limits
 
 from ldmjax.metrics import Measure, measure
 from ldmjax.schedules import RectifiedFlow, noise_var_from_logsnr
@@ -40,7 +42,6 @@ CLAIM_ERROR = 0.0025
 VERDICTS = ("stop early", "no gain from stopping", "cannot tell")
 # What is decoded: the state in variance-preserving coordinates, or the state of the rectified flow, not rescaled.
 NOISY_READOUTS = ("rescaled", "state")
-THREADS = 2  # that measure decoded images while the next ones are decoded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -210,14 +211,16 @@ def noisy_autoencoder(
     clean = np.repeat(np.asarray(latents, np.float32)[chosen], max(1, samples // 2 // len(chosen)), axis=0)
     noise = rng.standard_normal((2, *clean.shape), np.float32)
     shape, begin, pending = (2, len(clean)), time.perf_counter(), []
-    with ThreadPoolExecutor(THREADS) as pool:
+    threads = len(os.sched_getaffinity(0))
+    # One level per core is faster than one level's matrix products on all of them.
+    with threadpool_limits(limits=1), ThreadPoolExecutor(threads) as pool:
         for done, logsnr in enumerate(logsnrs, start=1):
             state = _noisy(clean, noise, logsnr, readout)
             images = decode(state.reshape(-1, *clean.shape[1:]))
             images = images.reshape(*shape, *images.shape[1:])
             pending.append(pool.submit(measure, images, measures, common_images=True))
             # Images are decoded here, one call at a time, while threads measure; those that wait hold memory.
-            pending[max(0, done - 1 - THREADS)].result()
+            pending[max(0, done - 1 - threads)].result()
             seconds = time.perf_counter() - begin
             report(
                 f"noisy autoencoder: level {done}/{len(logsnrs)}, {2 * len(clean) * done / seconds:.0f} images/s, "

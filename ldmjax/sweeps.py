@@ -116,6 +116,7 @@ class TrainedRuns:
       sources: their training latents.
       initial: parameters before training, leading axis = runs.
       params: power EMA of the parameters after training.
+      snapshot: the same at an earlier step, None if not asked for.
       losses: ``[runs, chunks]``, mean loss of each chunk of steps.
       failed_at: ``[runs]``, the step at which a run first was not finite, -1 for none.
       compilations: programs compiled for the training steps.
@@ -128,6 +129,7 @@ class TrainedRuns:
     sources: Sources
     initial: nnx.State
     params: nnx.State
+    snapshot: nnx.State | None
     losses: np.ndarray
     failed_at: np.ndarray
     compilations: int
@@ -192,6 +194,7 @@ def train(
     width: int | None = None,
     runs_per_batch: int = 1,
     chunk: int = 100,
+    snapshot: int | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> TrainedRuns:
     """Trains all runs of one model class in one compiled program.
@@ -203,6 +206,7 @@ def train(
       width: padded latent width; default the largest latent dimension.
       runs_per_batch: runs vmapped at once on each device; the others wait, which bounds memory.
       chunk: steps per dispatch; ``report`` gets one line after each.
+      snapshot: keep the averaged parameters after this many steps too (the end of that chunk).
       report: receives progress lines.
 
     Returns:
@@ -233,10 +237,12 @@ def train(
     )
     advance = jax.jit(lambda shared, state, runs: chunked(shared, (state, runs)), donate_argnums=(1,))
     initial = jax.tree.map(lambda x: x[: len(specs)], init(0, padded).params)
-    state, losses, start = init(0, padded), [], time.perf_counter()
+    state, losses, kept, start = init(0, padded), [], None, time.perf_counter()
     for first in range(0, config.steps, chunk):
         state, loss = advance((sources, jnp.asarray(first)), state, padded)
         losses.append(np.asarray(loss)[: len(specs)])
+        if snapshot is not None and first < snapshot <= first + chunk:
+            kept = jax.tree.map(lambda x: x[: len(specs)], state.ema)
         done, seconds = min(first + chunk, config.steps), time.perf_counter() - start
         report(
             f"{config.model}: step {done}/{config.steps} of {len(specs)} runs, loss {np.nanmean(losses[-1]):.4f}, "
@@ -251,6 +257,7 @@ def train(
         sources=sources,
         initial=initial,
         params=params,
+        snapshot=kept,
         losses=np.stack(losses, axis=1),
         failed_at=np.asarray(failed_at),
         compilations=advance._cache_size(),

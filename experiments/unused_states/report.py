@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from experiments.tables import align
 from experiments.unused_states import CANNOT_TELL, Case, Config
 from experiments.unused_states.learned import Comparison, LearnedConfig
 from ldmjax import plotting, schedules
@@ -23,19 +24,12 @@ def _groups(cases: Sequence[Case]) -> dict[tuple[str, str], list[Case]]:
     return groups
 
 
-def _align(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Columns of one width each, the first ``left`` of them flush left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    pad = [f"{{:{'<' if k < left else '>'}{width}}}" for k, width in enumerate(widths)]
-    return ["  ".join(pad).format(*row) for row in rows]
-
-
 def _matrix(title: str, cases: Sequence[Case], cell) -> list[str]:
     """A row per ladder and sampler, a column per latent dimension."""
     groups = _groups(cases)
     dims = [f"d = {c.latent_dim}" for c in next(iter(groups.values()))]
     rows = [["ladder", "sampler", *dims], *([*key, *map(cell, row)] for key, row in groups.items())]
-    return ["", title, *_align(rows, left=2)]
+    return ["", title, *align(rows, left=2)]
 
 
 def _percent(value: float) -> str:
@@ -108,7 +102,7 @@ def _estimate_lines(cases, n, config):
     return [
         *_matrix(expected, cases, _drop_cell),
         *_matrix(drawn, cases, _draw_cell),
-        *["", noise, *_align(rows, left=1)],
+        *["", noise, *align(rows, left=1)],
     ]
 
 

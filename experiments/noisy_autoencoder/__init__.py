@@ -1,0 +1,244 @@
+"""Does the noisy autoencoder foresee which latent dimension, and which stop, a trained diffusion model is best at?
+
+Claim ([OS], arXiv 2510.08409 v2): encode, add noise, decode; the (latent dimension, stopping time) with the smallest distance
+to the data is what a latent diffusion model should use, no diffusion training needed. Here one diffusion model per latent
+dimension and seed is trained and measured at every stop of its chain; each predictor chooses from the data alone, and pays
+its *regret*: the distance of the trained model at its choice over the smallest of all trained models and stops, minus 1.
+
+Predictors: the noisy autoencoder; the noisy autoencoder without stopping ("reconstruction distance", its last level);
+reconstruction error (mean squared error of held-out images); interpolated latents (distance of decoded midpoints of nearest
+latent neighbours). The last three choose a dimension and never stop early.
+
+A model *counts* only when it is trained: its last fifth of steps improved its squared Fréchet distance by less than 2 %, and
+that distance is at most twice its autoencoder's reconstruction distance. The others are listed as under-trained; regrets
+over all models, trained or not, are given too.
+
+RESULTS
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from experiments import image_models
+from experiments.image_models import DiffusionModel, SamplingConfig, Split
+from experiments.noisy_autoencoder.predictors import Case, Comparison, compare, interpolated_latents
+from ldmjax import stopping
+from ldmjax.autoencoders import reconstruction_error
+from ldmjax.data import Dataset
+from ldmjax.features import Features
+from ldmjax.training import TrainingConfig
+
+__all__ = ["Case", "Comparison", "Config", "Costs", "Outcome", "run"]
+
+STILL_IMPROVING = 0.02
+FAR_FROM_AUTOENCODER = 2.0
+FIRST_LOGSNR = -3.0  # stops noisier than that are not compared
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to train and compare.
+
+    Attributes:
+      autoencoder: kind, see `ldmjax.autoencoders.KINDS`.
+      latent_dims: of vector latents.
+      seeds: each has its own split, autoencoders, diffusion models and noise.
+      n: training images.
+      reference: held-out images, at most.
+      hidden, blocks: size of the diffusion models' MLP.
+      training_steps, batch_size: of the diffusion models.
+      autoencoder_steps: of trained autoencoders.
+      sampling: of the diffusion models.
+      readout: of their states, and of the noisy autoencoder.
+      runs_per_batch: runs vmapped at once on each device.
+    """
+
+    autoencoder: str
+    latent_dims: tuple[int, ...]
+    seeds: tuple[int, ...]
+    n: int
+    reference: int
+    hidden: int = 256
+    blocks: int = 2
+    training_steps: int = 4000
+    batch_size: int = 256
+    autoencoder_steps: int = 2000
+    sampling: SamplingConfig = SamplingConfig(samples=4096)
+    readout: str = "rescaled"
+    runs_per_batch: int = 1
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Which of the sampler's stops are compared, a mask."""
+        return self.sampling.logsnrs >= FIRST_LOGSNR
+
+    @property
+    def logsnrs(self) -> np.ndarray:
+        """Logsnr of these stops ``[S]``; the last is the end of the chain."""
+        return self.sampling.logsnrs[self.kept]
+
+    @property
+    def network(self) -> TrainingConfig:
+        """Of the diffusion models."""
+        return TrainingConfig(
+            model="mlp",
+            steps=self.training_steps,
+            batch_size=self.batch_size,
+            hidden=self.hidden,
+            blocks=self.blocks,
+            schedule=self.sampling.schedule,
+            **self.sampling.trained_range,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Mean seconds: ``training`` and ``sampling`` of one diffusion model, ``prediction`` of one latent dimension."""
+
+    training: float
+    sampling: float
+    prediction: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """All results.
+
+    Attributes:
+      cases: one per (seed, latent dimension, feature space, metric).
+      trained: (seed, latent dimension, feature space) of models that count as trained.
+      comparisons: predictors' choices, regrets and rank correlations.
+      costs: seconds.
+    """
+
+    cases: list[Case]
+    trained: set[tuple[int, int, str]]
+    comparisons: list[Comparison]
+    costs: Costs
+
+
+def run(dataset: Dataset, spaces: Sequence[Features], config: Config, report: Callable[[str], None] = print) -> Outcome:
+    """Trains, samples, predicts and compares; the function behind the command.
+
+    Args:
+      dataset: with images.
+      spaces: in which distances are measured.
+      config: what to train.
+      report: receives progress lines.
+    """
+    splits = {
+        seed: image_models.split_images(dataset, n=config.n, reference=config.reference, seed=seed)
+        for seed in config.seeds
+    }
+    measures = {seed: image_models.make_measures(spaces, split.reference) for seed, split in splits.items()}
+    models, training_seconds = _train(splits, config, report)
+    begin = time.perf_counter()
+    ends = {
+        i: states[-1:] for i, states in image_models.sample_states(_earlier(models), config.sampling, report=report)
+    }
+    sampling_seconds = (time.perf_counter() - begin) / len(models)
+    cases, prediction_seconds = [], []
+    for i, states in image_models.sample_states(models, config.sampling, report=report):
+        seed = models[i].seed
+        found, seconds = _measure(models[i], states, ends[i], splits[seed], measures[seed], config)
+        cases += found
+        prediction_seconds.append(seconds)
+        report(f"{models[i].autoencoder.name}: noisy autoencoder in {seconds:.0f} s")
+    cases.sort(key=lambda c: (c.features, c.metric, c.seed, c.latent_dim))
+    trained = {(c.seed, c.latent_dim, c.features) for c in cases if c.metric == "w2" and is_trained(c)}
+    return Outcome(
+        cases=cases,
+        trained=trained,
+        comparisons=compare(cases, trained),
+        costs=Costs(
+            training=training_seconds, sampling=sampling_seconds, prediction=float(np.mean(prediction_seconds))
+        ),
+    )
+
+
+def is_trained(case: Case) -> bool:
+    """Whether a model counts, by its squared Fréchet distance."""
+    return case.failed_at is None and case.improvement < STILL_IMPROVING and case.excess <= FAR_FROM_AUTOENCODER
+
+
+def _train(splits, config, report) -> tuple[list[DiffusionModel], float]:
+    """Autoencoders and diffusion models of all seeds and dimensions; seconds of training per diffusion model."""
+    shapes = {config.autoencoder: [(d,) for d in config.latent_dims]}
+    pairs = [
+        (seed, autoencoder)
+        for seed, split in splits.items()
+        for autoencoder in image_models.fit_autoencoders(
+            split, shapes, seed=seed, report=report, steps=config.autoencoder_steps
+        )
+    ]
+    begin = time.perf_counter()
+    models = image_models.train_models(
+        [autoencoder for _, autoencoder in pairs],
+        [config.network] * len(pairs),
+        [splits[seed] for seed, _ in pairs],
+        seeds=[seed for seed, _ in pairs],
+        snapshot=max(1, int(0.8 * config.training_steps)),
+        runs_per_batch=config.runs_per_batch,
+        report=report,
+    )
+    return models, (time.perf_counter() - begin) / len(models)
+
+
+def _earlier(models: Sequence[DiffusionModel]) -> list[DiffusionModel]:
+    """The models at their snapshots, after 80 % of training."""
+    sweep = dataclasses.replace(models[0].trained, params=models[0].trained.snapshot)
+    return [dataclasses.replace(model, trained=sweep) for model in models]
+
+
+def _measure(
+    model: DiffusionModel,
+    states: np.ndarray,
+    earlier_end: np.ndarray,
+    split: Split,
+    measures: Mapping,
+    config: Config,
+) -> tuple[list[Case], float]:
+    """All cases of one diffusion model, and the seconds that the noisy autoencoder took."""
+    autoencoder = model.autoencoder
+    read = image_models.read_out(states, config.sampling, config.readout)[config.kept]
+    curves = image_models.stopping_pseudo_values(model, read, measures)
+    earlier = image_models.stopping_pseudo_values(model, earlier_end, measures)
+    begin = time.perf_counter()
+    z = autoencoder.standardise(autoencoder.encode(split.train))
+    noisy = stopping.noisy_autoencoder(
+        z,
+        lambda u: autoencoder.decode(autoencoder.unstandardise(u)),
+        measures,
+        logsnrs=config.logsnrs,
+        samples=max(config.sampling.samples, 2 * len(z)),
+        readout=config.readout,
+        seed=model.seed,
+        report=lambda line: None,
+    )
+    seconds = time.perf_counter() - begin
+    middles = autoencoder.decode(autoencoder.unstandardise(interpolated_latents(z)))
+    interpolation = image_models.distances_of(middles, measures)
+    floor = image_models.distances_of(split.train, measures)
+    shared = {
+        "seed": model.seed,
+        "latent_dim": model.spec.latent_dim,
+        "reconstruction_error": reconstruction_error(autoencoder, split.reference),
+        "memorisation": image_models.memorisation(model.decode(states[-1]), split),
+        "failed_at": model.failed_at,
+    }
+    return [
+        Case(
+            **shared,
+            features=space,
+            metric=metric,
+            model=curve,
+            noisy=noisy[space, metric],
+            earlier=earlier[space, metric][:, 0],
+            interpolation=float(interpolation[space, metric].mean()),
+            floor=float(floor[space, metric].mean()),
+        )
+        for (space, metric), curve in curves.items()
+    ], seconds

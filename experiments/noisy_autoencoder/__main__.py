@@ -1,0 +1,106 @@
+"""The command line: flags, files and what is printed."""
+
+import time
+
+from absl import flags
+
+from experiments import flags as shared
+from experiments import image_models, noisy_autoencoder
+from experiments.noisy_autoencoder import report
+from ldmjax import data, devices, plotting, records, stopping
+
+FLAGS = flags.FLAGS
+QUICK = {
+    "latent_dims": [2, 4, 8], "seeds": [0], "training_steps": 500, "autoencoder_steps": 200, "samples": 512,
+    "sampling_steps": 100, "stops": 10, "hidden": 64, "n": 500, "reference": 500,
+}  # fmt: skip
+DEFAULT_DIMS = (2, 4, 6, 8, 12, 16, 32, 64)
+
+
+def define_flags() -> None:
+    shared.define_data_flags()
+    shared.define_feature_flags()
+    shared.define_common_flags("noisy_autoencoder")
+    flags.DEFINE_enum("autoencoder", "conv", ("pca", "conv", "kl", "vq"), "Kind of autoencoder, with vector latents.")
+    shared.define_list(
+        "latent_dims", ",".join(map(str, DEFAULT_DIMS)), "Latent dimensions; by default those up to D.", int, 1
+    )
+    shared.define_list("seeds", "0,1,2", "Each seed has its own split, initialisations and noise.", int, 0)
+    shared.define_integer("n", None, "Training images; default half, at most 5000.", low=2 * image_models.BLOCKS)
+    shared.define_integer("reference", 5000, "Held-out images to compare with, at most.", low=2 * image_models.BLOCKS)
+    flags.DEFINE_enum("process", "rectified_flow", image_models.PROCESSES, "Forward process, and how it is sampled.")
+    flags.DEFINE_enum(
+        "readout", "rescaled", stopping.NOISY_READOUTS, "Of stopped states, and of the noisy autoencoder."
+    )
+    shared.define_integer("sampling_steps", 250, "Steps of every chain.", low=2)
+    shared.define_integer("samples", 4096, "Generated images per model, a multiple of 512.", low=512)
+    shared.define_integer("stops", 20, "Stops in the second half of the chain, denser towards its end.", low=2)
+    shared.define_integer("training_steps", 4000, "Optimiser steps of every diffusion model.", low=2)
+    shared.define_integer("batch_size", 256, "Latents per step.", low=2)
+    shared.define_integer("hidden", 256, "Width of the diffusion models' MLP.", low=1)
+    shared.define_integer("blocks", 2, "Residual blocks of the MLP.", low=0)
+    shared.define_integer("autoencoder_steps", 2000, "Optimiser steps of trained autoencoders.", low=1)
+    shared.define_integer("runs_per_batch", 1, "Runs vmapped at once on each device; bounds memory.", low=1)
+
+
+def read_config(dataset: data.Dataset) -> noisy_autoencoder.Config:
+    """Flags to configuration; --quick replaces the flags that were not given; `UsageError` if they do not fit together."""
+    if FLAGS.quick:
+        for name, value in QUICK.items():
+            if not FLAGS[name].present:
+                FLAGS[name].value = value
+    if dataset.samples is None:
+        raise shared.bad("spectrum", FLAGS.spectrum, "a spectrum has no images")
+    count, held_out = len(dataset.samples), 2 * image_models.BLOCKS
+    if FLAGS.n is None:
+        FLAGS.n = min(count // 2, 5000)
+    if FLAGS.n > count - held_out:
+        raise shared.bad(
+            "n", FLAGS.n, f"must be <= {count - held_out}: {count} images, {held_out} are held out at least"
+        )
+    if not FLAGS["latent_dims"].present:
+        FLAGS["latent_dims"].value = [d for d in FLAGS.latent_dims if d <= dataset.dim]
+    shared.check_latent_dims(dataset)
+    if FLAGS.process == "vp" and FLAGS.readout == "state":
+        raise shared.bad("readout", "state", "must be rescaled with --process=vp, whose states are so already")
+    try:
+        sampling = image_models.SamplingConfig(
+            process=FLAGS.process, steps=FLAGS.sampling_steps, samples=FLAGS.samples, stops=FLAGS.stops, batch=512
+        )
+    except ValueError as error:
+        raise shared.bad("samples", FLAGS.samples, str(error)) from error
+    names = "autoencoder n reference hidden blocks training_steps batch_size autoencoder_steps readout runs_per_batch"
+    return noisy_autoencoder.Config(
+        latent_dims=tuple(FLAGS.latent_dims),
+        seeds=tuple(FLAGS.seeds),
+        sampling=sampling,
+        **{name: FLAGS[name].value for name in names.split()},
+    )
+
+
+def main() -> None:
+    begin = time.perf_counter()
+    dataset = shared.load_dataset()
+    config = read_config(dataset)
+    spaces = shared.load_features(dataset)
+    workdir = shared.prepare_workdir()
+    try:
+        outcome = noisy_autoencoder.run(dataset, spaces, config, lambda line: print(line, flush=True))
+    except ValueError as error:
+        # Which latents an autoencoder can have is only known to it.
+        raise shared.bad("latent_dims", FLAGS.latent_dims, str(error)) from error
+    records.write_records(workdir, report.make_records(outcome, dataset, config))
+    records.write_curves(workdir, report.make_curves(outcome, config))
+    print(report.table(outcome, config))
+    plotting.save(report.draw_curves(outcome, config, dataset.name), workdir / "curves.png")
+    plotting.save(report.draw_predictions(outcome, dataset.name), workdir / "predictions.png")
+    seconds = time.perf_counter() - begin
+    costs = vars(outcome.costs)
+    records.write_metadata(workdir, seconds=seconds, costs=costs, data_sha256=dataset.digest)
+    print(f"{seconds:.0f} s; results in {workdir}")
+
+
+if __name__ == "__main__":
+    devices.use_all_cores()
+    define_flags()
+    shared.run(main)

@@ -1,0 +1,157 @@
+"""Predictors of the best (latent dimension, stop), and what their choices cost on trained diffusion models."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.spatial import KDTree
+
+PREDICTORS = ("noisy autoencoder", "reconstruction distance", "reconstruction error", "interpolated latents")
+REPLICATES = 1000
+NEIGHBOURS = 2048
+
+
+class Case(NamedTuple):
+    """One seed and latent dimension in one feature space and metric.
+
+    Attributes:
+      seed, latent_dim, features, metric: which.
+      model: pseudo-values of the diffusion model ``[K, S]``.
+      noisy: those of the noisy autoencoder ``[K, S]``, at the same stops.
+      earlier: pseudo-values of the model after 80 % of its training, end of sampling ``[K]``.
+      reconstruction_error: mean squared error of held-out images, per pixel.
+      interpolation: distance of decoded midpoints of latent neighbours.
+      floor: distance of the training images, bias-corrected as if they were fresh draws.
+      memorisation: see `image_models.memorisation`.
+      failed_at: training step at which the model diverged, or None.
+    """
+
+    seed: int
+    latent_dim: int
+    features: str
+    metric: str
+    model: np.ndarray
+    noisy: np.ndarray
+    earlier: np.ndarray
+    reconstruction_error: float
+    interpolation: float
+    floor: float
+    memorisation: float
+    failed_at: int | None
+
+    @property
+    def improvement(self) -> float:
+        """Relative improvement of the distance at the end of sampling over the last fifth of training."""
+        return 1.0 - float(self.model[:, -1].mean() / self.earlier.mean())
+
+    @property
+    def excess(self) -> float:
+        """Distance at the end of sampling over the autoencoder's reconstruction distance."""
+        return float(self.model[:, -1].mean() / self.noisy[:, -1].mean())
+
+    def prediction(self, predictor: str) -> tuple[float, int]:
+        """(predicted distance or its substitute, predicted stop)."""
+        curve, end = self.noisy.mean(axis=0), self.noisy.shape[1] - 1
+        if predictor == "noisy autoencoder":
+            return float(curve.min()), int(curve.argmin())
+        values = {
+            "reconstruction distance": curve[-1],
+            "reconstruction error": self.reconstruction_error,
+            "interpolated latents": self.interpolation,
+        }
+        return float(values[predictor]), end
+
+
+class Comparison(NamedTuple):
+    """One predictor in one feature space and metric.
+
+    Attributes:
+      features, metric, predictor: which.
+      scope: "trained" (only models that count) or "all".
+      dims: latent dimensions compared, by seed.
+      chosen: (latent dimension, stop) by seed.
+      best: the trained models' own best (latent dimension, stop) by seed.
+      regret, regret_low, regret_high: mean over seeds and its 90 % interval, shares of the best distance. The best model
+        is the smallest of many measured values, so the regret is rather too large than too small.
+      tau, tau_low, tau_high: Kendall's rank correlation over latent dimensions, each at its best stop; mean over seeds; NaN
+        with fewer than three dimensions.
+    """
+
+    features: str
+    metric: str
+    predictor: str
+    scope: str
+    dims: dict[int, list[int]]
+    chosen: dict[int, tuple[int, int]]
+    best: dict[int, tuple[int, int]]
+    regret: float
+    regret_low: float
+    regret_high: float
+    tau: float
+    tau_low: float
+    tau_high: float
+
+
+def interpolated_latents(latents: np.ndarray) -> np.ndarray:
+    """Midpoints of latents ``[n, ...]`` and their nearest neighbours, for at most `NEIGHBOURS` of them."""
+    flat = latents.reshape(len(latents), -1)
+    nearest = KDTree(flat).query(flat[:NEIGHBOURS], k=2)[1][:, 1]
+    return 0.5 * (latents[: len(nearest)] + latents[nearest])
+
+
+def compare(cases: Sequence[Case], trained: set[tuple[int, int, str]]) -> list[Comparison]:
+    """Every predictor in every feature space and metric, over the trained models and over all."""
+    groups = {}
+    for case in cases:
+        groups.setdefault((case.features, case.metric), []).append(case)
+    found = []
+    for (features, metric), group in groups.items():
+        kept = [c for c in group if (c.seed, c.latent_dim, features) in trained]
+        for scope, members in (("trained", kept), ("all", [c for c in group if c.failed_at is None])):
+            by_seed = {}
+            for case in members:
+                by_seed.setdefault(case.seed, []).append(case)
+            if by_seed:
+                found += [_compare(features, metric, p, scope, by_seed) for p in PREDICTORS]
+    return found
+
+
+def _compare(features, metric, predictor, scope, by_seed: Mapping[int, list[Case]]) -> Comparison:
+    """Regret and rank correlation; intervals by resampling seeds, and within a seed blocks of samples."""
+    rng = np.random.default_rng(0)
+    chosen, best, regrets, taus, regret_draws, tau_draws = {}, {}, [], [], [], []
+    for seed, members in by_seed.items():
+        scores, stops = zip(*(c.prediction(predictor) for c in members), strict=True)
+        curves = np.stack([c.model.mean(axis=0) for c in members])
+        pick = int(np.argmin(scores))
+        i, k = np.unravel_index(np.argmin(curves), curves.shape)
+        chosen[seed], best[seed] = (members[pick].latent_dim, stops[pick]), (members[i].latent_dim, int(k))
+        regrets.append(curves[pick, stops[pick]] / curves[i, k] - 1.0)
+        taus.append(_kendall(np.array(scores), curves.min(axis=1)))
+        blocks = len(members[0].model)
+        weights = rng.multinomial(blocks, np.full(blocks, 1.0 / blocks), REPLICATES) / blocks
+        at_pick, at_best = weights @ members[pick].model[:, stops[pick]], weights @ members[i].model[:, k]
+        regret_draws.append(at_pick / at_best - 1.0)
+        smallest = np.stack([(weights @ c.model).min(axis=1) for c in members], axis=1)
+        predicted = (
+            np.stack([(weights @ c.noisy).min(axis=1) for c in members], axis=1)
+            if predictor == "noisy autoencoder"
+            else np.broadcast_to(scores, smallest.shape)
+        )
+        tau_draws.append(_kendall(predicted, smallest))
+    resampled = rng.integers(len(by_seed), size=(REPLICATES, len(by_seed))), np.arange(REPLICATES)[:, None]
+    intervals = [
+        np.quantile(np.stack(draws)[resampled].mean(axis=1), [0.05, 0.95]) for draws in (regret_draws, tau_draws)
+    ]
+    return Comparison(
+        features, metric, predictor, scope, {seed: [c.latent_dim for c in m] for seed, m in by_seed.items()}, chosen, best,
+        float(np.mean(regrets)), *map(float, intervals[0]), float(np.mean(taus)), *map(float, intervals[1]),
+    )  # fmt: skip
+
+
+def _kendall(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Kendall's tau-a along the last axis ``[..., d]``; NaN for fewer than three values."""
+    i, j = np.triu_indices(a.shape[-1], 1)
+    if a.shape[-1] < 3:
+        return np.full(a.shape[:-1], np.nan)
+    return np.mean(np.sign(a[..., i] - a[..., j]) * np.sign(b[..., i] - b[..., j]), axis=-1)

@@ -1,0 +1,262 @@
+"""Which latent dimension, and stop where, before a diffusion model is trained.
+
+Encodes the training images, puts the noise of every level on the latents, decodes, and measures the distance of the
+outputs to held-out images: the noisy autoencoder of [OS] (arXiv 2510.08409 v2; ldmjax.stopping). Per feature space and
+metric it gives the latent dimension and the stopping time with the smallest distance, their intervals, and a verdict:
+"stop early", "no gain from stopping", or "cannot tell", then with about how many images would let it tell.
+
+    python -m experiments.recommend --data=images.npz                                   # the suite's autoencoders
+    python -m experiments.recommend --data=images.npz --autoencoder=package.module:factory --latent_dims=4,8,16
+    python -m experiments.recommend --data=images.npz --latents=z.npz --decoder=package.module:function
+    python -m experiments.recommend --latents=z.npz                                     # says what it cannot know
+
+--autoencoder: factory(latent_dim) for every --latent_dims, or factory() if none is given, returns an object with encode
+(images ``[N, *image_shape]`` to latents ``[N, ...]``) and decode, on numpy float32 arrays; unsigned 8-bit images come
+scaled to [-1, 1]. --latents: an .npz file whose arrays ``[N, ...]`` are candidates, row i the latent of image i of --data.
+
+RESULTS
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from experiments.recommend.candidates import Candidate
+from ldmjax import metrics, schedules, stopping
+from ldmjax.autoencoders import LatentScale
+
+__all__ = ["Candidate", "Config", "Outcome", "run"]
+
+SCHEDULES = {"rectified_flow": schedules.RectifiedFlow(), "linear_vp": schedules.LinearVP()}
+NEGLIGIBLE = 0.01
+ONE_SIDED_95 = 1.645
+WHITENED = 1.1  # latents whose components' standard deviations differ by less than this factor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """How candidates are compared.
+
+    Attributes:
+      stops: noise levels, the last of them the end of sampling (no noise).
+      logsnr_min, logsnr_max: range of the others, evenly spaced.
+      samples: least number of decoded images per level; every training image is decoded at least twice.
+      readout: one of `stopping.NOISY_READOUTS`.
+      schedule: a name of `SCHEDULES`, whose steps denoising_end counts.
+      latent_scale: None to standardise latents by their own mean and deviation, or the number to divide them by.
+      seed: of the noise.
+    """
+
+    stops: int = 22
+    logsnr_min: float = -2.0
+    logsnr_max: float = 11.0
+    samples: int = 8192
+    readout: str = "rescaled"
+    schedule: str = "rectified_flow"
+    latent_scale: float | None = None
+    seed: int = 0
+
+    @property
+    def logsnrs(self) -> np.ndarray:
+        """Rising ``[stops]``, the last +inf."""
+        return np.append(np.linspace(self.logsnr_min, self.logsnr_max, self.stops - 1), np.inf)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """All results.
+
+    Attributes:
+      records: one per (candidate, feature space, metric).
+      recommendations: the best of them per (feature space, metric), or per candidate too if they cannot be compared.
+      curves: ``{"candidate/feature space/metric": [stops]}`` and the same with "/standard_error".
+      findings: sentences on the latents' scale.
+      unknown: sentences on what these inputs cannot tell.
+      seconds: by candidate.
+    """
+
+    records: list[dict]
+    recommendations: list[dict]
+    curves: dict[str, np.ndarray]
+    findings: list[str]
+    unknown: list[str]
+    seconds: dict[str, float]
+
+
+def run(
+    candidates: Sequence[Candidate], config: Config, *, comparable: bool, report: Callable[[str], None] = print
+) -> Outcome:
+    """Measures every candidate and chooses; the function behind the command.
+
+    Args:
+      candidates: at least one.
+      config: how.
+      comparable: whether the candidates' distances are in one space (images), so that dimensions can be compared.
+      report: receives progress lines.
+    """
+    records, curves, findings, seconds, pseudo = [], {}, [], {}, {}
+    for candidate in candidates:
+        begin = time.perf_counter()
+        scale, finding = check_scale(candidate, config.latent_scale)
+        findings.append(finding)
+        report(finding)
+        values = stopping.noisy_autoencoder(
+            scale.standardise(candidate.latents),
+            lambda z, c=candidate, s=scale: c.decode(s.unstandardise(z)),
+            candidate.measures,
+            logsnrs=config.logsnrs,
+            samples=max(config.samples, 2 * len(candidate.latents)),
+            readout=config.readout,
+            seed=config.seed,
+            report=lambda line, c=candidate: report(f"{c.name}: {line}"),
+        )
+        floors = floor_of(candidate)
+        for (space, metric), p in values.items():
+            result = stopping.read_stopping_curve(p, negligible=NEGLIGIBLE)
+            key = f"{candidate.name}/{space}/{metric}"
+            curves |= {key: result.curve, f"{key}/standard_error": result.standard_error}
+            pseudo[candidate.name, space, metric] = p[:, -1 if result.best_stop is None else result.best_stop]
+            records.append(make_record(candidate, space, metric, result, floors, scale, config))
+        seconds[candidate.name] = time.perf_counter() - begin
+    return Outcome(
+        records=records,
+        recommendations=choose(records, pseudo, comparable=comparable),
+        curves={"logsnr": config.logsnrs, **curves},
+        findings=findings,
+        unknown=unknowns(candidates, comparable=comparable),
+        seconds=seconds,
+    )
+
+
+def check_scale(candidate: Candidate, latent_scale: float | None) -> tuple[LatentScale, str]:
+    """The scale that latents are brought to before noise is added, and a sentence on it.
+
+    Noise levels mean something only relative to the latents' scale: latents with standard deviation 5 that are not divided
+    by it see a noise level of logsnr l as l + 2 log 5.
+    """
+    own = LatentScale.measure(candidate.latents)
+    components = candidate.latents.reshape(len(candidate.latents), -1).std(axis=0)
+    spread = components.max() / max(components.min(), np.finfo(np.float32).tiny)
+    text = f"{candidate.name}: {candidate.latent_dim} latent entries, mean {own.mean:.3g}, standard deviation {own.std:.3g}"
+    if spread < WHITENED:
+        text += " (nearly equal in all of them: if they are also uncorrelated, stopping changes the covariance little)"
+    if latent_scale is None:
+        return (
+            own,
+            text + "; noise is added after bringing them to mean 0 and deviation 1: train the diffusion model so too",
+        )
+    ratio = own.std / latent_scale
+    text += f"; divided by {latent_scale:g} as asked, which leaves a deviation of {ratio:.3g}"
+    if not 1 / WHITENED < ratio < WHITENED:
+        text += f": not 1, which shifts every stop by {2 * np.log(ratio):+.2g} in logsnr against standardised latents"
+    return LatentScale(mean=0.0, std=latent_scale), text
+
+
+def floor_of(candidate: Candidate) -> dict[tuple[str, str], float]:
+    """Distance of the training images themselves to the reference: no autoencoder, no noise."""
+    if candidate.training is None:
+        return {}
+    twice = np.stack([candidate.training, candidate.training])
+    return {key: float(p.mean()) for key, p in metrics.measure(twice, candidate.measures, common_images=True).items()}
+
+
+def make_record(candidate, space, metric, result, floors, scale, config) -> dict:
+    """One line of records.jsonl."""
+    reference = candidate.measures[space].reference
+    stops = result.best_stop, result.best_stop_low, result.best_stop_high
+    stop = [None if k in (None, config.stops - 1) else config.logsnrs[k] for k in stops]
+    return {
+        "name": candidate.name,
+        "features": space,
+        "metric": metric,
+        "squared": True,
+        "latent_dim": candidate.latent_dim,
+        **stop_fields(stop[0], config.schedule),
+        "low": stop[1],
+        "high": stop[2],
+        "end": result.end,
+        "best": result.best,
+        "gain": result.gain,
+        "gain_low": result.gain_low,
+        "gain_high": result.gain_high,
+        "verdict": result.verdict,
+        "images_needed": stopping.images_needed(result, images=len(reference.features), negligible=NEGLIGIBLE),
+        "floor": floors.get((space, metric)),
+        "readout": config.readout,
+        "latent_mean": scale.mean,
+        "latent_std": scale.std,
+        "training_images": len(candidate.latents),
+        "reference_images": len(reference.features),
+        "decoded_images": max(config.samples, 2 * len(candidate.latents)),
+        "feature_dim": reference.features.shape[1],
+    }  # fmt: skip
+
+
+def stop_fields(logsnr: float | None, schedule: str) -> dict:
+    """One stopping time in four languages; the end of sampling is logsnr null, rf_time 0, vp_alpha 1, denoising_end 1.
+
+    denoising_end is the share of the steps to run, as in diffusers, with steps evenly spaced in the schedule's time.
+    """
+    if logsnr is None:
+        return {"logsnr": None, "rf_time": 0.0, "vp_alpha": 1.0, "denoising_end": 1.0}
+    chosen = SCHEDULES[schedule]
+    return {
+        "logsnr": logsnr,
+        "rf_time": float(schedules.RectifiedFlow().inverse_logsnr(logsnr)),
+        "vp_alpha": float(np.sqrt(1.0 - schedules.noise_var_from_logsnr(logsnr))),
+        "denoising_end": 1.0 - float(chosen.inverse_logsnr(logsnr)) / chosen.t_max,
+    }
+
+
+def choose(records: Sequence[dict], pseudo: dict, *, comparable: bool) -> list[dict]:
+    """The record with the smallest best distance of each group, and the latent dimensions that may be as good.
+
+    A dimension is tied with the best if the 95 % lower bound of its excess, each at its own best stop and paired over
+    reference images, is below `NEGLIGIBLE` of the best distance.
+    """
+    groups = {}
+    for record in records:
+        key = (record["features"], record["metric"]) + (() if comparable else (record["name"],))
+        groups.setdefault(key, []).append(record)
+    chosen = []
+    for group in groups.values():
+        finite = [r for r in group if np.isfinite(r["best"])]
+        if not finite:
+            continue
+        best, tied = min(finite, key=lambda r: r["best"]), []
+        for record in finite:
+            p, q = (pseudo[r["name"], r["features"], r["metric"]] for r in (record, best))
+            error = np.std(p - q, ddof=1) / np.sqrt(len(p))
+            if np.mean(p - q) - ONE_SIDED_95 * error < NEGLIGIBLE * abs(best["best"]):
+                tied.append(record["name"])
+        chosen.append({**best, "tied": tied, "advice": advice(best)})
+    return chosen
+
+
+def advice(record: dict) -> str:
+    """One sentence."""
+    if record["verdict"] == "stop early":
+        share = 100 * record["gain"] / record["end"]
+        return f"stop at denoising_end = {record['denoising_end']:.3f}: the distance falls by {share:.1f} %"
+    if record["verdict"] == "no gain from stopping":
+        return f"do not stop early: it gains less than {100 * NEGLIGIBLE:g} %"
+    needed = record["images_needed"]
+    more = "" if needed is None else f"; about {needed:.2g} held-out images would let it"
+    return f"cannot tell: run to the end{more}"
+
+
+def unknowns(candidates: Sequence[Candidate], *, comparable: bool) -> list[str]:
+    """What the inputs do not contain."""
+    lines = [
+        "How well a diffusion model of a given size learns each latent space: the noisy autoencoder knows no network."
+    ]
+    if not comparable:
+        lines.append(
+            "Without a decoder distances are between latents: what the autoencoder loses is unknown, latent dimensions "
+            "cannot be compared, and the best stop for latents need not be the best one for images."
+        )
+    elif len(candidates) == 1:
+        lines.append("One latent space was given: nothing is said about other latent dimensions.")
+    return lines

@@ -1,0 +1,216 @@
+"""The command line of the recommendation."""
+
+import json
+import time
+
+import numpy as np
+from absl import flags
+
+from experiments import flags as shared
+from experiments import recommend
+from experiments.recommend import candidates, report
+from ldmjax import autoencoders, data, devices, plotting, records, stopping
+from ldmjax.features import import_object
+
+FLAGS = flags.FLAGS
+QUICK = {"latent_dims": [2, 8], "autoencoders": ["pca"], "samples": 2048, "stops": 10, "n": 400, "reference": 400}
+LARGEST_SAMPLE = 5000
+
+
+def define_flags() -> None:
+    shared.define_data_flags()
+    shared.define_feature_flags()
+    shared.define_common_flags("recommend")
+    shared.define_choices(
+        "autoencoders",
+        "pca,conv",
+        "Autoencoders of the suite, trained on the n images, for every --latent_dims.",
+        ("pca", "conv", "kl", "vq"),
+    )
+    flags.DEFINE_string("autoencoder", None, "The user's own instead: package.module:factory.")
+    flags.DEFINE_string("latents", None, "Stored latents instead: an .npz file of arrays [N, ...], row i for image i.")
+    flags.DEFINE_string("decoder", None, "With --latents, package.module:function from latents to images.")
+    shared.define_list("latent_dims", None, "Latent dimensions; default 2,4,8,16,32,64 as far as D.", int, 1)
+    shared.define_integer(
+        "n",
+        None,
+        f"Training images: those a diffusion model would see; default half, at most {LARGEST_SAMPLE}.",
+        low=64,
+    )
+    shared.define_integer(
+        "reference", None, f"Held-out images to compare with; default the rest, at most {LARGEST_SAMPLE}.", low=128
+    )
+    shared.define_integer("samples", 8192, "Least number of decoded images per noise level.", low=128)
+    shared.define_integer("stops", 22, "Noise levels, the last one none.", low=2)
+    shared.define_integer("decode_batch", 256, "Images per call of the user's encode and decode.", low=1)
+    shared.define_integer("autoencoder_steps", 2000, "Optimiser steps of the suite's autoencoders.", low=1)
+    shared.define_integer("seed", 0, "Chooses the split, the autoencoders' initialisation and the noise.", low=0)
+    flags.DEFINE_enum(
+        "readout", "rescaled", stopping.NOISY_READOUTS, "What is decoded: VP coordinates, or the flow's state."
+    )
+    flags.DEFINE_enum(
+        "schedule", "rectified_flow", list(recommend.SCHEDULES), "Schedule whose steps denoising_end counts."
+    )
+    flags.DEFINE_float("latent_scale", None, "Divide latents by this; default: bring them to mean 0 and deviation 1.")
+
+
+def check_flags() -> None:
+    """What can be refused before anything is read; --quick replaces the flags that were not given."""
+    if FLAGS.quick:
+        for name, value in QUICK.items():
+            if not FLAGS[name].present:
+                FLAGS[name].value = value
+    if FLAGS.spectrum is not None:
+        raise shared.bad("spectrum", FLAGS.spectrum, "images are needed, a spectrum has none: give --data")
+    if FLAGS.autoencoder is not None and FLAGS.latents is not None:
+        raise shared.bad("autoencoder", FLAGS.autoencoder, "allowed only without --latents")
+    if FLAGS.decoder is not None and FLAGS.latents is None:
+        raise shared.bad("decoder", FLAGS.decoder, "allowed only with --latents")
+    if FLAGS.latents is not None and FLAGS.latent_dims is not None and not FLAGS.quick:
+        raise shared.bad(
+            "latent_dims", FLAGS.latent_dims, "allowed only without --latents, whose arrays have their own"
+        )
+    if FLAGS.latents is not None and FLAGS.decoder is not None and FLAGS.data is None:
+        raise shared.bad("decoder", FLAGS.decoder, "needs --data, the images that the latents encode, to compare with")
+    if FLAGS.latents is not None and FLAGS.decoder is None and FLAGS.data is not None:
+        raise shared.bad("data", FLAGS.data, "not used with --latents alone: give --decoder too, or leave --data out")
+    if FLAGS.latent_scale is not None and not (np.isfinite(FLAGS.latent_scale) and FLAGS.latent_scale > 0):
+        raise shared.bad("latent_scale", FLAGS.latent_scale, "must be a finite number > 0")
+
+
+def sample_sizes(count: int, flag: str) -> tuple[int, int]:
+    """(training, reference) images out of ``count``."""
+    least = 2 * candidates.BLOCKS
+    if count < 2 * least:
+        raise shared.bad(flag, FLAGS[flag].value, f"needs at least {2 * least} images, got {count}")
+    n = min(count // 2, LARGEST_SAMPLE) if FLAGS.n is None else FLAGS.n
+    if not n <= count - least:
+        raise shared.bad(
+            "n", n, f"must be {candidates.BLOCKS}..{count - least}: {count} images, {least} held out at least"
+        )
+    reference = min(count - n, LARGEST_SAMPLE) if FLAGS.reference is None else FLAGS.reference
+    if not reference <= count - n:
+        raise shared.bad(
+            "reference", reference, f"must be {least}..{count - n}: {count} images, {n} of them for training"
+        )
+    return n, reference
+
+
+def make_autoencoders(dataset: data.Dataset, training: np.ndarray) -> dict[str, autoencoders.Autoencoder]:
+    """The candidates' autoencoders by name: the user's, or the suite's fitted on ``training``."""
+    if FLAGS.autoencoder is not None:
+        try:
+            return user_autoencoders(import_object(FLAGS.autoencoder))
+        except ValueError as error:
+            raise shared.bad("autoencoder", FLAGS.autoencoder, str(error)) from error
+    if FLAGS.latent_dims is None:
+        FLAGS.latent_dims = [d for d in (2, 4, 8, 16, 32, 64) if d <= min(dataset.dim, len(training))]
+    shared.check_latent_dims(dataset)
+    named = {}
+    for kind in FLAGS.autoencoders:
+        try:
+            config = autoencoders.AutoencoderConfig(kind=kind, steps=FLAGS.autoencoder_steps)
+            fitted = autoencoders.fit(
+                training,
+                [(d,) for d in FLAGS.latent_dims],
+                config,
+                seeds=[FLAGS.seed] * len(FLAGS.latent_dims),
+                report=show,
+            )
+        except ValueError as error:
+            raise shared.bad("autoencoders", FLAGS.autoencoders, f"{kind}: {error}") from error
+        named |= {f"{kind} {d}": fit for d, fit in zip(FLAGS.latent_dims, fitted, strict=True)}
+    return named
+
+
+def user_autoencoders(factory) -> dict[str, autoencoders.Autoencoder]:
+    """What the user's factory makes: one object, or one for every --latent_dims."""
+    named = {}
+    for d in FLAGS.latent_dims or [None]:
+        try:
+            made = factory() if d is None else factory(d)
+        except Exception as error:  # the user's factory may raise anything
+            raise ValueError(f"factory({'' if d is None else d}): {type(error).__name__}: {error}") from error
+        if not isinstance(made, autoencoders.Autoencoder):
+            raise ValueError(f"factory must return an object with encode and decode, got {type(made).__name__}")
+        named["own" if d is None else f"own {d}"] = made
+    return named
+
+
+def make_candidates() -> tuple[list[candidates.Candidate], dict]:
+    """The candidates, and what metadata.json says of the data."""
+    if FLAGS.latents is not None:
+        try:
+            arrays = candidates.load_latents(FLAGS.latents)
+        except ValueError as error:
+            raise shared.bad("latents", FLAGS.latents, str(error)) from error
+        if FLAGS.decoder is None:
+            n, reference = sample_sizes(len(next(iter(arrays.values()))), "latents")
+            return candidates.of_latents_alone(arrays, n=n, reference=reference, seed=FLAGS.seed), {}
+    dataset = shared.load_dataset()
+    n, reference = sample_sizes(len(dataset.samples), "data")
+    maps = {space.name: space for space in shared.load_features(dataset)}
+    chosen, held_out = dataset.split_indices(n=n, seed=FLAGS.seed)
+    training = dataset.images(dataset.samples[chosen])
+    held_out = dataset.images(dataset.samples[held_out[:reference]])
+    measures = candidates.measures_of(maps, held_out, FLAGS.seed)
+    about = {"data_sha256": dataset.digest, "features_sha256": {name: space.digest for name, space in maps.items()}}
+    if FLAGS.latents is None:
+        begin = time.perf_counter()
+        named = make_autoencoders(dataset, training)
+        about["autoencoder_seconds"] = time.perf_counter() - begin
+        try:
+            return candidates.of_autoencoders(named, training, measures, batch=FLAGS.decode_batch), about
+        except ValueError as error:
+            raise shared.bad("autoencoder", FLAGS.autoencoder, str(error)) from error
+    count = len(next(iter(arrays.values())))
+    if count != len(dataset.samples):
+        raise shared.bad(
+            "latents", FLAGS.latents, f"must have one row for each of {len(dataset.samples)} images, got {count}"
+        )
+    try:
+        decoder = import_object(FLAGS.decoder)
+        return candidates.of_latents(arrays, chosen, decoder, training, measures, batch=FLAGS.decode_batch), about
+    except ValueError as error:
+        raise shared.bad("decoder", FLAGS.decoder, str(error)) from error
+
+
+def show(line: str) -> None:
+    print(line, flush=True)
+
+
+def main() -> None:
+    start = time.perf_counter()
+    check_flags()
+    chosen, about = make_candidates()
+    config = recommend.Config(
+        **{name: FLAGS[name].value for name in ("stops", "samples", "readout", "schedule", "latent_scale", "seed")}
+    )
+    workdir = shared.prepare_workdir()
+    comparable = FLAGS.latents is None or FLAGS.decoder is not None
+    try:
+        outcome = recommend.run(chosen, config, comparable=comparable, report=show)
+    except ValueError as error:
+        raise shared.bad(
+            "autoencoder" if FLAGS.autoencoder else "decoder", FLAGS.autoencoder or FLAGS.decoder, str(error)
+        ) from error
+    records.write_records(workdir, outcome.records)
+    records.write_curves(workdir, outcome.curves)
+    summary = {
+        "schema_version": records.SCHEMA_VERSION,
+        "recommendations": outcome.recommendations,
+        "latents": outcome.findings,
+        "unknown": outcome.unknown,
+    }
+    records.write_text(workdir / "recommend.json", json.dumps(records.plain(summary), indent=2) + "\n")
+    print(report.table(outcome))
+    plotting.save(report.draw(outcome, config), workdir / "recommend.png")
+    seconds = time.perf_counter() - start
+    records.write_metadata(workdir, seconds=seconds, candidate_seconds=outcome.seconds, **about)
+    print(f"{len(chosen)} latent spaces in {seconds:.0f} s; recommend.json and recommend.png are in {workdir}")
+
+
+if __name__ == "__main__":
+    devices.use_all_cores()
+    define_flags()
+    shared.run(main)

@@ -1,0 +1,155 @@
+"""What can be recommended: autoencoders of the suite, the user's own, or latents with or without a decoder."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ldmjax import autoencoders, features
+from ldmjax.autoencoders import Autoencoder
+from ldmjax.metrics import FeatureReference, Measure
+
+BLOCKS = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One latent space.
+
+    Attributes:
+      name: kind and latent dimension.
+      latents: encoded training images ``[n, *latent_shape]``, on the autoencoder's own scale.
+      decode: from that scale to what ``measures`` compare.
+      measures: feature spaces by name.
+      training: the training images as ``measures`` see them, for the floor; None if there are none.
+    """
+
+    name: str
+    latents: np.ndarray
+    decode: Callable[[np.ndarray], np.ndarray]
+    measures: Mapping[str, Measure]
+    training: np.ndarray | None
+
+    @property
+    def latent_dim(self) -> int:
+        """Entries of one latent."""
+        return int(np.prod(self.latents.shape[1:]))
+
+
+def measures_of(maps: Mapping[str, Callable], reference: np.ndarray, seed: int) -> dict[str, Measure]:
+    """One `Measure` per feature map, all on the same reference images ``[m, ...]``."""
+    return {
+        name: Measure(function, FeatureReference(function(reference), blocks=BLOCKS, seed=seed))
+        for name, function in maps.items()
+    }
+
+
+def of_autoencoders(
+    named: Mapping[str, Autoencoder], training: np.ndarray, measures: Mapping[str, Measure], *, batch: int
+) -> list[Candidate]:
+    """Candidates that encode ``training`` ``[n, *image_shape]``.
+
+    Raises:
+      ValueError: with one line, if encode or decode fails or returns something else than arrays of one length.
+    """
+    found = []
+    for name, autoencoder in named.items():
+        decode = batched(f"{name}: decode", autoencoder.decode, batch, shape=training.shape[1:])
+        latents = batched(f"{name}: encode", autoencoder.encode, batch)(training)
+        decode(latents[:2])
+        found.append(Candidate(name=name, latents=latents, decode=decode, measures=measures, training=training))
+    return found
+
+
+def of_latents(
+    arrays: Mapping[str, np.ndarray],
+    rows: np.ndarray,
+    decoder: Callable[[np.ndarray], np.ndarray],
+    training: np.ndarray,
+    measures: Mapping[str, Measure],
+    *,
+    batch: int,
+) -> list[Candidate]:
+    """Candidates from stored latents, row i of each array being image i of the data; ``rows`` are the training images."""
+    found = []
+    for name, latents in arrays.items():
+        decode = batched(f"decoder of {name}", decoder, batch, shape=training.shape[1:])
+        decode(latents[:2])
+        found.append(Candidate(name=name, latents=latents[rows], decode=decode, measures=measures, training=training))
+    return found
+
+
+def of_latents_alone(arrays: Mapping[str, np.ndarray], *, n: int, reference: int, seed: int) -> list[Candidate]:
+    """Candidates whose noisy latents are compared with held-out latents, on the scale of the training latents."""
+    found = []
+    for name, latents in arrays.items():
+        order = np.random.default_rng(seed).permutation(len(latents))
+        training, held_out = latents[order[:n]], latents[order[n : n + reference]]
+        scale = autoencoders.LatentScale.measure(training)
+        space, function = features.pixels(latents.shape[1:])
+        measures = measures_of({space.replace("pixels", "latents"): function}, scale.standardise(held_out), seed)
+        found.append(
+            Candidate(
+                name=name, latents=training, decode=scale.standardise, measures=measures, training=scale.standardise(training)
+            )
+        )  # fmt: skip
+    return found
+
+
+def batched(what: str, function: Callable, batch: int, *, shape: Sequence[int] | None = None) -> Callable:
+    """Calls the user's ``function`` on ``batch`` rows at a time, and checks what comes back.
+
+    Args:
+      what: names the function in errors.
+      function: numpy ``[B, ...]`` -> ``[B, ...]``.
+      batch: B.
+      shape: if given, every row is brought to this shape, which must have as many entries.
+    """
+
+    def call(inputs):
+        parts = []
+        for first in range(0, len(inputs), batch):
+            rows = inputs[first : first + batch]
+            try:
+                part = np.asarray(function(rows), np.float32)
+            except Exception as error:  # the user's function may raise anything
+                raise ValueError(f"{what}: {type(error).__name__}: {error}") from error
+            if part.ndim < 2 or len(part) != len(rows):
+                raise ValueError(f"{what}: of {len(rows)} rows must come [{len(rows)}, ...], got {list(part.shape)}")
+            if shape is not None and part[0].size != np.prod(shape):
+                raise ValueError(f"{what}: images must have shape {list(shape)}, got {list(part.shape[1:])}")
+            parts.append(part if shape is None else part.reshape(-1, *shape))
+        outputs = np.concatenate(parts)
+        if shape is None and not np.all(np.isfinite(outputs)):
+            raise ValueError(f"{what}: returned NaN or infinity")
+        return outputs
+
+    return call
+
+
+def load_latents(path: str) -> dict[str, np.ndarray]:
+    """Every array of an .npz file, float32, by its key.
+
+    Raises:
+      ValueError: with one line that says what is wrong with the file.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"no file {path!r}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+    except Exception as error:  # whatever a damaged archive raises
+        raise ValueError(f"{path!r} is not a readable .npz file of numbers: {error}") from error
+    for key, array in arrays.items():
+        if array.ndim < 2 or not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
+            raise ValueError(f"{path!r}: {key!r} must hold numbers [N, ...], got {array.dtype} {list(array.shape)}")
+        if not np.all(np.isfinite(array)):
+            raise ValueError(f"{path!r}: {key!r} holds NaN or infinity")
+    if len({len(array) for array in arrays.values()}) != 1:
+        raise ValueError(f"{path!r} must hold arrays [N, ...] of one N, got {_shapes(arrays)}")
+    return {key: array.astype(np.float32) for key, array in arrays.items()}
+
+
+def _shapes(arrays):
+    return ", ".join(f"{key} {list(array.shape)}" for key, array in arrays.items()) or "none"

@@ -1,0 +1,97 @@
+"""The printed table and the figure."""
+
+import numpy as np
+
+from experiments.recommend import SCHEDULES, Config, Outcome
+from experiments.tables import align
+from ldmjax import plotting
+
+NAMES = {"w2": "squared Fréchet distance", "mmd": "squared MMD", "sliced_w2": "squared sliced W2"}
+HEADER = "features|metric|latents|tied with|at the end|best|gain % [90 %]|stop at logsnr [90 %]|denoising_end|verdict"
+
+
+def table(outcome: Outcome) -> str:
+    """Findings, one row per recommendation, advice, and what stays unknown."""
+    rows = [HEADER.split("|")]
+    for r in outcome.recommendations:
+        gain = [100 * r[name] / r["end"] for name in ("gain", "gain_low", "gain_high")]
+        rows.append(
+            [
+                r["features"],
+                r["metric"],
+                r["name"],
+                ", ".join(name for name in r["tied"] if name != r["name"]) or "-",
+                f"{r['end']:.4g}",
+                f"{r['best']:.4g}",
+                "{:.2f} [{:.2f}, {:.2f}]".format(*gain),
+                f"{_stop(r['logsnr'])} [{_stop(r['low'])}, {_stop(r['high'])}]",
+                f"{r['denoising_end']:.3f}",
+                r["verdict"],
+            ]
+        )
+    advice = [f"{r['features']}, {r['metric']}, {r['name']}: {r['advice']}." for r in outcome.recommendations]
+    unknown = [f"- {line}" for line in outcome.unknown]
+    return "\n".join(["", *align(rows, left=4), "", *advice, "", "Not known from these inputs:", *unknown])
+
+
+def _stop(logsnr: float | None) -> str:
+    return "end" if logsnr is None else f"{logsnr:.1f}"
+
+
+def draw(outcome: Outcome, config: Config):
+    """A panel per feature space and metric: distance against stopping time, one line per latent space."""
+    spaces = list(dict.fromkeys(r["features"] for r in outcome.records))
+    measured = list(dict.fromkeys(r["metric"] for r in outcome.records))
+    figure, axes = plotting.new_figure(
+        len(spaces), len(measured), width=4.4 * len(measured), height=0.9 + 3.6 * len(spaces),
+        title="The noisy autoencoder: where would a diffusion model on these latents best stop?",
+        caption="Distance of decoded noisy latents to held-out images. Marker: smallest value; its line: 90 % interval of "
+        "the stopping time. Band: ± 2 standard errors. Grey line: the training images themselves. Rightmost point: end of "
+        "sampling, no noise. Bias-corrected estimates may fall below 0; such points are not shown.",
+    )  # fmt: skip
+    for i, space in enumerate(spaces):
+        for j, metric in enumerate(measured):
+            rows = [r for r in outcome.records if (r["features"], r["metric"]) == (space, metric)]
+            _draw_panel(axes[i, j], rows, outcome, config)
+            axes[i, j].set_title(f"{NAMES[metric]} of {space}", fontsize=10)
+            axes[i, j].set_ylabel("distance", fontsize=9)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8, handlelength=3.4)
+    return figure
+
+
+def _draw_panel(axes, rows, outcome, config):
+    step = config.logsnrs[1] - config.logsnrs[0]
+    x = np.append(config.logsnrs[:-1], config.logsnrs[-2] + 1.5 * step)
+    position = {**dict(zip(config.logsnrs, x, strict=True)), None: x[-1]}
+    smallest = np.inf
+    for k, r in enumerate(rows):
+        key = f"{r['name']}/{r['features']}/{r['metric']}"
+        curve, error = outcome.curves[key], outcome.curves[f"{key}/standard_error"]
+        shown = np.where(curve > 0, curve, np.nan)
+        style = plotting.line_style(k)
+        axes.plot(x, shown, label=r["name"], **style)
+        axes.fill_between(x, np.where(curve > 2 * error, curve - 2 * error, shown), curve + 2 * error,
+                          color=style["color"], alpha=0.12, linewidth=0)  # fmt: skip
+        best, low, high = (position[r[name]] for name in ("logsnr", "low", "high"))
+        if r["best"] > 0:
+            axes.plot([low, high], [r["best"]] * 2, color=style["color"], linewidth=1, solid_capstyle="butt")
+            axes.plot([low, high], [r["best"]] * 2, "|", color=style["color"], markersize=6)
+            axes.plot([best], [r["best"]], plotting.MARKERS[k % 8], color=style["color"], markersize=5.5)
+        smallest = min(smallest, np.nanmin(shown, initial=np.inf))
+    floor = rows[0]["floor"]
+    if floor is not None and floor > 0:
+        axes.axhline(floor, color="#999999", linewidth=2.5, zorder=0, label="training images")
+        smallest = min(smallest, floor)
+    axes.set_yscale("log")
+    if np.isfinite(smallest):
+        axes.set_ylim(bottom=0.7 * smallest)
+    axes.set_xlabel(plotting.LOGSNR_LABEL, fontsize=9)
+    schedule = SCHEDULES[config.schedule]
+    ticks = np.arange(np.ceil(config.logsnr_min / 2) * 2, config.logsnrs[-2] + 0.1, 2)
+    axes.set_xticks([*ticks, x[-1]], [*(f"{t:g}" for t in ticks), "end"])
+    top = axes.secondary_xaxis("top")
+    shares = 100.0 * (1.0 - schedule.inverse_logsnr(ticks[::2]) / schedule.t_max)
+    top.set_xticks(ticks[::2], [f"{s:.3g} %" for s in shares], fontsize=7.5)
+    top.set_xlabel(f"share of sampling steps ({config.schedule})", fontsize=7.5)
+    axes.grid(alpha=0.25)
