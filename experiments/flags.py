@@ -262,7 +262,7 @@ def check_n(dataset: data.Dataset, *, held_out: int = 2) -> None:
     if dataset.samples is None:
         return
     count = len(dataset.samples)
-    if max(FLAGS.n) > count - held_out:
+    if np.max(FLAGS.n) > count - held_out:
         allowed = f"must be 2..{count - held_out}: {dataset.name} has {count} samples, {held_out} are held out at least"
         raise bad("n", FLAGS.n, allowed)
 

@@ -1,0 +1,273 @@
+"""Does the best stopping time depend on the metric? The same chains read in every feature space by every metric.
+
+On one set of ImageNet models the Frechet distance asks for 94-100 % of sampling and the sliced Wasserstein distance and the
+MMD turn up after 87 % ([OS], slides to arXiv 2510.08409). So "stop at t*" says nothing without "under which metric". Here
+latent diffusion models of several autoencoders, latent dimensions and seeds are sampled once; each stop of a chain is
+measured in every feature space by squared Frechet distance (w2), squared MMD and squared sliced W2, so that differences
+between measures are not sampling noise. Every curve is read as in the main job (t*, 90 % interval, verdict), and the
+measures are compared two by two over all runs.
+
+    python -m experiments.stopping_by_metric
+    python -m experiments.stopping_by_metric --data=fashion_mnist.npz --n=10000 --latent_dims=4,8,16,32
+
+Two measures are compared over the same runs:
+
+    overlap     share of runs whose two 90 % intervals of t* have a stop in common
+    same        share of runs with the same verdict; opposed: one says "stop early", the other "no gain from stopping"
+    difference  mean of t*(row) - t*(column) in logsnr, and a 90 % t interval that takes runs as independent
+
+Two independent 90 % intervals of one and the same time overlap in about 98 % of runs; wide ones overlap whatever they are
+of, so their median width stands beside them. Stops of the chain's second half are read; at its end logsnr may be infinite
+and counts as that of the last step's start.
+
+Takes 7 minutes of processor time, about half of it on two cores. Obtained (digits, rectified flow, PCA and convolutional
+autoencoders, d = 4, 8, 16, 32, three seeds, 24 runs): Frechet distance, MMD and sliced W2 between *pixels* want to stop at
+logsnr 3.3, 2.0 and 1.7 (medians) and say "stop early" in 16, 23 and 23 runs; between *classifier features* the same three
+want logsnr 9.6, next to the end, and say so in 6, 10 and 10. Intervals overlap in 4-42 % of runs across the two spaces, in
+88-100 % among metrics of classifier features, in 12-83 % among those of pixels; pixel and classifier Frechet distance
+contradict each other in 79 % of runs. The space decides more than the metric: noise that pixels take for the variance which
+the autoencoder lost, a classifier sees as noise.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from experiments import image_models
+from ldmjax import metrics, stopping, training
+from ldmjax.data import Dataset
+from ldmjax.features import Features
+
+Measure = tuple[str, str]  # (feature space, metric)
+AUTOENCODERS = ("pca", "conv", "kl", "vq")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Which models are trained and how their chains are read.
+
+    Attributes:
+      autoencoders: kinds, out of `AUTOENCODERS`.
+      latent_dims: of vector latents.
+      seeds: of the split, both trainings, and sampling.
+      n: training images.
+      reference: held-out images to compare with, at most.
+      readout: of a stopped state, see image_models.
+      autoencoder_steps: optimiser steps of each trained autoencoder.
+      training_steps: optimiser steps of each diffusion model.
+      hidden: width of its MLP.
+      sampling: process, steps, samples and stops.
+    """
+
+    autoencoders: tuple[str, ...] = ("pca", "conv")
+    latent_dims: tuple[int, ...] = (4, 8, 16, 32)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    n: int = 1200
+    reference: int = 2000
+    readout: str = "rescaled"
+    autoencoder_steps: int = 1000
+    training_steps: int = 2000
+    hidden: int = 128
+    sampling: image_models.SamplingConfig = image_models.SamplingConfig()
+
+    def __post_init__(self):
+        if self.readout not in self.sampling.readouts:
+            allowed = ", ".join(self.sampling.readouts)
+            raise ValueError(f"readout must be one of {allowed} for {self.sampling.process}, got {self.readout!r}")
+
+    @property
+    def read(self) -> np.ndarray:
+        """Which stops of the chain are read, ``[stops]`` bool: those of its second half."""
+        return self.sampling.progress >= 0.5
+
+    @property
+    def progress(self) -> np.ndarray:
+        """Share of the steps done at every stop that is read ``[S]``."""
+        return self.sampling.progress[self.read]
+
+    @property
+    def logsnrs(self) -> np.ndarray:
+        """Logsnr of every stop that is read ``[S]``, finite: that of the last step's start if the end has none."""
+        last_start = self.sampling.schedule.logsnr(self.sampling.times[-2])
+        found = self.sampling.logsnrs[self.read]
+        return np.where(np.isinf(found), last_start, found)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One model's stopping curves, read.
+
+    Attributes:
+      autoencoder: its kind.
+      latent_dim, seed: of the run.
+      failed_at: the training step that was not finite, or None.
+      readings: stopping curve of every measure.
+      floors: distance of the training images to the reference.
+      reconstructions: distance of what the autoencoder makes of them.
+    """
+
+    autoencoder: str
+    latent_dim: int
+    seed: int
+    failed_at: int | None
+    readings: dict[Measure, stopping.StoppingResult]
+    floors: dict[Measure, float]
+    reconstructions: dict[Measure, float]
+
+    @property
+    def label(self) -> str:
+        """For tables and figures."""
+        return f"{self.autoencoder} {self.latent_dim}, seed {self.seed}"
+
+    @property
+    def defined(self) -> bool:
+        """Whether every measure found a t*."""
+        return all(reading.best_stop is not None for reading in self.readings.values())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Measures compared two by two over runs, as the module says; arrays are ``[M, M]``, row measure against column.
+
+    Attributes:
+      measures: the M measures.
+      runs: number of runs compared.
+      overlap, same, opposed: shares of runs.
+      difference: mean of t*(row) - t*(column), logsnr.
+      half_width: of the difference's 90 % interval; NaN with one run.
+    """
+
+    measures: tuple[Measure, ...]
+    runs: int
+    overlap: np.ndarray
+    same: np.ndarray
+    opposed: np.ndarray
+    difference: np.ndarray
+    half_width: np.ndarray
+
+
+def run(
+    dataset: Dataset, spaces: Sequence[Features], config: Config, report: Callable[[str], None] = print
+) -> list[Run]:
+    """Trains and samples all models, and reads every curve.
+
+    Args:
+      dataset: with samples.
+      spaces: feature spaces.
+      config: of the experiment.
+      report: receives progress lines.
+
+    Returns:
+      Runs, by seed, then autoencoder, then latent dimension.
+    """
+    problems = {seed: _make_problem(dataset, spaces, config, seed) for seed in config.seeds}
+    models, kinds = _train(problems, config, report)
+    found, begin = {}, time.perf_counter()
+    for i, states in image_models.sample_states(models, config.sampling, report=lambda line: None):
+        found[i] = _read(models[i], kinds[i], states, problems[models[i].seed], config)
+        seconds = time.perf_counter() - begin
+        report(
+            f"sampled and measured {len(found)}/{len(models)} models, {60 * len(found) / seconds:.1f} a minute, "
+            f"{seconds * (len(models) - len(found)) / len(found):.0f} s left"
+        )
+    return [found[i] for i in range(len(models))]
+
+
+class _Problem(NamedTuple):
+    """What the models of one seed share: images, feature spaces, and the training images' distance to the reference."""
+
+    split: image_models.Split
+    measures: Mapping[str, metrics.Measure]
+    floors: dict[Measure, float]
+
+
+def _make_problem(dataset, spaces, config, seed):
+    split = image_models.split_images(dataset, n=config.n, reference=config.reference, seed=seed)
+    measures = image_models.make_measures(spaces, split.reference)
+    return _Problem(split, measures, _means(image_models.distances_of(split.train, measures)))
+
+
+def _train(problems, config, report):
+    """All diffusion models, in one program, and the kinds of their autoencoders."""
+    shapes = {kind: [(d,) for d in config.latent_dims] for kind in config.autoencoders}
+    autoencoders, options = [], {"steps": config.autoencoder_steps, "report": report}
+    for seed, problem in problems.items():
+        autoencoders += image_models.fit_autoencoders(problem.split, shapes, seed=seed, **options)
+    owners = [(seed, kind) for seed in problems for kind in shapes for _ in config.latent_dims]
+    seeds, kinds = zip(*owners, strict=True)
+    network = training.TrainingConfig(
+        model="mlp",
+        steps=config.training_steps,
+        batch_size=256,
+        hidden=config.hidden,
+        blocks=2,
+        schedule=config.sampling.schedule,
+        **config.sampling.trained_range,
+    )
+    splits = [problems[seed].split for seed in seeds]
+    models = image_models.train_models(autoencoders, [network] * len(seeds), splits, seeds=seeds, report=report)
+    return models, kinds
+
+
+def _read(model, kind, states, problem, config):
+    """The `Run` of one model from its states ``[stops, N, d]``."""
+    states = image_models.read_out(states, config.sampling, config.readout)[config.read]
+    pseudo = image_models.stopping_pseudo_values(model, states, problem.measures)
+    restored = model.autoencoder.decode(model.autoencoder.encode(problem.split.train))
+    return Run(
+        autoencoder=kind,
+        latent_dim=model.spec.latent_dim,
+        seed=model.seed,
+        failed_at=model.failed_at,
+        readings={measure: stopping.read_stopping_curve(p) for measure, p in pseudo.items()},
+        floors=problem.floors,
+        reconstructions=_means(image_models.distances_of(restored, problem.measures)),
+    )
+
+
+def _means(pseudo):
+    return {measure: float(p.mean()) for measure, p in pseudo.items()}
+
+
+def compare(runs: Sequence[Run], logsnrs: np.ndarray) -> Agreement:
+    """The agreement of all measures over the runs in which each of them found a t*.
+
+    Args:
+      runs: of one experiment.
+      logsnrs: of every stop ``[S]``, finite.
+
+    Raises:
+      ValueError: if there is no such run.
+    """
+    measures, runs = tuple(runs[0].readings), [r for r in runs if r.defined]
+    if not runs:
+        raise ValueError("no run has finite distances in every measure")
+
+    def of(field):
+        """``[R, M, 1]`` and ``[R, 1, M]``."""
+        values = np.array([[getattr(r.readings[m], field) for m in measures] for r in runs])
+        return values[:, :, None], values[:, None, :]
+
+    (low, low_of_other), (high, high_of_other) = of("best_stop_low"), of("best_stop_high")
+    verdict, of_other = of("verdict")
+    early, none = stopping.VERDICTS[:2]
+    opposed = ((verdict == early) & (of_other == none)) | ((verdict == none) & (of_other == early))
+    best, best_of_other = of("best_stop")
+    difference = logsnrs[best] - logsnrs[best_of_other]
+    count = len(runs)
+    half_width = np.full(difference.shape[1:], np.nan)
+    if count > 1:
+        half_width = stats.t.ppf(0.95, count - 1) * difference.std(axis=0, ddof=1) / np.sqrt(count)
+    return Agreement(
+        measures=measures,
+        runs=count,
+        overlap=np.mean((low <= high_of_other) & (low_of_other <= high), axis=0),
+        same=np.mean(verdict == of_other, axis=0),
+        opposed=np.mean(opposed, axis=0),
+        difference=difference.mean(axis=0),
+        half_width=half_width,
+    )
