@@ -66,6 +66,7 @@ def test_runs_without_a_stop_are_left_out_and_said():
         stopping_by_metric.compare([diverged], LOGSNRS)
     alone = stopping_by_metric.compare(RUNS[:1], LOGSNRS)
     assert np.isnan(alone.half_width).all() and alone.overlap[0, 1] == 0
+    assert "nan" not in report.table(RUNS[:1], alone, stopping_by_metric.Config(sampling=SAMPLING))
 
 
 # Four stops are read, as many as LOGSNRS has.

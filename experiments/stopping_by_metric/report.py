@@ -46,9 +46,7 @@ def table(runs: Sequence[Run], agreement: Agreement, config: Config) -> str:
         measures, lambda i, j: "-" if i == j else f"{100 * (agreement.overlap if i < j else agreement.same)[i, j]:.0f}"
     )
     lines += ["", "t* of the row minus t* of the column, logsnr, mean over runs and 90 % interval:"]
-    lines += _matrix(
-        measures, lambda i, j: "" if i >= j else f"{agreement.difference[i, j]:+.2f} ± {agreement.half_width[i, j]:.2f}"
-    )
+    lines += _matrix(measures, lambda i, j: "" if i >= j else _difference(agreement, i, j, digits=2))
     opposed = np.triu(agreement.opposed, 1)
     i, j = np.unravel_index(np.argmax(opposed), opposed.shape)
     lines += ["", _opposed_line(measures[i], measures[j], opposed[i, j])]
@@ -56,6 +54,12 @@ def table(runs: Sequence[Run], agreement: Agreement, config: Config) -> str:
     if failed:
         lines.append(f"Left out, a distance is not finite: {'; '.join(failed)}.")
     return "\n".join(lines)
+
+
+def _difference(agreement, i, j, *, digits):
+    """Mean and half-width of the interval, which one run does not have; no minus before a zero."""
+    text = f"{round(agreement.difference[i, j], digits) + 0.0:+.{digits}f}"
+    return text if agreement.runs == 1 else f"{text} ± {agreement.half_width[i, j]:.{digits}f}"
 
 
 def _opposed_line(first, second, share):
@@ -134,7 +138,7 @@ def draw_agreement(agreement: Agreement, name: str) -> Figure:
         for j in range(len(names)):
             if i != j:
                 dark = {"color": "white" if shown[i, j] < 0.35 else "black", "ha": "center"}
-                difference = f"{round(agreement.difference[i, j], 1) + 0.0:+.1f} ± {agreement.half_width[i, j]:.1f}"
+                difference = _difference(agreement, i, j, digits=1)
                 axis.text(j, i - 0.12, f"{100 * shown[i, j]:.0f} %", va="center", fontsize=13, **dark)
                 axis.text(
                     j,
