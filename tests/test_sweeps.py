@@ -182,6 +182,20 @@ def test_unet_reaches_the_exact_score():
     assert np.all(np.sqrt(errors.sum(axis=1) / norms.sum(axis=1)) < 0.07)  # 0.23 for the shrinkage alone
 
 
+@pytest.mark.parametrize("count", [2, 3])  # as many runs as devices: nothing is padded, and the state is donated
+def test_snapshot_is_the_average_at_that_step(count):
+    specs = [spec("linear", 2, seed=seed) for seed in (0, 1)[: count - 1]] + [spec("linear", 3)]
+    trained = sweeps.train(specs, LATENTS, SMALL["linear"], chunk=20, snapshot=40)
+    assert trained.snapshot is not None
+    # A run that ends there has had other learning rates; what is known is that the average moves on.
+    tables = [np.asarray(jax.tree.leaves(x)[0]) for x in (trained.initial, trained.snapshot, trained.params)]
+    assert tables[1].shape == tables[2].shape == (count, 64, 3)
+    before, after = (np.abs(b - a).max() for a, b in [(tables[0], tables[1]), (tables[1], tables[2])])
+    assert before > 1e-3 and after > 1e-4
+    final = sweeps.train(specs, LATENTS, SMALL["linear"], chunk=20, snapshot=60)
+    np.testing.assert_array_equal(jax.tree.leaves(final.snapshot)[0], tables[2])
+
+
 def test_maps_and_vectors_are_not_mixed_up():
     config = training.TrainingConfig(model="unet", map_shape=(2, 3, 1), channels=(4,), steps=1, batch_size=4)
     with pytest.raises(ValueError, match="latent_dim 6, got"):

@@ -48,7 +48,7 @@ class Config:
     mlp_blocks: int = 2
     channels: tuple[int, ...] = (8, 16)
     unet_blocks: int = 1
-    training_steps: int = 3000
+    training_steps: int = 2000
     batch_size: int = 64
     autoencoder_steps: int = 1500
     sampling: SamplingConfig = SamplingConfig()
@@ -104,12 +104,14 @@ class Outcome:
       readings: one per model, seed, readout, feature space and metric, and one more for the mean over seeds.
       models: what else is known of one trained model, by (label, seed).
       grids: ``[S, GRID_SAMPLES, *image_shape]`` decoded states of the first seed, by label.
+      pixel_range: (low, high) of almost all pixels of the training images, black and white in figures.
     """
 
     plans: tuple[Plan, ...]
     readings: tuple[Reading, ...]
     models: dict[tuple[str, int], dict]
     grids: dict[str, np.ndarray]
+    pixel_range: tuple[float, float]
 
 
 def family_of(latent_shape: tuple[int, ...]) -> str:
@@ -196,6 +198,7 @@ def run(dataset: Dataset, features: Sequence[Features], config: Config, report: 
         readings=tuple(readings),
         models={key: facts[key] for key in order},
         grids={p.label: grids[p.label] for p in plans},
+        pixel_range=tuple(np.quantile(splits[config.seeds[0]].train, [0.001, 0.999]).tolist()),
     )
 
 

@@ -25,7 +25,7 @@ def define_flags() -> None:
     kinds = [kind for kind in autoencoders.KINDS if kind != "identity"]
     flags.DEFINE_list(
         "autoencoders",
-        "pca:16,kl:16,kl:4x4x2",
+        "pca:16,kl:4x4x2",
         f"Latent models as KIND:SHAPE, KIND out of {', '.join(kinds)}; a SHAPE is a length, 16, or a map, 4x4x2. Vectors are "
         "learned by an MLP, maps by a U-Net; the pixel model of each comes by itself.",
     )
@@ -35,8 +35,9 @@ def define_flags() -> None:
     flags.DEFINE_enum("process", "rectified_flow", image_models.PROCESSES, "Forward process, and how it is sampled.")
     shared.define_integer("sampling_steps", 250, "Steps of every chain.", low=2)
     shared.define_integer("samples", 2048, "Generated images per model, even.", low=2 * image_models.BLOCKS)
+    shared.define_integer("sampling_batch", 128, "Samples that a chain holds at once, at most.", low=1)
     shared.define_integer("stops", 20, "Stops in the second half of the chain, denser towards its end.", low=2)
-    shared.define_integer("training_steps", 3000, "Optimiser steps of every diffusion model.", low=1)
+    shared.define_integer("training_steps", 2000, "Optimiser steps of every diffusion model.", low=1)
     shared.define_integer("batch_size", 64, "Latents per step.", low=2)
     shared.define_integer("autoencoder_steps", 1500, "Optimiser steps of the trained autoencoders.", low=1)
     shared.define_integer("hidden", 256, "Width of the pixel MLP; latent MLPs have as many operations.", low=1)
@@ -64,7 +65,7 @@ def read_config(dataset: data.Dataset) -> latent_vs_pixel.Config:
             steps=FLAGS.sampling_steps,
             samples=FLAGS.samples,
             stops=FLAGS.stops,
-            batch=_batch(FLAGS.samples),
+            batch=FLAGS.sampling_batch,
         )
     except ValueError as error:
         raise shared.bad("samples", FLAGS.samples, str(error)) from error
@@ -92,11 +93,6 @@ def _autoencoder(word: str) -> tuple[str, tuple[int, ...]]:
         allowed = "must be comma-separated KIND:SHAPE such as pca:16 or kl:4x4x2, KIND out of pca, conv, kl, vq"
         raise shared.bad("autoencoders", FLAGS.autoencoders, allowed)
     return kind, tuple(map(int, shape.split("x")))
-
-
-def _batch(samples: int) -> int:
-    """The largest divisor up to 1024: samples that a chain holds at once."""
-    return next(size for size in range(min(samples, 1024), 0, -1) if samples % size == 0)
 
 
 def main() -> None:

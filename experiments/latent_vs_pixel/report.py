@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.latent_vs_pixel import FAMILIES, Config, Outcome, Reading, summary_readings
+from experiments.tables import align
 from ldmjax import plotting
 
 METRIC_NAMES = {"w2": "squared Fréchet distance", "mmd": "squared MMD", "sliced_w2": "squared sliced W2"}
@@ -16,7 +17,7 @@ def table(outcome: Outcome, config: Config) -> str:
     """What the command prints."""
     lines = []
     for readout in config.sampling.readouts:
-        lines += ["", f"Readout {readout!r}, {_seeds(config)}:", *_align(_rows(outcome, config, readout))]
+        lines += ["", f"Readout {readout!r}, {_seeds(config)}:", *align(_rows(outcome, config, readout), left=3)]
     return "\n".join([*lines, "", *_model_lines(outcome), "", *answers(outcome, config)])
 
 
@@ -55,11 +56,6 @@ def _row(r: Reading, config: Config) -> list[str]:
     ]  # fmt: skip
 
 
-def _align(rows):
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
 def _model_lines(outcome):
     title = (
         "Per model and seed: operations of one evaluation and their difference to the pixel model's, distance to the nearest "
@@ -73,7 +69,7 @@ def _model_lines(outcome):
             label, str(seed), f"{flops[label][0]:,}", f"{100 * flops[label][1]:+.2f} %", f"{facts['memorisation']:.2f}",
             f"{facts['reconstruction_error']:.4f}", "no" if step is None else f"at step {step}",
         ])  # fmt: skip
-    return [title, *_align(rows)]
+    return [title, *align(rows, left=1)]
 
 
 def answers(outcome: Outcome, config: Config) -> list[str]:
@@ -88,7 +84,7 @@ def answers(outcome: Outcome, config: Config) -> list[str]:
             if label == plan.label:
                 of_pixel = found[pixel[plan.network.model], *where]
                 rows.append([label, *where, verdict, of_pixel, _answer(verdict, of_pixel)])
-    return ["Do the last steps make the latent model worse and not the pixel model?", *_align(rows)]
+    return ["Do the last steps make the latent model worse and not the pixel model?", *align(rows, left=7)]
 
 
 def _answer(latent: str, pixel: str) -> str:
@@ -202,9 +198,8 @@ def draw_grid(outcome: Outcome, config: Config, name: str) -> Figure:
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01)
     for row, (label, k) in zip(axes, labels, strict=True):
         shown = outcome.grids[label][columns, k]
-        low, high = np.quantile(shown[-1], [0.0, 1.0])
         for panel, image, stop in zip(row, shown, columns, strict=True):
-            _draw_image(panel, image, low, high)
+            _draw_image(panel, image, *outcome.pixel_range)
             if panel in axes[0]:
                 panel.set_title(f"{100 * progress[stop]:.0f} %", fontsize=9)
         if k == 0:
