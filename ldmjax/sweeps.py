@@ -242,7 +242,8 @@ def train(
         state, loss = advance((sources, jnp.asarray(first)), state, padded)
         losses.append(np.asarray(loss)[: len(specs)])
         if snapshot is not None and first < snapshot <= first + chunk:
-            kept = jax.tree.map(lambda x: x[: len(specs)], state.ema)
+            # A copy: the next chunk is given the state's own buffers.
+            kept = jax.tree.map(lambda x: jnp.array(x[: len(specs)]), state.ema)
         done, seconds = min(first + chunk, config.steps), time.perf_counter() - start
         report(
             f"{config.model}: step {done}/{config.steps} of {len(specs)} runs, loss {np.nanmean(losses[-1]):.4f}, "

@@ -49,7 +49,7 @@ class Config:
       n: training images.
       reference: held-out images, at most.
       hidden, blocks: size of the diffusion models' MLP.
-      training_steps, batch_size: of the diffusion models.
+      training_steps, batch_size, learning_rate: of the diffusion models.
       autoencoder_steps: of trained autoencoders.
       sampling: of the diffusion models.
       readout: of their states, and of the noisy autoencoder.
@@ -65,6 +65,7 @@ class Config:
     blocks: int = 2
     training_steps: int = 4000
     batch_size: int = 256
+    learning_rate: float = 1e-3
     autoencoder_steps: int = 2000
     sampling: SamplingConfig = SamplingConfig(samples=4096)
     readout: str = "rescaled"
@@ -161,7 +162,7 @@ def run(dataset: Dataset, spaces: Sequence[Features], config: Config, report: Ca
 
 def is_trained(case: Case) -> bool:
     """Whether a model counts, by its squared Fréchet distance."""
-    return case.failed_at is None and case.improvement < STILL_IMPROVING and case.excess <= FAR_FROM_AUTOENCODER
+    return not case.diverged and case.improvement < STILL_IMPROVING and case.excess <= FAR_FROM_AUTOENCODER
 
 
 def _train(splits, config, report) -> tuple[list[DiffusionModel], float]:
@@ -180,6 +181,7 @@ def _train(splits, config, report) -> tuple[list[DiffusionModel], float]:
         [config.network] * len(pairs),
         [splits[seed] for seed, _ in pairs],
         seeds=[seed for seed, _ in pairs],
+        learning_rate=config.learning_rate,
         snapshot=max(1, int(0.8 * config.training_steps)),
         runs_per_batch=config.runs_per_batch,
         report=report,

@@ -37,6 +37,7 @@ def define_flags() -> None:
     shared.define_integer("stops", 20, "Stops in the second half of the chain, denser towards its end.", low=2)
     shared.define_integer("training_steps", 4000, "Optimiser steps of every diffusion model.", low=2)
     shared.define_integer("batch_size", 256, "Latents per step.", low=2)
+    flags.DEFINE_float("learning_rate", 1e-3, "Peak rate of the diffusion models.", lower_bound=1e-8)
     shared.define_integer("hidden", 256, "Width of the diffusion models' MLP.", low=1)
     shared.define_integer("blocks", 2, "Residual blocks of the MLP.", low=0)
     shared.define_integer("autoencoder_steps", 2000, "Optimiser steps of trained autoencoders.", low=1)
@@ -69,11 +70,12 @@ def read_config(dataset: data.Dataset) -> noisy_autoencoder.Config:
         )
     except ValueError as error:
         raise shared.bad("samples", FLAGS.samples, str(error)) from error
-    names = "autoencoder n reference hidden blocks training_steps batch_size autoencoder_steps readout runs_per_batch"
+    names = "autoencoder n reference hidden blocks training_steps batch_size learning_rate autoencoder_steps readout"
     return noisy_autoencoder.Config(
         latent_dims=tuple(FLAGS.latent_dims),
         seeds=tuple(FLAGS.seeds),
         sampling=sampling,
+        runs_per_batch=FLAGS.runs_per_batch,
         **{name: FLAGS[name].value for name in names.split()},
     )
 

@@ -9,6 +9,7 @@ from scipy.spatial import KDTree
 PREDICTORS = ("noisy autoencoder", "reconstruction distance", "reconstruction error", "interpolated latents")
 REPLICATES = 1000
 NEIGHBOURS = 2048
+DIVERGED = 100.0  # distance at the end of sampling over the autoencoder's own
 
 
 class Case(NamedTuple):
@@ -49,6 +50,11 @@ class Case(NamedTuple):
         """Distance at the end of sampling over the autoencoder's reconstruction distance."""
         return float(self.model[:, -1].mean() / self.noisy[:, -1].mean())
 
+    @property
+    def diverged(self) -> bool:
+        """Whether training failed, or samples left the range of the data altogether."""
+        return self.failed_at is not None or not self.excess < DIVERGED
+
     def prediction(self, predictor: str) -> tuple[float, int]:
         """(predicted distance or its substitute, predicted stop)."""
         curve, end = self.noisy.mean(axis=0), self.noisy.shape[1] - 1
@@ -67,7 +73,7 @@ class Comparison(NamedTuple):
 
     Attributes:
       features, metric, predictor: which.
-      scope: "trained" (only models that count) or "all".
+      scope: "trained" (only models that count) or "all" (that did not diverge).
       dims: latent dimensions compared, by seed.
       chosen: (latent dimension, stop) by seed.
       best: the trained models' own best (latent dimension, stop) by seed.
@@ -107,7 +113,7 @@ def compare(cases: Sequence[Case], trained: set[tuple[int, int, str]]) -> list[C
     found = []
     for (features, metric), group in groups.items():
         kept = [c for c in group if (c.seed, c.latent_dim, features) in trained]
-        for scope, members in (("trained", kept), ("all", [c for c in group if c.failed_at is None])):
+        for scope, members in (("trained", kept), ("all", [c for c in group if not c.diverged])):
             by_seed = {}
             for case in members:
                 by_seed.setdefault(case.seed, []).append(case)

@@ -9,7 +9,9 @@ from ldmjax import plotting, stopping
 from ldmjax.data import Dataset
 
 NAMES = {"w2": "squared Fréchet distance", "mmd": "squared MMD", "sliced_w2": "squared sliced W2"}
-MODEL_HEADER = "features|metric|d|trained|improvement %|over autoencoder|at the end|best|model stops at|predicted best|predicted stop"
+MODEL_HEADER = (
+    "features|metric|d|trained|improvement %|over autoencoder|at the end|best|its stop|predicted best|predicted stop"
+)
 CHOICE_HEADER = "features|metric|models|predictor|regret % [90 %]|Kendall tau [90 %]|chosen d|best d"
 
 
@@ -85,7 +87,8 @@ def make_records(outcome: Outcome, dataset: Dataset, config: Config) -> list[dic
         "data": dataset.name, "autoencoder": config.autoencoder, "n": config.n,
         "reference": min(config.reference, len(dataset.samples) - config.n), "samples": sampling.samples,
         "process": sampling.process, "sampling_steps": sampling.steps, "readout": config.readout,
-        "training_steps": config.training_steps, "batch_size": config.batch_size, "hidden": config.hidden,
+        "training_steps": config.training_steps, "batch_size": config.batch_size,
+        "learning_rate": config.learning_rate, "hidden": config.hidden,
     }  # fmt: skip
     for c in outcome.cases:
         row = {
