@@ -8,8 +8,11 @@ is more often a grid point that the interval cannot miss), and compares with the
 stops. Controls: the exact score and whitened latents (never "stop early"); --planted=images.npz plants a large effect
 (n samples, d near the rank).
 
-    python -m experiments.coverage                                   # four spectra, two controls, 200 draws each
-    python -m experiments.coverage --planted=mnist.npz    # adds the planted effect, 20 draws
+The second analysis is that of `recommend`: the noisy autoencoder on n training points of a Gaussian, PCA of them, compared
+with held-out points only (noisy.py). Its intervals contain the error of the reference.
+
+    python -m experiments.coverage                        # both analyses, 200 draws per case
+    python -m experiments.coverage --analyses=noisy_autoencoder --planted=mnist.npz    # adds a planted effect, 20 draws
 
 Takes 394 s on two cores. Obtained (seeds 1000..1199): the interval of t* held an interior optimum in 94.2, 94.6,
 91.2, 93.3 % of draws (173, 167, 193, 15 of them) and an optimum at the end in 96.3, 100, 85.7, 97.3 % (27, 33, 7,
@@ -24,12 +27,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
-from experiments import flags as shared
-from ldmjax import data, devices, metrics, oracle, records, samplers, schedules, stopping
-
-FLAGS = flags.FLAGS
+from ldmjax import data, devices, metrics, oracle, samplers, schedules, stopping
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,39 +213,3 @@ def planted_case(path: str, n: int) -> Case:
     if rank < n:
         raise ValueError(f"{path!r} has a covariance of rank {rank}; the planted effect needs at least {n}")
     return Case(name=f"planted, n = {n}", covariance=np.diag(spectrum), latent_dim=n - 1, n=n, stops=8, blocks=16)
-
-
-def define_flags() -> None:
-    shared.define_common_flags("coverage")
-    shared.define_integer("draws", 200, "Draws per case.", low=2)
-    shared.define_integer("first_seed", 1000, "Seed of the first draw; 0..159 set the interval's percentiles.", low=0)
-    shared.define_integer("n", 100, "Samples that each estimate sees.", low=32)
-    flags.DEFINE_string("planted", None, "An .npz of images: adds the planted effect (n = 500, a tenth of the draws).")
-
-
-def main() -> None:
-    begin = time.perf_counter()
-    if FLAGS.quick and not FLAGS["draws"].present:
-        FLAGS["draws"].value = 10
-    cases = default_cases(FLAGS.n)
-    if FLAGS.planted is not None:
-        try:
-            cases.append(planted_case(FLAGS.planted, 500))
-        except ValueError as error:
-            raise shared.bad("planted", FLAGS.planted, str(error)) from error
-    workdir = shared.prepare_workdir()
-    rows = []
-    for case in cases:
-        draws = FLAGS.draws if case.latent_dim < 100 else max(2, FLAGS.draws // 10)
-        rows += run_case(case, draws=draws, first_seed=FLAGS.first_seed, report=lambda s: print(s, flush=True))
-        records.write_records(workdir, rows)  # after every case: a later one may be interrupted
-    print(table(rows))
-    seconds = time.perf_counter() - begin
-    records.write_metadata(workdir, seconds=seconds)
-    print(f"{len(rows)} draws in {seconds:.0f} s; records are in {workdir}")
-
-
-if __name__ == "__main__":
-    devices.use_all_cores()
-    define_flags()
-    shared.run(main)
