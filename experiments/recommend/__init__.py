@@ -46,7 +46,8 @@ class Config:
       readout: one of `stopping.NOISY_READOUTS`.
       schedule: a name of `SCHEDULES`, whose steps denoising_end counts.
       latent_scale: None to standardise latents by their own mean and deviation, or the number to divide them by.
-      seed: of the noise.
+      seed: of the split and the noise.
+      data: name of the images, for the records.
     """
 
     stops: int = 22
@@ -57,6 +58,7 @@ class Config:
     schedule: str = "rectified_flow"
     latent_scale: float | None = None
     seed: int = 0
+    data: str = ""
 
     @property
     def logsnrs(self) -> np.ndarray:
@@ -191,6 +193,8 @@ def make_record(candidate, space, metric, result, floors, scale, config) -> dict
         "reference_images": len(reference.features),
         "decoded_images": max(config.samples, 2 * len(candidate.latents)),
         "feature_dim": reference.features.shape[1],
+        "data": config.data,
+        "seed": config.seed,
     }  # fmt: skip
 
 

@@ -146,7 +146,9 @@ def make_candidates() -> tuple[list[candidates.Candidate], dict]:
             raise shared.bad("latents", FLAGS.latents, str(error)) from error
         if FLAGS.decoder is None:
             n, reference = sample_sizes(len(next(iter(arrays.values()))), "latents")
-            return candidates.of_latents_alone(arrays, n=n, reference=reference, seed=FLAGS.seed), {}
+            return candidates.of_latents_alone(arrays, n=n, reference=reference, seed=FLAGS.seed), {
+                "data": FLAGS.latents
+            }
     dataset = shared.load_dataset()
     n, reference = sample_sizes(len(dataset.samples), "data")
     maps = {space.name: space for space in shared.load_features(dataset)}
@@ -154,7 +156,11 @@ def make_candidates() -> tuple[list[candidates.Candidate], dict]:
     training = dataset.images(dataset.samples[chosen])
     held_out = dataset.images(dataset.samples[held_out[:reference]])
     measures = candidates.measures_of(maps, held_out, FLAGS.seed)
-    about = {"data_sha256": dataset.digest, "features_sha256": {name: space.digest for name, space in maps.items()}}
+    about = {
+        "data": dataset.name,
+        "data_sha256": dataset.digest,
+        "features_sha256": {name: space.digest for name, space in maps.items()},
+    }
     if FLAGS.latents is None:
         begin = time.perf_counter()
         named = make_autoencoders(dataset, training)
@@ -184,7 +190,8 @@ def main() -> None:
     check_flags()
     chosen, about = make_candidates()
     config = recommend.Config(
-        **{name: FLAGS[name].value for name in ("stops", "samples", "readout", "schedule", "latent_scale", "seed")}
+        data=about["data"],
+        **{name: FLAGS[name].value for name in ("stops", "samples", "readout", "schedule", "latent_scale", "seed")},
     )
     workdir = shared.prepare_workdir()
     comparable = FLAGS.latents is None or FLAGS.decoder is not None

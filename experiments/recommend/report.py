@@ -39,24 +39,26 @@ def _stop(logsnr: float | None) -> str:
 
 
 def draw(outcome: Outcome, config: Config):
-    """A panel per feature space and metric: distance against stopping time, one line per latent space."""
-    spaces = list(dict.fromkeys(r["features"] for r in outcome.records))
+    """Distance against stopping time: a row per feature space and kind of latents, a column per metric, a line per latents."""
+    rows = list(dict.fromkeys((r["features"], r["name"].split()[0]) for r in outcome.records))
     measured = list(dict.fromkeys(r["metric"] for r in outcome.records))
     figure, axes = plotting.new_figure(
-        len(spaces), len(measured), width=4.4 * len(measured), height=0.9 + 3.6 * len(spaces),
+        len(rows), len(measured), width=4.4 * len(measured) + 0.8, height=0.9 + 3.4 * len(rows),
         title="The noisy autoencoder: where would a diffusion model on these latents best stop?",
-        caption="Distance of decoded noisy latents to held-out images. Marker: smallest value; its line: 90 % interval of "
-        "the stopping time. Band: ± 2 standard errors. Grey line: the training images themselves. Rightmost point: end of "
-        "sampling, no noise. Bias-corrected estimates may fall below 0; such points are not shown.",
+        caption="Distance of decoded noisy latents to held-out images. Marker: smallest value, with ± 2 standard errors and "
+        "the 90 % interval of the stopping time. Grey line: the training images themselves. Rightmost point: end of sampling, no "
+        "noise. Bias-corrected estimates may fall below 0; such points are not shown.",
     )  # fmt: skip
-    for i, space in enumerate(spaces):
+    for i, (space, kind) in enumerate(rows):
         for j, metric in enumerate(measured):
-            rows = [r for r in outcome.records if (r["features"], r["metric"]) == (space, metric)]
-            _draw_panel(axes[i, j], rows, outcome, config)
+            own = [
+                r for r in outcome.records
+                if (r["features"], r["metric"], r["name"].split()[0]) == (space, metric, kind)
+            ]  # fmt: skip
+            _draw_panel(axes[i, j], own, outcome, config)
             axes[i, j].set_title(f"{NAMES[metric]} of {space}", fontsize=10)
             axes[i, j].set_ylabel("distance", fontsize=9)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=8, handlelength=3.4)
+        axes[i, -1].legend(fontsize=7.5, handlelength=3.4, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return figure
 
 
@@ -71,13 +73,13 @@ def _draw_panel(axes, rows, outcome, config):
         shown = np.where(curve > 0, curve, np.nan)
         style = plotting.line_style(k)
         axes.plot(x, shown, label=r["name"], **style)
-        axes.fill_between(x, np.where(curve > 2 * error, curve - 2 * error, shown), curve + 2 * error,
-                          color=style["color"], alpha=0.12, linewidth=0)  # fmt: skip
         best, low, high = (position[r[name]] for name in ("logsnr", "low", "high"))
         if r["best"] > 0:
-            axes.plot([low, high], [r["best"]] * 2, color=style["color"], linewidth=1, solid_capstyle="butt")
-            axes.plot([low, high], [r["best"]] * 2, "|", color=style["color"], markersize=6)
-            axes.plot([best], [r["best"]], plotting.MARKERS[k % 8], color=style["color"], markersize=5.5)
+            spread = 2 * error[list(x).index(best)]
+            axes.errorbar(
+                [best], [r["best"]], xerr=[[best - low], [high - best]], yerr=[[min(spread, 0.9 * r["best"])], [spread]],
+                fmt=plotting.MARKERS[k % 8], color=style["color"], markersize=5.5, linewidth=1, capsize=2,
+            )  # fmt: skip
         smallest = min(smallest, np.nanmin(shown, initial=np.inf))
     floor = rows[0]["floor"]
     if floor is not None and floor > 0:
