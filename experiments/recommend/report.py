@@ -46,8 +46,8 @@ def draw(outcome: Outcome, config: Config):
         len(rows), len(measured), width=4.4 * len(measured) + 0.8, height=0.9 + 3.4 * len(rows),
         title="The noisy autoencoder: where would a diffusion model on these latents best stop?",
         caption="Distance of decoded noisy latents to held-out images. Marker: smallest value, with ± 2 standard errors and "
-        "the 90 % interval of the stopping time. Grey line: the training images themselves. Rightmost point: end of sampling, no "
-        "noise. Bias-corrected estimates may fall below 0; such points are not shown.",
+        "the 90 % interval of the stopping time. Grey line: the training images themselves. Rightmost point: end of sampling, "
+        "no noise. Bias-corrected estimates may fall below 0; such points are not shown.",
     )  # fmt: skip
     for i, (space, kind) in enumerate(rows):
         for j, metric in enumerate(measured):
