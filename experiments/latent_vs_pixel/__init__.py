@@ -3,6 +3,16 @@
 Latent models on any autoencoder against a pixel model (identity autoencoder): same data, training steps and batches, same
 network family (MLP for vectors, U-Net for maps), same floating-point operations per network evaluation (within 2 %, or
 nothing starts), same sampling steps and sample counts. Every stop of every chain is decoded and compared with held-out images.
+
+    python -m experiments.latent_vs_pixel            # digits: PCA and MLP, KL-VAE and U-Net, three seeds
+    python -m experiments.latent_vs_pixel --quick
+    python -m experiments.latent_vs_pixel --data=mnist.npz --n=10000 --autoencoders=kl:7x7x2 --channels=8,16,32  # a GPU's
+
+The first takes 933 s on two cores that three other jobs share. Obtained on digits (n = 1000, pixels as features): it depends
+on the readout and the metric more than on latent against pixel. States decoded as they are: no model gains from stopping in
+any metric. States divided by their scale first: MMD and sliced W2 are best at 61 to 89 % of sampling for every model, latent
+*and* pixel, with gains of 4 to 29 %. The squared Frechet distance turns up in three models of four by 0.1 to 0.2 %; of
+the U-Nets only in the latent one (best stop 95 %, interval 93 to 97): the sign of [OS], not the size, 8 % there.
 """
 
 import dataclasses

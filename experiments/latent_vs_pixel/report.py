@@ -8,9 +8,9 @@ from experiments.tables import align
 from ldmjax import plotting
 
 METRIC_NAMES = {"w2": "squared Fréchet distance", "mmd": "squared MMD", "sliced_w2": "squared sliced W2"}
-NEAR_END = 0.7  # progress from which the lower panels show the curves
+NEAR_END = 0.7  # progress from which the lower panels show the curves, or a little before the first best stop
 GRID_COLUMNS = 9
-PERCENT_TICKS = (70, 80, 90, 100)
+PERCENT_TICKS = (50, 60, 70, 80, 90, 100)
 
 
 def table(outcome: Outcome, config: Config) -> str:
@@ -84,7 +84,10 @@ def answers(outcome: Outcome, config: Config) -> list[str]:
             if label == plan.label:
                 of_pixel = found[pixel[plan.network.model], *where]
                 rows.append([label, *where, verdict, of_pixel, _answer(verdict, of_pixel)])
-    return ["Do the last steps make the latent model worse and not the pixel model?", *align(rows, left=7)]
+    return [
+        "Do the last steps make the latent model worse and not the pixel model?",
+        *map(str.rstrip, align(rows, left=7)),
+    ]
 
 
 def _answer(latent: str, pixel: str) -> str:
@@ -120,6 +123,8 @@ def draw_curves(outcome: Outcome, config: Config, name: str, *, family: str, rea
     figure, axes = plotting.new_figure(2, len(columns), width=width, height=7.4, caption=caption)
     for (top, bottom), (features, metric) in zip(axes.T, columns, strict=True):
         here = [r for r in found if (r.features, r.metric) == (features, metric)]
+        firsts = [sampling.progress[r.result.best_stop_low] for r in here if r.result.best_stop is not None]
+        left = max(0.5, min([NEAR_END, *(first - 0.03 for first in firsts)]))
         for i, r in enumerate(here):
             _draw_reading(top, bottom, r, i, len(here), sampling.progress)
         floor = np.mean([r.floor for r in here])
@@ -127,8 +132,8 @@ def draw_curves(outcome: Outcome, config: Config, name: str, *, family: str, rea
             top.axhline(floor, color="black", linestyle=(0, (1, 2)), linewidth=1.2)
         top.set_yscale("log")
         top.set_title(f"{METRIC_NAMES[metric]}, {features}", fontsize=9.5)
-        bottom.set(xlim=(100 * NEAR_END, 101), xlabel="progress of sampling (%)")
-        _relative_limits(bottom, here, sampling.progress)
+        bottom.set(xlim=(100 * left, 101), xlabel="progress of sampling (%)")
+        _relative_limits(bottom, here, sampling.progress, left)
         _add_logsnr(bottom, sampling)
         for panel in (top, bottom):
             panel.grid(alpha=0.25)
@@ -154,18 +159,16 @@ def _draw_reading(top, bottom, r, index, count, progress):
     height = 0.04 + 0.05 * (count - 1 - index)
     low, high = x[r.result.best_stop_low], x[r.result.best_stop_high]
     transform = bottom.get_xaxis_transform()
-    bottom.plot(
-        [max(low, 100 * NEAR_END), high], [height] * 2, color=style["color"], linewidth=1.5, transform=transform
-    )
-    bottom.plot([max(x[best], 100 * NEAR_END)], [height], transform=transform, **marker)
+    bottom.plot([low, high], [height] * 2, color=style["color"], linewidth=1.5, transform=transform)
+    bottom.plot([x[best]], [height], transform=transform, **marker)
 
 
-def _relative_limits(axes, readings, progress):
+def _relative_limits(axes, readings, progress, left):
     """Vertical limits that show what happens around 100 %, with room below for the best stops."""
     curves = np.array([100 * r.result.curve / r.result.end for r in readings if r.result.best_stop is not None])
     if not curves.size:
         return
-    low = max(0.0, curves[:, progress >= NEAR_END].min())
+    low = max(0.0, curves[:, progress >= left].min())
     span = max(100.0 - low, 5.0)
     # Curves that rise steeply towards noise leave at the top.
     high = np.clip(curves[:, progress >= 0.9].max(), 100.0 + 0.2 * span, 100.0 + 1.5 * span)
