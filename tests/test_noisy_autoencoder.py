@@ -292,6 +292,15 @@ def test_intervals_are_over_seeds_and_blocks():
     assert c.regret_low < c.regret < c.regret_high
 
 
+def test_interval_of_the_rank_correlation_holds_the_predictors_own_noise():
+    """Predicted 2.2 and 2.0 for d = 4 and 8 change places from one half of the blocks to the other."""
+    cases = [make_case(d) for d in DIMS]
+    swing = np.where(np.arange(64) % 2, 3.0, -3.0)[:, None]
+    cases[2] = cases[2]._replace(noisy=cases[2].noisy + swing)
+    c = compared(cases)["noisy autoencoder"]
+    assert c.tau == pytest.approx(1 / 3) and (c.tau_low, c.tau_high) == pytest.approx((1 / 3, 1.0))
+
+
 def test_groups_are_spaces_and_metrics():
     cases = [make_case(d, features=f, metric=m) for f in ("a", "b") for m in ("w2", "mmd") for d in DIMS]
     found = predictors.compare(cases, {(0, d, "a") for d in DIMS})

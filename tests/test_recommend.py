@@ -182,6 +182,7 @@ def test_scale_sentences():
     scale, text = recommend.check_scale(latents_only(white * 3), 1.5)
     assert scale.std == 1.5 and "divided by 1.5 as asked, which leaves a deviation of 2: not 1" in text
     assert f"{2 * np.log(2):.2g}" in text
+    assert "leaves a deviation of 0.5: not 1" in recommend.check_scale(latents_only(white), 2.0)[1]
     dead = np.concatenate([white, np.zeros((500, 1))], axis=1)
     assert "nearly equal" not in recommend.check_scale(latents_only(dead), None)[1]
     with pytest.raises(ValueError, match="must vary"):
