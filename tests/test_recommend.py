@@ -13,6 +13,7 @@ from experiments.recommend import candidates, report
 from ldmjax import autoencoders, features, gaussians, metrics, oracle, records, schedules, stopping
 
 EARLY, NONE, UNKNOWN = stopping.VERDICTS
+GRADED = np.arange(128.0)[:, None]
 ALL_STOPS = np.append(np.linspace(-2.0, 11.0, 21), np.inf)
 
 
@@ -124,6 +125,50 @@ def test_record_says_how_many_images_were_decoded():
     config = recommend.Config(samples=512, stops=3)
     (record,) = recommend.run([candidate], config, comparable=True, report=quiet).records
     assert set(seen) == {record["decoded_images"]} and seen[0] >= 512
+
+
+def test_configuration_reaches_the_noisy_autoencoder(monkeypatch):
+    rng, seen, pseudo = np.random.default_rng(16), [], {}
+    candidate = pca_candidate(rng.standard_normal((150, 5)), rng.standard_normal((128, 5)), 3)
+    monkeypatch.setattr(recommend, "choose", lambda rows, values, comparable: pseudo.update(values) or [])
+
+    def decode(z):
+        seen.append(len(z))
+        return candidate.decode(z)
+
+    def run(**options):
+        config = recommend.Config(samples=128, stops=5, **options)
+        own = dataclasses.replace(candidate, decode=decode)
+        return recommend.run([own], config, comparable=True, report=quiet)
+
+    first, again, other, state = (run(**o) for o in ({}, {"seed": 0}, {"seed": 1}, {"readout": "state"}))
+    assert set(seen) == {300}  # every training image twice, though fewer samples were asked for
+    for outcome in (other, state):
+        assert np.all(outcome.curves["pca/data/w2"][:3] != first.curves["pca/data/w2"][:3])
+    np.testing.assert_array_equal(again.curves["pca/data/w2"], first.curves["pca/data/w2"])
+    # Choices compare candidates at their own best stops; here the second level's, the only one that is decoded.
+    original = candidate.decode
+    candidate = dataclasses.replace(candidate, decode=lambda z: original(z) if len(seen) % 5 == 2 else 0 * original(z))
+    seen.clear()
+    outcome = run()
+    assert outcome.records[0]["best"] < 0.9 * outcome.records[0]["end"]
+    assert np.mean(pseudo["pca", "data", "w2"]) == pytest.approx(outcome.records[0]["best"])
+
+
+def test_interval_that_reaches_the_end_has_no_number():
+    candidate = pca_candidate(np.random.default_rng(17).standard_normal((80, 5)), np.ones((128, 5)) * GRADED, 3)
+    result = stopping.StoppingResult(
+        curve=np.ones(4), standard_error=np.ones(4), end=1.0, best=1.0, best_stop=3, best_stop_low=1, best_stop_high=3,
+        gain=0.0, gain_low=-1.0, gain_high=1.0, verdict=UNKNOWN,
+    )  # fmt: skip
+    config = recommend.Config(stops=4)
+    scale = autoencoders.LatentScale(mean=0.0, std=2.0)
+    row = recommend.make_record(candidate, "data", "w2", result, {("data", "w2"): 0.5}, scale, config)
+    assert (row["logsnr"], row["low"], row["high"]) == (None, config.logsnrs[1], None) and row["floor"] == 0.5
+    assert row["denoising_end"] == 1.0 and row["images_needed"] == stopping.images_needed(result, images=128)
+    earlier = dataclasses.replace(result, best_stop=1, best_stop_low=0, best_stop_high=2)
+    row = recommend.make_record(candidate, "data", "w2", earlier, {}, scale, config)
+    assert [row[k] for k in ("low", "logsnr", "high")] == config.logsnrs[:3].tolist() and row["floor"] is None
 
 
 # Stops in four languages.
@@ -370,6 +415,7 @@ def test_latents_alone_are_compared_with_latents():
     assert len(set(places)) == 350  # training and held-out latents are different ones
     np.testing.assert_allclose(np.concatenate([kept, held_out]), everything[places], atol=1e-4)
     np.testing.assert_allclose(found.decode(found.latents), (found.latents - scale[0]) / scale[1], atol=1e-5)
+    np.testing.assert_array_equal(found.training, found.decode(found.latents))
 
 
 def test_candidates_see_the_same_images_and_noise():
