@@ -104,7 +104,7 @@ def recorded(latents, **options):
 def test_decoded_states_are_signal_plus_the_same_noise():
     latents = np.random.default_rng(2).standard_normal((70, 2, 3, 1)).astype(np.float32)
     seen, found = recorded(latents, samples=450)
-    assert seen.shape == (7, 2, 3 * 70, 2, 3, 1) and seen.dtype == np.float32
+    assert seen.shape == (7, 2, 4 * 70, 2, 3, 1) and seen.dtype == np.float32
     assert set(found) == {("own", metric) for metric in metrics.FEATURE_METRICS}
     noise, clean = seen[0], seen[-1]  # logsnr -inf and +inf
     np.testing.assert_array_equal(clean[0], clean[1])
@@ -121,13 +121,19 @@ def test_decoded_states_are_signal_plus_the_same_noise():
 
 def test_every_latent_is_used_equally_often_or_some_once():
     latents = np.stack([np.arange(90), np.arange(90) ** 2], axis=1).astype(np.float32)
-    for samples, times in ((2 * 90 * 3 + 100, 3), (180, 1)):
+    for samples, times in ((2 * 90 * 3 + 1, 4), (2 * 90 * 3, 3), (180, 1)):
         clean = recorded(latents, samples=samples)[0][-1, 0, :, 0]
         np.testing.assert_array_equal(np.unique(clean, return_counts=True)[1], np.full(90, times))
     few = [recorded(latents, samples=2 * 65, seed=s)[0][-1, 0, :, 0] for s in range(3)]
     assert all(len(set(x)) == 65 for x in few) and set(few[0]) != set(few[1]) != set(few[2])
     # A choice of the first rows would leave the last ones out for every seed.
     assert max(x.max() for x in few) >= 85
+
+
+@pytest.mark.xfail(strict=True, reason="131 is rounded up to 2 x 2 x 65")
+def test_an_odd_number_of_samples_is_not_doubled():
+    latents = np.random.default_rng(3).standard_normal((90, 2)).astype(np.float32)
+    assert recorded(latents, samples=131)[0].shape[2] in (65, 66)
 
 
 def test_progress_and_refusals(gaussian):
@@ -310,7 +316,6 @@ def test_groups_are_spaces_and_metrics():
     ]  # fmt: skip
 
 
-@pytest.mark.xfail(strict=True, reason="the ratio to a bias-corrected distance below 0 turns the regret's sign")
 def test_regret_is_never_negative():
     cases = [make_case(2, model=[0.02, 0.01, 0.01]), make_case(4, model=[0.1, 0.0, -0.001], noisy=[9.0, 9.0, 9.0])]
     c = compared(cases)["noisy autoencoder"]
@@ -327,12 +332,10 @@ def test_which_models_count():
     assert not noisy_autoencoder.is_trained(good._replace(failed_at=0))
 
 
-@pytest.mark.xfail(strict=True, reason="a reconstruction distance corrected to below 0 makes every model look near")
 def test_a_far_model_does_not_count_when_the_reconstruction_is_at_the_floor():
     assert not noisy_autoencoder.is_trained(make_case(8, noisy=[5.0, 1.0, -0.001]))
 
 
-@pytest.mark.xfail(strict=True, reason="what counts as diverged is a ratio to a distance that may be at the floor")
 def test_a_model_near_the_floor_has_not_diverged():
     assert not make_case(8, model=[0.5, 0.2, 0.01], noisy=[0.5, 0.1, 5e-5]).diverged
 
