@@ -189,8 +189,8 @@ def noisy_autoencoder(
       decode: latents on that scale ``[N, ...]`` -> images ``[N, ...]``.
       measures: feature spaces by name.
       logsnrs: ``[S]``, rising; +inf is the end of sampling, no noise.
-      samples: decoded images per level, half with one draw of the noise and half with another. Fewer than n / 2 use that many
-        latents, chosen at random; more use every latent equally often.
+      samples: decoded images per level, half with one draw of the noise and half with another. Fewer than 2 n use half as
+        many latents, chosen at random; more use every latent equally often, rounded up to a multiple of 2 n.
       readout: one of `NOISY_READOUTS`.
       seed: of the noise and the choice.
       report: receives a line per noise level.
@@ -208,7 +208,8 @@ def noisy_autoencoder(
         raise ValueError(f"logsnrs must rise, got {logsnrs.tolist()}")
     rng = np.random.default_rng([seed, 2])
     chosen = rng.permutation(len(latents))[: samples // 2]
-    clean = np.repeat(np.asarray(latents, np.float32)[chosen], max(1, samples // 2 // len(chosen)), axis=0)
+    copies = -(-samples // (2 * len(latents))) if len(chosen) == len(latents) else 1
+    clean = np.repeat(np.asarray(latents, np.float32)[chosen], copies, axis=0)
     noise = rng.standard_normal((2, *clean.shape), np.float32)
     shape, begin, pending = (2, len(clean)), time.perf_counter(), []
     threads = len(os.sched_getaffinity(0))

@@ -9,7 +9,6 @@ from scipy.spatial import KDTree
 PREDICTORS = ("noisy autoencoder", "reconstruction distance", "reconstruction error", "interpolated latents")
 REPLICATES = 1000
 NEIGHBOURS = 2048
-DIVERGED = 100.0  # distance at the end of sampling over the autoencoder's own
 
 
 class Case(NamedTuple):
@@ -47,13 +46,14 @@ class Case(NamedTuple):
 
     @property
     def excess(self) -> float:
-        """Distance at the end of sampling over the autoencoder's reconstruction distance."""
-        return float(self.model[:, -1].mean() / self.noisy[:, -1].mean())
+        """Distance at the end of sampling over the autoencoder's own, infinite where that cannot be told from 0."""
+        own = self.noisy[:, -1].mean()
+        return float(self.model[:, -1].mean() / own) if own > 0 else np.inf
 
     @property
     def diverged(self) -> bool:
-        """Whether training failed, or samples left the range of the data altogether."""
-        return self.failed_at is not None or not self.excess < DIVERGED
+        """Whether training failed, or samples end further off than noise that is decoded (the noisiest level)."""
+        return self.failed_at is not None or not self.model[:, -1].mean() < self.noisy.mean(axis=0).max()
 
     def prediction(self, predictor: str) -> tuple[float, int]:
         """(predicted distance or its substitute, predicted stop)."""
@@ -78,9 +78,11 @@ class Comparison(NamedTuple):
       chosen: (latent dimension, stop) by seed.
       best: the trained models' own best (latent dimension, stop) by seed.
       regret, regret_low, regret_high: mean over seeds and its 90 % interval, shares of the best distance. The best model
-        is the smallest of many measured values, so the regret is rather too large than too small.
+        is the smallest of many measured values, so the regret is rather too large than too small. NaN where that value,
+        bias-corrected, is not above 0.
       tau, tau_low, tau_high: Kendall's rank correlation over latent dimensions, each at its best stop; mean over seeds; NaN
-        with fewer than three dimensions.
+        with fewer than three dimensions. The interval holds the models' error and that of the first two predictors; those of
+        the other two are taken as they are.
     """
 
     features: str
@@ -132,18 +134,19 @@ def _compare(features, metric, predictor, scope, by_seed: Mapping[int, list[Case
         pick = int(np.argmin(scores))
         i, k = np.unravel_index(np.argmin(curves), curves.shape)
         chosen[seed], best[seed] = (members[pick].latent_dim, stops[pick]), (members[i].latent_dim, int(k))
-        regrets.append(curves[pick, stops[pick]] / curves[i, k] - 1.0)
+        regrets.append(_regret(curves[pick, stops[pick]], curves[i, k]))
         taus.append(_kendall(np.array(scores), curves.min(axis=1)))
         blocks = len(members[0].model)
         weights = rng.multinomial(blocks, np.full(blocks, 1.0 / blocks), REPLICATES) / blocks
         at_pick, at_best = weights @ members[pick].model[:, stops[pick]], weights @ members[i].model[:, k]
-        regret_draws.append(at_pick / at_best - 1.0)
+        regret_draws.append(_regret(at_pick, at_best))
         smallest = np.stack([(weights @ c.model).min(axis=1) for c in members], axis=1)
-        predicted = (
-            np.stack([(weights @ c.noisy).min(axis=1) for c in members], axis=1)
-            if predictor == "noisy autoencoder"
-            else np.broadcast_to(scores, smallest.shape)
-        )
+        if predictor == "noisy autoencoder":
+            predicted = np.stack([(weights @ c.noisy).min(axis=1) for c in members], axis=1)
+        elif predictor == "reconstruction distance":
+            predicted = np.stack([weights @ c.noisy[:, -1] for c in members], axis=1)
+        else:
+            predicted = np.broadcast_to(scores, smallest.shape)
         tau_draws.append(_kendall(predicted, smallest))
     resampled = rng.integers(len(by_seed), size=(REPLICATES, len(by_seed))), np.arange(REPLICATES)[:, None]
     intervals = [
@@ -153,6 +156,11 @@ def _compare(features, metric, predictor, scope, by_seed: Mapping[int, list[Case
         features, metric, predictor, scope, {seed: [c.latent_dim for c in m] for seed, m in by_seed.items()}, chosen, best,
         float(np.mean(regrets)), *map(float, intervals[0]), float(np.mean(taus)), *map(float, intervals[1]),
     )  # fmt: skip
+
+
+def _regret(chosen, best):
+    """Share of ``best``; NaN where a bias-corrected estimate of it is not above 0."""
+    return np.where(best > 0, chosen / np.where(best > 0, best, 1.0) - 1.0, np.nan)
 
 
 def _kendall(a: np.ndarray, b: np.ndarray) -> np.ndarray:

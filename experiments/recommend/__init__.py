@@ -12,7 +12,8 @@ metric it gives the latent dimension and the stopping time with the smallest dis
 
 --autoencoder: factory(latent_dim) for every --latent_dims, or factory() if none is given, returns an object with encode
 (images ``[N, *image_shape]`` to latents ``[N, ...]``) and decode, on numpy float32 arrays; unsigned 8-bit images come
-scaled to [-1, 1]. --latents: an .npz file whose arrays ``[N, ...]`` are candidates, row i the latent of image i of --data.
+scaled to [-1, 1]. A --features function may be called from two threads at once. --latents: an .npz file whose arrays
+``[N, ...]`` are candidates, row i the latent of image i of --data.
 
 RESULTS
 """
@@ -65,6 +66,10 @@ class Config:
         """Rising ``[stops]``, the last +inf."""
         return np.append(np.linspace(self.logsnr_min, self.logsnr_max, self.stops - 1), np.inf)
 
+    def decoded(self, n: int) -> int:
+        """Decoded images per level of ``n`` training images: every one equally often in both draws of the noise."""
+        return 2 * n * -(-self.samples // (2 * n))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -109,7 +114,7 @@ def run(
             lambda z, c=candidate, s=scale: c.decode(s.unstandardise(z)),
             candidate.measures,
             logsnrs=config.logsnrs,
-            samples=max(config.samples, 2 * len(candidate.latents)),
+            samples=config.decoded(len(candidate.latents)),
             readout=config.readout,
             seed=config.seed,
             report=lambda line, c=candidate: report(f"{c.name}: {line}"),
@@ -152,7 +157,7 @@ def check_scale(candidate: Candidate, latent_scale: float | None) -> tuple[Laten
     ratio = own.std / latent_scale
     text += f"; divided by {latent_scale:g} as asked, which leaves a deviation of {ratio:.3g}"
     if not 1 / WHITENED < ratio < WHITENED:
-        text += f": not 1, which shifts every stop by {2 * np.log(ratio):+.2g} in logsnr against standardised latents"
+        text += f": not 1, which shifts every stop by {-2 * np.log(ratio):+.2g} in logsnr against standardised latents"
     return LatentScale(mean=0.0, std=latent_scale), text
 
 
@@ -191,7 +196,7 @@ def make_record(candidate, space, metric, result, floors, scale, config) -> dict
         "latent_std": scale.std,
         "training_images": len(candidate.latents),
         "reference_images": len(reference.features),
-        "decoded_images": max(config.samples, 2 * len(candidate.latents)),
+        "decoded_images": config.decoded(len(candidate.latents)),
         "feature_dim": reference.features.shape[1],
         "data": config.data,
         "seed": config.seed,
@@ -242,13 +247,17 @@ def choose(records: Sequence[dict], pseudo: dict, *, comparable: bool) -> list[d
 def advice(record: dict) -> str:
     """One sentence."""
     if record["verdict"] == "stop early":
-        share = 100 * record["gain"] / record["end"]
-        return f"stop at denoising_end = {record['denoising_end']:.3f}: the distance falls by {share:.1f} %"
+        return f"stop at denoising_end = {record['denoising_end']:.3f}: the distance falls by {percent(record, 'gain'):.1f} %"
     if record["verdict"] == "no gain from stopping":
         return f"do not stop early: it gains less than {100 * NEGLIGIBLE:g} %"
     needed = record["images_needed"]
     more = "" if needed is None else f"; about {needed:.2g} held-out images would let it"
     return f"cannot tell: run to the end{more}"
+
+
+def percent(record: dict, name: str) -> float:
+    """A gain in percent of the distance at the end; NaN where that, bias-corrected, is not above 0."""
+    return 100.0 * record[name] / record["end"] if record["end"] > 0 else float("nan")
 
 
 def unknowns(candidates: Sequence[Candidate], *, comparable: bool) -> list[str]:

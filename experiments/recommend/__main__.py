@@ -13,8 +13,8 @@ from ldmjax import autoencoders, data, devices, plotting, records, stopping
 from ldmjax.features import import_object
 
 FLAGS = flags.FLAGS
-QUICK = {"latent_dims": [2, 8], "autoencoders": ["pca"], "samples": 2048, "stops": 10, "n": 400, "reference": 400}
-LARGEST_SAMPLE = 5000
+QUICK = {"latent_dims": [2, 8], "autoencoders": ["pca"], "samples": 2048, "stops": 10}
+LARGEST_SAMPLE, LARGEST_QUICK_SAMPLE = 5000, 400
 
 
 def define_flags() -> None:
@@ -56,17 +56,18 @@ def define_flags() -> None:
 
 def check_flags() -> None:
     """What can be refused before anything is read; --quick replaces the flags that were not given."""
-    if FLAGS.quick:
-        for name, value in QUICK.items():
-            if not FLAGS[name].present:
-                FLAGS[name].value = value
     if FLAGS.spectrum is not None:
         raise shared.bad("spectrum", FLAGS.spectrum, "images are needed, a spectrum has none: give --data")
     if FLAGS.autoencoder is not None and FLAGS.latents is not None:
         raise shared.bad("autoencoder", FLAGS.autoencoder, "allowed only without --latents")
+    own = FLAGS.autoencoder is not None or FLAGS.latents is not None
+    if own and FLAGS["autoencoders"].present:
+        raise shared.bad("autoencoders", FLAGS.autoencoders, "allowed only without --autoencoder and --latents")
+    if FLAGS.latents is not None and FLAGS.decoder is None and FLAGS["features"].present:
+        raise shared.bad("features", FLAGS.features, "not used with --latents alone: give --decoder and --data too")
     if FLAGS.decoder is not None and FLAGS.latents is None:
         raise shared.bad("decoder", FLAGS.decoder, "allowed only with --latents")
-    if FLAGS.latents is not None and FLAGS.latent_dims is not None and not FLAGS.quick:
+    if FLAGS.latents is not None and FLAGS.latent_dims is not None:
         raise shared.bad(
             "latent_dims", FLAGS.latent_dims, "allowed only without --latents, whose arrays have their own"
         )
@@ -76,6 +77,11 @@ def check_flags() -> None:
         raise shared.bad("data", FLAGS.data, "not used with --latents alone: give --decoder too, or leave --data out")
     if FLAGS.latent_scale is not None and not (np.isfinite(FLAGS.latent_scale) and FLAGS.latent_scale > 0):
         raise shared.bad("latent_scale", FLAGS.latent_scale, "must be a finite number > 0")
+    if FLAGS.quick:
+        suite = FLAGS.autoencoder is None and FLAGS.latents is None
+        for name, value in QUICK.items():
+            if not FLAGS[name].present and (suite or name != "latent_dims"):
+                FLAGS[name].value = value
 
 
 def sample_sizes(count: int, flag: str) -> tuple[int, int]:
@@ -83,12 +89,13 @@ def sample_sizes(count: int, flag: str) -> tuple[int, int]:
     least = 2 * candidates.BLOCKS
     if count < 2 * least:
         raise shared.bad(flag, FLAGS[flag].value, f"needs at least {2 * least} images, got {count}")
-    n = min(count // 2, LARGEST_SAMPLE) if FLAGS.n is None else FLAGS.n
+    most = LARGEST_QUICK_SAMPLE if FLAGS.quick else LARGEST_SAMPLE
+    n = min(count // 2, most) if FLAGS.n is None else FLAGS.n
     if not n <= count - least:
         raise shared.bad(
             "n", n, f"must be {candidates.BLOCKS}..{count - least}: {count} images, {least} held out at least"
         )
-    reference = min(count - n, LARGEST_SAMPLE) if FLAGS.reference is None else FLAGS.reference
+    reference = min(count - n, most) if FLAGS.reference is None else FLAGS.reference
     if not reference <= count - n:
         raise shared.bad(
             "reference", reference, f"must be {least}..{count - n}: {count} images, {n} of them for training"
@@ -146,16 +153,21 @@ def make_candidates() -> tuple[list[candidates.Candidate], dict]:
             raise shared.bad("latents", FLAGS.latents, str(error)) from error
         if FLAGS.decoder is None:
             n, reference = sample_sizes(len(next(iter(arrays.values()))), "latents")
-            return candidates.of_latents_alone(arrays, n=n, reference=reference, seed=FLAGS.seed), {
-                "data": FLAGS.latents
-            }
+            try:
+                found = candidates.of_latents_alone(arrays, n=n, reference=reference, seed=FLAGS.seed)
+            except ValueError as error:
+                raise shared.bad("latents", FLAGS.latents, str(error)) from error
+            return found, {"data": FLAGS.latents}
     dataset = shared.load_dataset()
     n, reference = sample_sizes(len(dataset.samples), "data")
     maps = {space.name: space for space in shared.load_features(dataset)}
     chosen, held_out = dataset.split_indices(n=n, seed=FLAGS.seed)
     training = dataset.images(dataset.samples[chosen])
     held_out = dataset.images(dataset.samples[held_out[:reference]])
-    measures = candidates.measures_of(maps, held_out, FLAGS.seed)
+    try:
+        measures = candidates.measures_of(maps, held_out, FLAGS.seed)
+    except ValueError as error:
+        raise shared.bad("features", FLAGS.features, str(error)) from error
     about = {
         "data": dataset.name,
         "data_sha256": dataset.digest,
@@ -198,9 +210,8 @@ def main() -> None:
     try:
         outcome = recommend.run(chosen, config, comparable=comparable, report=show)
     except ValueError as error:
-        raise shared.bad(
-            "autoencoder" if FLAGS.autoencoder else "decoder", FLAGS.autoencoder or FLAGS.decoder, str(error)
-        ) from error
+        # From a user's decode or features, which the line names, on inputs that come late.
+        raise shared.UsageError(str(error)) from error
     records.write_records(workdir, outcome.records)
     records.write_curves(workdir, outcome.curves)
     summary = {

@@ -142,13 +142,15 @@ def load_latents(path: str) -> dict[str, np.ndarray]:
     except Exception as error:  # whatever a damaged archive raises
         raise ValueError(f"{path!r} is not a readable .npz file of numbers: {error}") from error
     for key, array in arrays.items():
-        if array.ndim < 2 or not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
+        if array.ndim < 2 or not array.size or not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
             raise ValueError(f"{path!r}: {key!r} must hold numbers [N, ...], got {array.dtype} {list(array.shape)}")
-        if not np.all(np.isfinite(array)):
-            raise ValueError(f"{path!r}: {key!r} holds NaN or infinity")
+        with np.errstate(over="ignore"):
+            arrays[key] = array.astype(np.float32)
+        if not np.all(np.isfinite(arrays[key])):
+            raise ValueError(f"{path!r}: {key!r} holds NaN, infinity or numbers too large for float32")
     if len({len(array) for array in arrays.values()}) != 1:
         raise ValueError(f"{path!r} must hold arrays [N, ...] of one N, got {_shapes(arrays)}")
-    return {key: array.astype(np.float32) for key, array in arrays.items()}
+    return arrays
 
 
 def _shapes(arrays):

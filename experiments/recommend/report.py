@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.recommend import SCHEDULES, Config, Outcome
+from experiments.recommend import SCHEDULES, Config, Outcome, percent
 from experiments.tables import align
 from ldmjax import plotting
 
@@ -14,7 +14,7 @@ def table(outcome: Outcome) -> str:
     """Findings, one row per recommendation, advice, and what stays unknown."""
     rows = [HEADER.split("|")]
     for r in outcome.recommendations:
-        gain = [100 * r[name] / r["end"] for name in ("gain", "gain_low", "gain_high")]
+        gain = [percent(r, name) for name in ("gain", "gain_low", "gain_high")]
         rows.append(
             [
                 r["features"],
@@ -63,7 +63,7 @@ def draw(outcome: Outcome, config: Config):
 
 
 def _draw_panel(axes, rows, outcome, config):
-    step = config.logsnrs[1] - config.logsnrs[0]
+    step = (config.logsnr_max - config.logsnr_min) / max(config.stops - 2, 1)
     x = np.append(config.logsnrs[:-1], config.logsnrs[-2] + 1.5 * step)
     position = {**dict(zip(config.logsnrs, x, strict=True)), None: x[-1]}
     smallest = np.inf

@@ -73,7 +73,7 @@ class FeatureReference:
         self.directions = unit / np.linalg.norm(unit, axis=1, keepdims=True)
         self.projected = self.features @ self.directions.T
         self._quantiles: dict[tuple[int, int], np.ndarray] = {}
-        first = self.features[:1000]
+        first = self.features[:1000] - self.features.mean(axis=0)
         squared = _squared_distances(first, first)[np.triu_indices(len(first), 1)]
         self.bandwidth = float(np.sqrt(np.median(squared)))
         if not self.bandwidth > 0:
@@ -84,7 +84,7 @@ class FeatureReference:
         """(mean ``[F]``, covariance factor ``[F, r]``) of the whole sample and of its halves."""
         middle = len(self.features) // 2
         parts = self.features, self.features[:middle], self.features[middle:]
-        return [(part.mean(axis=0), covariance_factor(np.cov(part, rowvar=False, bias=True))) for part in parts]
+        return [(part.mean(axis=0), covariance_factor(_covariance(part))) for part in parts]
 
     @functools.cached_property
     def whitened(self) -> np.ndarray:
@@ -201,7 +201,7 @@ def _block_sums(influence, blocks):
 def _frechet(samples, reference):
     """(squared distance (2), influence of the samples' halves ``[2, N]``, influence of the reference ``[M]``)."""
     means = samples.mean(axis=1)
-    covariances = [np.cov(half, rowvar=False, bias=True) for half in samples]
+    covariances = [_covariance(half) for half in samples]
     mean, shift = means.mean(axis=0), 0.5 * (means[0] - means[1])
     both = 0.5 * (covariances[0] + covariances[1]) + np.outer(shift, shift)
     centre, factor = reference.moments[0]
@@ -212,12 +212,21 @@ def _frechet(samples, reference):
         theta -= 0.5 * _squared_frechet(half - own_centre, covariance, own_factor, own_squares)
     kept = squares > NEGLIGIBLE * squares[-1]
     roots, vectors = squares[kept] ** 0.25, vectors[:, kept]
-    x, y = samples - mean, reference.features - centre
-    of_samples = (
-        np.sum(x**2, axis=2) - np.sum((x @ (factor @ vectors / roots)) ** 2, axis=2) + 2.0 * x @ (mean - centre)
-    )
-    overlap = np.sum((reference.whitened @ (vectors * roots)) ** 2, axis=1)
-    return theta, 0.5 * of_samples, np.sum(y**2, axis=1) - overlap - 2.0 * y @ (mean - centre)
+    # Influences need no more than float32; the squares above do, as roots of small ones are taken.
+    x, y = (samples - mean).astype(np.float32), reference.features - centre
+    mapped = x @ (factor @ vectors / roots).astype(np.float32)
+    of_samples = _norms(x) - _norms(mapped) + 2.0 * x @ (mean - centre)
+    overlap = _norms(reference.whitened @ (vectors * roots).astype(np.float32))
+    return theta, 0.5 * of_samples, _norms(y) - overlap - 2.0 * y @ (mean - centre)
+
+
+def _covariance(x):
+    return np.atleast_2d(np.cov(x, rowvar=False, bias=True))
+
+
+def _norms(x):
+    """Squared norms along the last axis."""
+    return np.einsum("...i,...i->...", x, x)
 
 
 def _squared_frechet(shift, covariance, factor, squares):
