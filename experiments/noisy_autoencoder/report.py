@@ -1,6 +1,7 @@
 """The printed tables, the records and the figures."""
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullLocator
 
 from experiments.noisy_autoencoder import FAR_FROM_AUTOENCODER, STILL_IMPROVING, Config, Outcome
 from experiments.noisy_autoencoder.predictors import PREDICTORS
@@ -155,7 +156,7 @@ def draw_curves(outcome: Outcome, config: Config, name: str):
                 )
                 panel.fill_between(x, np.maximum(mean - 2 * error, 0.5 * np.abs(mean)), mean + 2 * error, alpha=0.15,
                                    color=style["color"], linewidth=0)  # fmt: skip
-            panel.set_yscale("log")
+            _set_scale(panel, "y")
             panel.grid(alpha=0.25)
             panel.set_title(f"d = {d}: {NAMES[metric]}\nof {features}", fontsize=8.5)
             if i == len(measured) - 1:
@@ -165,6 +166,18 @@ def draw_curves(outcome: Outcome, config: Config, name: str):
         *axes[0, 0].get_legend_handles_labels(), loc="outside lower right", fontsize=8, ncols=2, handlelength=3.4
     )
     return figure
+
+
+def _set_scale(panel, which: str) -> None:
+    """Logarithmic with readable ticks where the axis spans more than a factor of three."""
+    low, high = getattr(panel, f"get_{which}lim")()
+    if low > 0 and high < 3 * low:
+        return
+    getattr(panel, f"set_{which}scale")("log")
+    axis = getattr(panel, f"{which}axis")
+    axis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=8))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def draw_predictions(outcome: Outcome, name: str):
@@ -193,7 +206,8 @@ def draw_predictions(outcome: Outcome, name: str):
                     said, reached, "o", color="black", markersize=5, markerfacecolor="black" if counts else "white"
                 )
                 panel.annotate(str(d), (said, reached), xytext=(4, -9), textcoords="offset points", fontsize=8)
-            panel.set(xscale="log", yscale="log")
+            for which in "xy":
+                _set_scale(panel, which)
             panel.grid(alpha=0.25)
             if j == 0:
                 panel.set_ylabel(f"{NAMES[metric]}\nof {features}, trained models", fontsize=8)
