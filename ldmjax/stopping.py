@@ -40,6 +40,7 @@ from ldmjax.schedules import RectifiedFlow, noise_var_from_logsnr
 
 CLAIM_ERROR = 0.0025
 VERDICTS = ("stop early", "no gain from stopping", "cannot tell")
+MARGIN = 1.5  # by which an interval should clear the bound that it must not hold
 # What is decoded: the state in variance-preserving coordinates, or the state of the rectified flow, not rescaled.
 NOISY_READOUTS = ("rescaled", "state")
 
@@ -147,7 +148,8 @@ def images_needed(result: StoppingResult, *, images: int, negligible: float = 0.
     """About how many images would turn "cannot tell" into a verdict, if the estimates are right.
 
     Interval widths fall as the root of the number of images, so the smaller of two numbers: that which lifts the gain's lower
-    bound above 0, and that which brings its upper bound below ``negligible`` of the end.
+    bound above 0, and that which brings its upper bound below ``negligible`` of the end, each with `MARGIN` to spare:
+    without it the answer would be a coin's toss.
 
     Args:
       result: a curve without a verdict.
@@ -155,7 +157,7 @@ def images_needed(result: StoppingResult, *, images: int, negligible: float = 0.
       negligible: as in `read_stopping_curve`.
 
     Returns:
-      A number above ``images``, or None where the curve is not finite or already has a verdict.
+      A number above ``images``, or None where the curve is not finite, has a verdict, or ends, bias-corrected, below 0.
     """
     if result.verdict != "cannot tell" or not np.isfinite(result.gain):
         return None
@@ -165,7 +167,7 @@ def images_needed(result: StoppingResult, *, images: int, negligible: float = 0.
         factors.append((result.gain - result.gain_low) / result.gain)
     if result.gain < target:
         factors.append((result.gain_high - result.gain) / (target - result.gain))
-    return int(np.ceil(images * max(min(factors), 1.0) ** 2)) if factors else None
+    return int(np.ceil(images * (MARGIN * max(min(factors), 1.0)) ** 2)) if factors else None
 
 
 def noisy_autoencoder(

@@ -139,7 +139,7 @@ def test_configuration_reaches_the_noisy_autoencoder(monkeypatch):
         return recommend.run([own], config, comparable=True, report=quiet)
 
     first, again, other, state = (run(**o) for o in ({}, {"seed": 0}, {"seed": 1}, {"readout": "state"}))
-    assert set(seen) == {300}  # every training image twice, though fewer samples were asked for
+    assert set(seen) == {150, 300}  # once to check decode, then twice per level, though fewer samples were asked for
     for outcome in (other, state):
         assert np.all(outcome.curves["pca/data/w2"][:3] != first.curves["pca/data/w2"][:3])
     np.testing.assert_array_equal(again.curves["pca/data/w2"], first.curves["pca/data/w2"])
@@ -256,7 +256,8 @@ def test_a_given_scale_is_used():
 
 
 def made_record(name, best, **changes):
-    fields = {"name": name, "features": "pixels", "metric": "w2", "best": best, "end": 10.0, "gain": 10.0 - best,
+    fields = {"name": name, "features": "pixels", "metric": "w2", "best": best, "end": 10.0,
+              "end_standard_error": 0.5, "gain": 10.0 - best, "divide_by": 1.0,
               "verdict": EARLY, "denoising_end": 0.9, "images_needed": None}  # fmt: skip
     return fields | changes
 
@@ -304,6 +305,13 @@ def test_what_is_not_finite_is_not_chosen():
 def test_advice_for_every_verdict():
     assert recommend.advice(made_record("a", 9.0)) == "stop at denoising_end = 0.900: the distance falls by 10.0 %"
     assert recommend.advice(made_record("a", 9.9, verdict=NONE)) == "do not stop early: it gains less than 1 %"
+    text = recommend.advice(made_record("a", 9.0, divide_by=0.8))
+    assert (
+        text
+        == "stop at denoising_end = 0.900 and divide the latent by 0.800 before decoding: the distance falls by 10.0 %"
+    )
+    text = recommend.advice(made_record("a", 9.0, end_standard_error=6.0))
+    assert text == "stop at denoising_end = 0.900: the distance falls by 1, from an end that cannot be told from 0"
     text = recommend.advice(made_record("a", 9.0, verdict=UNKNOWN, images_needed=12345))
     assert text == "cannot tell: run to the end; about 1.2e+04 held-out images would let it"
     assert recommend.advice(made_record("a", 9.0, verdict=UNKNOWN)) == "cannot tell: run to the end"
@@ -453,7 +461,7 @@ def test_interval_is_drawn_where_it_was_found(scarce):
     error = outcome.curves["pca/data/w2/standard_error"][list(config.logsnrs).index(record["logsnr"])]
     np.testing.assert_allclose(up, [[x_of[record["logsnr"]], record["best"] + sign * error] for sign in (-2, 2)])
     row = next(line for line in report.table(outcome).splitlines() if line.startswith("data"))
-    assert f"{record['logsnr']:.1f} [" in row and row.endswith(record["verdict"])
+    assert f"{record['logsnr']:.1f} [" in row and record["verdict"] in row and row.endswith("best")
 
 
 def test_figure_and_table_without_a_finite_distance():
@@ -665,7 +673,7 @@ def test_files_say_the_same_as_the_table(commands):
             400,
             2400,
         )  # 3 x 2 x 400 >= 2048
-    assert all(finding in out for finding in summary["latents"]) and len(summary["latents"]) == 2
+    assert all(finding in out for finding in summary["latents"]) and len(summary["latents"]) == 4
 
 
 def test_kinds_of_input_say_what_they_know(commands):

@@ -163,7 +163,7 @@ def draw_curves(outcome: Outcome, config: Config, name: str):
                 panel.set_xlabel(plotting.LOGSNR_LABEL, fontsize=8)
         axes[i, 0].set_ylabel("distance", fontsize=9)
     figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower right", fontsize=8, ncols=2, handlelength=3.4
+        *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", fontsize=8, ncols=2, handlelength=3.4
     )
     return figure
 
@@ -206,6 +206,7 @@ def draw_predictions(outcome: Outcome, name: str):
                     said, reached, "o", color="black", markersize=5, markerfacecolor="black" if counts else "white"
                 )
                 panel.annotate(str(d), (said, reached), xytext=(4, -9), textcoords="offset points", fontsize=8)
+            panel.margins(0.15)
             for which in "xy":
                 _set_scale(panel, which)
             panel.grid(alpha=0.25)

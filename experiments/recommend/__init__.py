@@ -107,8 +107,10 @@ def run(
     for candidate in candidates:
         begin = time.perf_counter()
         scale, finding = check_scale(candidate, config.latent_scale)
-        findings.append(finding)
-        report(finding)
+        about = [finding] if candidate.training is None or not comparable else [finding, check_decoder(candidate)]
+        findings += about
+        for line in about:
+            report(line)
         values = stopping.noisy_autoencoder(
             scale.standardise(candidate.latents),
             lambda z, c=candidate, s=scale: c.decode(s.unstandardise(z)),
@@ -161,6 +163,20 @@ def check_scale(candidate: Candidate, latent_scale: float | None) -> tuple[Laten
     return LatentScale(mean=0.0, std=latent_scale), text
 
 
+def check_decoder(candidate: Candidate) -> str:
+    """A sentence on the reconstruction of up to 1000 training images, which shows a range of values that does not fit."""
+    images = candidate.training[:1000]
+    error = np.mean((candidate.decode(candidate.latents[: len(images)]) - images) ** 2)
+    variance = np.mean((images - images.mean(axis=0)) ** 2)
+    text = (
+        f"{candidate.name}: images have shape {list(images.shape[1:])} and values {images.min():.3g} to {images.max():.3g}; "
+        f"reconstruction error {error:.3g} per value, {100 * error / variance:.3g} % of their variance"
+    )
+    if error > variance:
+        text += ": WORSE THAN THE MEAN IMAGE. Do encode and decode expect this range of values?"
+    return text
+
+
 def floor_of(candidate: Candidate) -> dict[tuple[str, str], float]:
     """Distance of the training images themselves to the reference: no autoencoder, no noise."""
     if candidate.training is None:
@@ -181,9 +197,11 @@ def make_record(candidate, space, metric, result, floors, scale, config) -> dict
         "squared": True,
         "latent_dim": candidate.latent_dim,
         **stop_fields(stop[0], config.schedule),
+        "divide_by": divisor(stop[0], config),
         "low": stop[1],
         "high": stop[2],
         "end": result.end,
+        "end_standard_error": result.standard_error[-1],
         "best": result.best,
         "gain": result.gain,
         "gain_low": result.gain_low,
@@ -219,6 +237,14 @@ def stop_fields(logsnr: float | None, schedule: str) -> dict:
     }
 
 
+def divisor(logsnr: float | None, config: Config) -> float:
+    """What a stopped latent is divided by before it is decoded: the state of a rectified flow is narrower than its VP twin."""
+    if logsnr is None or config.readout == "state" or config.schedule != "rectified_flow":
+        return 1.0
+    flow = schedules.RectifiedFlow()
+    return float(flow.radius(flow.inverse_logsnr(logsnr)))
+
+
 def choose(records: Sequence[dict], pseudo: dict, *, comparable: bool) -> list[dict]:
     """The record with the smallest best distance of each group, and the latent dimensions that may be as good.
 
@@ -247,7 +273,12 @@ def choose(records: Sequence[dict], pseudo: dict, *, comparable: bool) -> list[d
 def advice(record: dict) -> str:
     """One sentence."""
     if record["verdict"] == "stop early":
-        return f"stop at denoising_end = {record['denoising_end']:.3f}: the distance falls by {percent(record, 'gain'):.1f} %"
+        text = f"stop at denoising_end = {record['denoising_end']:.3f}"
+        if record["divide_by"] != 1.0:
+            text += f" and divide the latent by {record['divide_by']:.3f} before decoding"
+        if np.isnan(percent(record, "gain")):
+            return f"{text}: the distance falls by {record['gain']:.2g}, from an end that cannot be told from 0"
+        return f"{text}: the distance falls by {percent(record, 'gain'):.1f} %"
     if record["verdict"] == "no gain from stopping":
         return f"do not stop early: it gains less than {100 * NEGLIGIBLE:g} %"
     needed = record["images_needed"]
@@ -256,14 +287,16 @@ def advice(record: dict) -> str:
 
 
 def percent(record: dict, name: str) -> float:
-    """A gain in percent of the distance at the end; NaN where that, bias-corrected, is not above 0."""
-    return 100.0 * record[name] / record["end"] if record["end"] > 0 else float("nan")
+    """A gain in percent of the distance at the end; NaN where that cannot be told from 0."""
+    told = record["end"] > 2.0 * record["end_standard_error"]
+    return 100.0 * record[name] / record["end"] if told else float("nan")
 
 
 def unknowns(candidates: Sequence[Candidate], *, comparable: bool) -> list[str]:
     """What the inputs do not contain."""
     lines = [
-        "How well a diffusion model of a given size learns each latent space: the noisy autoencoder knows no network."
+        "How well a diffusion model of a given size learns each latent space: the noisy autoencoder knows no network. The "
+        "largest latent space that it reconstructs best is often not the one that a small network learns best."
     ]
     if not comparable:
         lines.append(

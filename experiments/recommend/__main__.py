@@ -77,6 +77,8 @@ def check_flags() -> None:
         raise shared.bad("data", FLAGS.data, "not used with --latents alone: give --decoder too, or leave --data out")
     if FLAGS.latent_scale is not None and not (np.isfinite(FLAGS.latent_scale) and FLAGS.latent_scale > 0):
         raise shared.bad("latent_scale", FLAGS.latent_scale, "must be a finite number > 0")
+    if FLAGS.readout == "state" and FLAGS.schedule != "rectified_flow":
+        raise shared.bad("readout", FLAGS.readout, "needs --schedule=rectified_flow, whose state it is")
     if FLAGS.quick:
         suite = FLAGS.autoencoder is None and FLAGS.latents is None
         for name, value in QUICK.items():

@@ -7,31 +7,35 @@ from experiments.tables import align
 from ldmjax import plotting
 
 NAMES = {"w2": "squared Fréchet distance", "mmd": "squared MMD", "sliced_w2": "squared sliced W2"}
-HEADER = "features|metric|latents|tied with|at the end|best|gain % [90 %]|stop at logsnr [90 %]|denoising_end|verdict"
+HEADER = "features|metric|latents|at the end|best|gain % [90 %]|stop at logsnr [90 %]|denoising_end|verdict|choice"
 
 
 def table(outcome: Outcome) -> str:
-    """Findings, one row per recommendation, advice, and what stays unknown."""
+    """One row per latents, feature space and metric, the choices marked; advice; what stays unknown."""
     rows = [HEADER.split("|")]
-    for r in outcome.recommendations:
+    chosen = {(r["features"], r["metric"], r["name"]) for r in outcome.recommendations}
+    tied = {(r["features"], r["metric"], name) for r in outcome.recommendations for name in r["tied"]} - chosen
+    for r in sorted(outcome.records, key=lambda r: (r["features"], r["metric"])):
+        key = r["features"], r["metric"], r["name"]
         gain = [percent(r, name) for name in ("gain", "gain_low", "gain_high")]
         rows.append(
             [
-                r["features"],
-                r["metric"],
-                r["name"],
-                ", ".join(name for name in r["tied"] if name != r["name"]) or "-",
+                *key,
                 f"{r['end']:.4g}",
                 f"{r['best']:.4g}",
-                "{:.2f} [{:.2f}, {:.2f}]".format(*gain),
+                "-" if np.isnan(gain[0]) else "{:.2f} [{:.2f}, {:.2f}]".format(*gain),
                 f"{_stop(r['logsnr'])} [{_stop(r['low'])}, {_stop(r['high'])}]",
                 f"{r['denoising_end']:.3f}",
                 r["verdict"],
+                "best" if key in chosen else "tied" if key in tied else "",
             ]
         )
     advice = [f"{r['features']}, {r['metric']}, {r['name']}: {r['advice']}." for r in outcome.recommendations]
     unknown = [f"- {line}" for line in outcome.unknown]
-    return "\n".join(["", *align(rows, left=4), "", *advice, "", "Not known from these inputs:", *unknown])
+    about = (
+        "Squared distances of decoded noisy latents to held-out images; t* is the smallest value, whatever the verdict:"
+    )
+    return "\n".join(["", about, *align(rows, left=3), "", *advice, "", "Not known from these inputs:", *unknown])
 
 
 def _stop(logsnr: float | None) -> str:
