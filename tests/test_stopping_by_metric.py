@@ -61,7 +61,7 @@ def test_runs_without_a_stop_are_left_out_and_said():
     np.testing.assert_array_equal(with_it.overlap, stopping_by_metric.compare(RUNS, LOGSNRS).overlap)
     assert with_it.runs == 3
     text = report.table([*RUNS, diverged], with_it, stopping_by_metric.Config(sampling=SAMPLING))
-    assert "pca 2, seed 9" in text and "pixels MMD and classifier Frechet" in text
+    assert "pca 2, seed 9" in text and "pixels MMD and classifier Fréchet" in text
     with pytest.raises(ValueError, match="no run has finite distances"):
         stopping_by_metric.compare([diverged], LOGSNRS)
     alone = stopping_by_metric.compare(RUNS[:1], LOGSNRS)
@@ -112,7 +112,7 @@ def test_stops_of_the_second_half_are_read(result):
 
 
 def test_measures_that_are_the_same_up_to_rotation_and_scale_agree(result):
-    """Frechet distance and MMD do not change but in units; sliced W2 sees other random directions."""
+    """Fréchet distance and MMD do not change but in units; sliced W2 sees other random directions."""
     runs, config = result
     assert [(r.seed, r.latent_dim) for r in runs] == [(0, 2), (0, 4), (3, 2), (3, 4)]
     for run in runs:

@@ -11,7 +11,7 @@ nothing starts), same sampling steps and sample counts. Every stop of every chai
 The first takes 933 s on two cores that three other jobs share. Obtained on digits (n = 1000, pixels as features): it depends
 on the readout and the metric more than on latent against pixel. States decoded as they are: no model gains from stopping in
 any metric. States divided by their scale first: MMD and sliced W2 are best at 61 to 89 % of sampling for every model, latent
-*and* pixel, with gains of 4 to 29 %. The squared Frechet distance turns up in three models of four by 0.1 to 0.2 %; of
+*and* pixel, with gains of 4 to 29 %. The squared Fréchet distance turns up in three models of four by 0.1 to 0.2 %; of
 the U-Nets only in the latent one (best stop 95 %, interval 93 to 97): the sign of [OS], not the size, 8 % there.
 """
 

@@ -1,9 +1,9 @@
 """Does the best stopping time depend on the metric? The same chains read in every feature space by every metric.
 
-On one set of ImageNet models the Frechet distance asks for 94-100 % of sampling and the sliced Wasserstein distance and the
+On one set of ImageNet models the Fréchet distance asks for 94-100 % of sampling and the sliced Wasserstein distance and the
 MMD turn up after 87 % ([OS], slides to arXiv 2510.08409). So "stop at t*" says nothing without "under which metric". Here
 latent diffusion models of several autoencoders, latent dimensions and seeds are sampled once; each stop of a chain is
-measured in every feature space by squared Frechet distance (w2), squared MMD and squared sliced W2, so that differences
+measured in every feature space by squared Fréchet distance (w2), squared MMD and squared sliced W2, so that differences
 between measures are not sampling noise. Every curve is read as in the main job (t*, 90 % interval, verdict), and the
 measures are compared two by two over all runs.
 
@@ -21,10 +21,10 @@ of, so their median width stands beside them. Stops of the chain's second half a
 and counts as that of the last step's start.
 
 Takes 7 minutes of processor time, about half of it on two cores. Obtained (digits, rectified flow, PCA and convolutional
-autoencoders, d = 4, 8, 16, 32, three seeds, 24 runs): Frechet distance, MMD and sliced W2 between *pixels* want to stop at
+autoencoders, d = 4, 8, 16, 32, three seeds, 24 runs): Fréchet distance, MMD and sliced W2 between *pixels* want to stop at
 logsnr 3.3, 2.2 and 1.7 (medians) and say "stop early" in 16, 22 and 24 runs; between *classifier features* the same three
 want 9.6, 8.9 and 9.6, next to the end, and say so in 5, 9 and 8. Intervals overlap in 0-46 % of runs across the two spaces,
-in 88-92 % among metrics of classifier features, in 25-83 % among those of pixels; sliced W2 of pixels and Frechet distance of
+in 88-92 % among metrics of classifier features, in 25-83 % among those of pixels; sliced W2 of pixels and Fréchet distance of
 classifier features contradict each other in 62 % of runs. The space decides more than the metric.
 """
 

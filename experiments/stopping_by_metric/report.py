@@ -12,7 +12,7 @@ from ldmjax import plotting, stopping
 from ldmjax.data import Dataset
 from ldmjax.features import Features
 
-METRIC_WORDS = {"w2": "Frechet", "mmd": "MMD", "sliced_w2": "sliced W2"}
+METRIC_WORDS = {"w2": "Fréchet", "mmd": "MMD", "sliced_w2": "sliced W2"}
 VERDICT_MARKS = {"stop early": "o", "no gain from stopping": "s", "cannot tell": "x"}
 
 
