@@ -14,7 +14,7 @@ from ldmjax import autoencoders, features, gaussians, metrics, oracle, records, 
 
 EARLY, NONE, UNKNOWN = stopping.VERDICTS
 GRADED = np.arange(128.0)[:, None]
-ALL_STOPS = np.append(np.linspace(-2.0, 11.0, 21), np.inf)
+ALL_STOPS = np.append(np.linspace(-2.0, 11.0, 19), np.inf)
 
 
 def quiet(line):

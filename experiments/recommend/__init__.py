@@ -15,7 +15,9 @@ metric it gives the latent dimension and the stopping time with the smallest dis
 scaled to [-1, 1]. A --features function may be called from two threads at once. --latents: an .npz file whose arrays
 ``[N, ...]`` are candidates, row i the latent of image i of --data.
 
-RESULTS
+Obtained: README's section on images. 10,000 MNIST images, six given convolutional autoencoders: 163 s on two cores. The
+intervals of t* are checked by `python -m experiments.coverage --analyses=noisy_autoencoder`, the predictions on trained
+diffusion models by `python -m experiments.noisy_autoencoder`.
 """
 
 import dataclasses
@@ -51,7 +53,7 @@ class Config:
       data: name of the images, for the records.
     """
 
-    stops: int = 22
+    stops: int = 20
     logsnr_min: float = -2.0
     logsnr_max: float = 11.0
     samples: int = 8192

@@ -41,7 +41,7 @@ def define_flags() -> None:
         "reference", None, f"Held-out images to compare with; default the rest, at most {LARGEST_SAMPLE}.", low=128
     )
     shared.define_integer("samples", 8192, "Least number of decoded images per noise level.", low=128)
-    shared.define_integer("stops", 22, "Noise levels, the last one none.", low=2)
+    shared.define_integer("stops", 20, "Noise levels, the last one none.", low=2)
     shared.define_integer("decode_batch", 256, "Images per call of the user's encode and decode.", low=1)
     shared.define_integer("autoencoder_steps", 2000, "Optimiser steps of the suite's autoencoders.", low=1)
     shared.define_integer("seed", 0, "Chooses the split, the autoencoders' initialisation and the noise.", low=0)
