@@ -152,7 +152,7 @@ def commands(tmp_path_factory, turned):
     cases = [
         same.split(),
         ["--n=1700"],
-        ["--samples=1500"],
+        ["--samples=1501"],
         ["--process=vp", "--readout=state"],
         ["--spectrum=power:1"],
         ["--features=pixels,inception"],
@@ -189,7 +189,7 @@ def test_refusals(commands):
     _, answers = commands
     messages = [
         "--n=1700: must be 2..1669",
-        "--samples=1500",
+        "--samples=1501",
         "readout must be one of rescaled for vp",
         "has no images",
         "inception",

@@ -33,7 +33,7 @@ def define_flags() -> None:
         "readout", "rescaled", stopping.NOISY_READOUTS, "Of stopped states, and of the noisy autoencoder."
     )
     shared.define_integer("sampling_steps", 250, "Steps of every chain.", low=2)
-    shared.define_integer("samples", 4096, "Generated images per model, a multiple of 512.", low=512)
+    shared.define_integer("samples", 4096, "Generated images per model, even.", low=512)
     shared.define_integer("stops", 20, "Stops in the second half of the chain, denser towards its end.", low=2)
     shared.define_integer("training_steps", 4000, "Optimiser steps of every diffusion model.", low=2)
     shared.define_integer("batch_size", 256, "Latents per step.", low=2)

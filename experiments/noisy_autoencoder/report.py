@@ -138,7 +138,7 @@ def draw_curves(outcome: Outcome, config: Config, name: str):
         len(measured), len(shown), width=3.4 * len(shown), height=1.0 + 2.5 * len(measured),
         title=f"{name}: trained diffusion models and what the noisy autoencoder foresees",
         caption="Mean over seeds against the stop; rightmost: end of sampling. Markers: smallest values. Band: ± 2 standard "
-        "errors of the mean over seeds.",
+        "errors of the mean over seeds. Dotted: the training images themselves, the noise floor.",
     )  # fmt: skip
     finite = config.logsnrs[np.isfinite(config.logsnrs)]
     x = np.where(np.isfinite(config.logsnrs), config.logsnrs, finite.max() + 1.0)
@@ -156,6 +156,9 @@ def draw_curves(outcome: Outcome, config: Config, name: str):
                 )
                 panel.fill_between(x, np.maximum(mean - 2 * error, 0.5 * np.abs(mean)), mean + 2 * error, alpha=0.15,
                                    color=style["color"], linewidth=0)  # fmt: skip
+            floor = np.mean([c.floor for c in cases])
+            if floor > 0:
+                panel.axhline(floor, color="#999999", linestyle=":", linewidth=2, label="training images")
             _set_scale(panel, "y")
             panel.grid(alpha=0.25)
             panel.set_title(f"d = {d}: {NAMES[metric]}\nof {features}", fontsize=8.5)
