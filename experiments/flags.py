@@ -7,7 +7,7 @@ comma-separated.
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +175,13 @@ def define_common_flags(experiment: str) -> None:
     flags.DEFINE_bool("quick", False, "A smaller version of everything, to see that it runs.")
 
 
+def apply_quick(values: Mapping[str, Any]) -> None:
+    """With --quick, gives the flags that are not on the command line these values."""
+    for name, value in values.items():
+        if FLAGS.quick and not FLAGS[name].present:
+            FLAGS[name].value = value
+
+
 def bad(name: str, value: Any, allowed: str) -> UsageError:
     """The error for a flag whose value is refused after parsing."""
     if isinstance(value, list | tuple):
@@ -265,6 +272,12 @@ def check_n(dataset: data.Dataset, *, held_out: int = 2) -> None:
     if np.max(FLAGS.n) > count - held_out:
         allowed = f"must be 2..{count - held_out}: {dataset.name} has {count} samples, {held_out} are held out at least"
         raise bad("n", FLAGS.n, allowed)
+
+
+def check_images(dataset: data.Dataset) -> None:
+    """The data are samples, not a bare --spectrum."""
+    if dataset.samples is None:
+        raise bad("spectrum", FLAGS.spectrum, "a spectrum has no images")
 
 
 def check_latent_dims(dataset: data.Dataset) -> None:

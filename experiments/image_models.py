@@ -14,7 +14,6 @@ one. Nothing here reads flags.
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -27,7 +26,6 @@ from ldmjax.data import Dataset
 from ldmjax.features import Features
 
 BLOCKS = 64  # of the jackknife, in every curve
-THREADS = 2  # that measure decoded images while the next ones are decoded
 PROCESSES = ("rectified_flow", "vp")
 # Peak rates: at 0.005 an MLP of two blocks on 64 pixels sends one sample in thousands to infinity.
 LEARNING_RATES = {"mlp": 0.002, "unet": 0.005}
@@ -299,12 +297,6 @@ def stopping_pseudo_values(
     model: DiffusionModel, states: np.ndarray, measures: Mapping[str, metrics.Measure]
 ) -> dict[tuple[str, str], np.ndarray]:
     """Pseudo-values ``{(feature space, metric): [BLOCKS, S]}`` of decoded states ``[S, N, d]``, for `read_stopping_curve`."""
-    pending = []
-    with ThreadPoolExecutor(THREADS) as pool:
-        for k, z in enumerate(states):
-            images = model.decode(z)
-            halves = images.reshape(2, -1, *images.shape[1:])
-            pending.append(pool.submit(metrics.measure, halves, measures, common_images=False))
-            pending[max(0, k - THREADS)].result()  # those that wait hold memory
-        values = [future.result() for future in pending]
-    return {key: np.stack([v[key] for v in values], axis=1) for key in values[0]}
+    decoded = (model.decode(z) for z in states)
+    halves = (images.reshape(2, -1, *images.shape[1:]) for images in decoded)
+    return metrics.measure_curves(halves, measures, common_images=False)

@@ -26,16 +26,13 @@ diffusion model stopped at t, trained on the images that are encoded ([OS], arXi
 """
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from scipy import stats
-from threadpoolctl import threadpool_limits
 
-from ldmjax.metrics import Measure, measure
+from ldmjax.metrics import Measure, measure_curves
 from ldmjax.schedules import RectifiedFlow, noise_var_from_logsnr
 
 CLAIM_ERROR = 0.0025
@@ -213,24 +210,19 @@ def noisy_autoencoder(
     copies = -(-samples // (2 * len(latents))) if len(chosen) == len(latents) else 1
     clean = np.repeat(np.asarray(latents, np.float32)[chosen], copies, axis=0)
     noise = rng.standard_normal((2, *clean.shape), np.float32)
-    shape, begin, pending = (2, len(clean)), time.perf_counter(), []
-    threads = len(os.sched_getaffinity(0))
-    # One level per core is faster than one level's matrix products on all of them.
-    with threadpool_limits(limits=1), ThreadPoolExecutor(threads) as pool:
+    begin = time.perf_counter()
+
+    def levels():
         for done, logsnr in enumerate(logsnrs, start=1):
-            state = _noisy(clean, noise, logsnr, readout)
-            images = decode(state.reshape(-1, *clean.shape[1:]))
-            images = images.reshape(*shape, *images.shape[1:])
-            pending.append(pool.submit(measure, images, measures, common_images=True))
-            # Images are decoded here, one call at a time, while threads measure; those that wait hold memory.
-            pending[max(0, done - 1 - threads)].result()
+            images = decode(_noisy(clean, noise, logsnr, readout).reshape(-1, *clean.shape[1:]))
+            yield images.reshape(2, len(clean), *images.shape[1:])
             seconds = time.perf_counter() - begin
             report(
                 f"noisy autoencoder: level {done}/{len(logsnrs)}, {2 * len(clean) * done / seconds:.0f} images/s, "
                 f"{seconds * (len(logsnrs) - done) / done:.0f} s left"
             )
-        values = [future.result() for future in pending]
-    return {key: np.stack([v[key] for v in values], axis=1) for key in values[0]}
+
+    return measure_curves(levels(), measures, common_images=True)
 
 
 def _noisy(clean, noise, logsnr, readout):

@@ -47,10 +47,7 @@ def define_flags() -> None:
 
 def read_config() -> Config:
     """Flags to configuration; --quick replaces the flags that were not given."""
-    if FLAGS.quick:
-        for name, value in QUICK.items():
-            if not FLAGS[name].present:
-                FLAGS[name].value = value
+    shared.apply_quick(QUICK)
     lists = "tasks ladders experts samples_per_state learning_rates seeds".split()
     names = """latent_dim levels many_levels sigma_min sigma_max sample_budget large_batch_budgets checkpoints selection_seed
         hidden blocks samples experts_per_batch""".split()

@@ -45,9 +45,7 @@ def define_flags() -> None:
 
 def _use_quick_values() -> None:
     """--quick replaces the flags that were not given."""
-    for name, value in QUICK.items():
-        if FLAGS.quick and not FLAGS[name].present:
-            FLAGS[name].value = value
+    shared.apply_quick(QUICK)
 
 
 def read_config(dataset: data.Dataset) -> few_states.Config:

@@ -49,12 +49,8 @@ def define_flags() -> None:
 
 def read_config(dataset: data.Dataset) -> latent_vs_pixel.Config:
     """Flags to configuration; --quick replaces the flags that were not given; `UsageError` if they do not fit together."""
-    if FLAGS.quick:
-        for name, value in QUICK.items():
-            if not FLAGS[name].present:
-                FLAGS[name].value = value
-    if dataset.samples is None:
-        raise shared.bad("spectrum", FLAGS.spectrum, "a spectrum has no images")
+    shared.apply_quick(QUICK)
+    shared.check_images(dataset)
     held_out = 2 * image_models.BLOCKS
     if FLAGS.n > len(dataset.samples) - held_out:
         allowed = f"must be 2..{len(dataset.samples) - held_out}: {dataset.name} has {len(dataset.samples)} images, "

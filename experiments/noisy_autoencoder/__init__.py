@@ -219,7 +219,7 @@ def _measure(
     z = autoencoder.standardise(autoencoder.encode(split.train))
     noisy = stopping.noisy_autoencoder(
         z,
-        lambda u: autoencoder.decode(autoencoder.unstandardise(u)),
+        model.decode,
         measures,
         logsnrs=config.logsnrs,
         samples=max(config.sampling.samples, 2 * len(z)),
@@ -228,8 +228,7 @@ def _measure(
         report=lambda line: None,
     )
     seconds = time.perf_counter() - begin
-    middles = autoencoder.decode(autoencoder.unstandardise(interpolated_latents(z)))
-    interpolation = image_models.distances_of(middles, measures)
+    interpolation = image_models.distances_of(model.decode(interpolated_latents(z)), measures)
     floor = image_models.distances_of(split.train, measures)
     shared = {
         "seed": model.seed,

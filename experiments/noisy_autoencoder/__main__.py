@@ -46,12 +46,8 @@ def define_flags() -> None:
 
 def read_config(dataset: data.Dataset) -> noisy_autoencoder.Config:
     """Flags to configuration; --quick replaces the flags that were not given; `UsageError` if they do not fit together."""
-    if FLAGS.quick:
-        for name, value in QUICK.items():
-            if not FLAGS[name].present:
-                FLAGS[name].value = value
-    if dataset.samples is None:
-        raise shared.bad("spectrum", FLAGS.spectrum, "a spectrum has no images")
+    shared.apply_quick(QUICK)
+    shared.check_images(dataset)
     count, held_out = len(dataset.samples), 2 * image_models.BLOCKS
     if FLAGS.n is None:
         FLAGS.n = min(count // 2, 5000)

@@ -39,10 +39,7 @@ def define_flags() -> None:
 
 def read_config(dataset: data.Dataset) -> optimal_stopping.Config:
     """Flags to configuration; --quick replaces the flags that were not given."""
-    if FLAGS.quick:
-        for name, value in QUICK.items():
-            if not FLAGS[name].present:
-                FLAGS[name].value = value
+    shared.apply_quick(QUICK)
     if not FLAGS["latent_dims"].present:
         # Between the rank of the n samples and D the PCA basis is arbitrary.
         rank = min(*FLAGS.n, int(np.linalg.matrix_rank(dataset.covariance, hermitian=True)))

@@ -79,11 +79,8 @@ def check_flags() -> None:
         raise shared.bad("latent_scale", FLAGS.latent_scale, "must be a finite number > 0")
     if FLAGS.readout == "state" and FLAGS.schedule != "rectified_flow":
         raise shared.bad("readout", FLAGS.readout, "needs --schedule=rectified_flow, whose state it is")
-    if FLAGS.quick:
-        suite = FLAGS.autoencoder is None and FLAGS.latents is None
-        for name, value in QUICK.items():
-            if not FLAGS[name].present and (suite or name != "latent_dims"):
-                FLAGS[name].value = value
+    # A user's own latent spaces have their own dimensions.
+    shared.apply_quick({name: value for name, value in QUICK.items() if not (own and name == "latent_dims")})
 
 
 def sample_sizes(count: int, flag: str) -> tuple[int, int]:

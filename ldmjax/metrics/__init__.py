@@ -10,6 +10,7 @@ from ldmjax.metrics.features import (
     Measure,
     feature_pseudo_values,
     measure,
+    measure_curves,
     nearest_distances,
 )
 from ldmjax.metrics.latents import (
@@ -41,6 +42,7 @@ __all__ = [
     "feature_pseudo_values",
     "latent_reference",
     "measure",
+    "measure_curves",
     "moment_pseudo_values",
     "nearest_distances",
     "pseudo_values",

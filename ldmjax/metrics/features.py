@@ -26,10 +26,13 @@ Gretton et al., JMLR 2012; Bonneel et al., JMIV 2015; Santambrogio, Optimal Tran
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from ldmjax.gaussians import covariance_factor
 
@@ -156,6 +159,29 @@ def measure(
         values = feature_pseudo_values(rows, reference, common_images=common_images)
         found |= {(name, metric): p for metric, p in values.items()}
     return found
+
+
+def measure_curves(
+    levels: Iterable[np.ndarray], measures: Mapping[str, Measure], *, common_images: bool
+) -> dict[tuple[str, str], np.ndarray]:
+    """`measure` of images at S stops, one per core at a time, while ``levels`` makes the next ones.
+
+    Args:
+      levels: gives images in two halves ``[2, N, ...]``, S times; called in this thread, one level at a time.
+      measures: feature spaces by name.
+      common_images: as in `feature_pseudo_values`.
+
+    Returns:
+      ``{(feature space, metric): [K, S]}`` for `stopping.read_stopping_curve`.
+    """
+    threads, pending = len(os.sched_getaffinity(0)), []
+    # One level per core is faster than one level's matrix products on all of them.
+    with threadpool_limits(limits=1), ThreadPoolExecutor(threads) as pool:
+        for images in levels:
+            pending.append(pool.submit(measure, images, measures, common_images=common_images))
+            pending[max(0, len(pending) - 1 - threads)].result()  # those that wait hold memory
+        values = [future.result() for future in pending]
+    return {key: np.stack([v[key] for v in values], axis=1) for key in values[0]}
 
 
 def feature_pseudo_values(
