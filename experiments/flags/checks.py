@@ -1,0 +1,110 @@
+"""What flags name, loaded, and checks of flags against each other and against the data."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from absl import flags
+
+from experiments.flags.launch import bad
+from experiments.flags.parsers import LADDERS
+from ldmjax import data, features, schedules
+
+FLAGS = flags.FLAGS
+
+
+def load_dataset(*, default: str = "digits") -> data.Dataset:
+    """The data set that --data or --spectrum names."""
+    if FLAGS.data is not None and FLAGS.spectrum is not None:
+        raise bad("spectrum", FLAGS.spectrum, f"allowed only without --data, got --data={FLAGS.data} as well")
+    if FLAGS.spectrum is not None:
+        try:
+            return data.spectrum(FLAGS.spectrum, FLAGS.data_dim)
+        except ValueError as error:
+            raise bad("spectrum", FLAGS.spectrum, str(error)) from error
+    name = default if FLAGS.data is None else FLAGS.data
+    try:
+        return data.load(name)
+    except ValueError as error:
+        raise bad("data", name, str(error)) from error
+
+
+def load_features(
+    dataset: data.Dataset, *, report: Callable[[str], None] = lambda line: print(line, flush=True)
+) -> list[features.Features]:
+    """The feature spaces that --features names."""
+    found = []
+    for description in FLAGS.features:
+        try:
+            found.append(features.load(description, dataset, report=report))
+        except ValueError as error:
+            raise bad("features", FLAGS.features, str(error)) from error
+    names = [f.name for f in found]
+    if len(set(names)) < len(names):
+        raise bad("features", FLAGS.features, f"must have different names, got {', '.join(names)}")
+    return found
+
+
+def make_ladder(
+    name: str, levels: int, variances: np.ndarray, *, sigma_min: float = 0.002, sigma_max: float = 80.0
+) -> schedules.Ladder:
+    """The ladder that a name of `LADDERS` stands for; reads no flag.
+
+    Args:
+      name: one of `LADDERS`.
+      levels: T.
+      variances: covariance spectrum ``[D]`` of the data that is noised, for "spectral".
+      sigma_min: cleanest ratio sigma/alpha of "karras" and "uniform_logsnr"; the others have a range of their own.
+      sigma_max: their noisiest.
+
+    Raises:
+      ValueError: for an unknown name, or a number of levels or a range that the ladder does not allow.
+    """
+    if name not in LADDERS:
+        raise ValueError(f"ladder must be one of {', '.join(LADDERS)}, got {name!r}")
+    if name == "spectral":
+        return schedules.Ladder(*schedules.spectral_levels(variances, levels))
+    limits = {"sigma_min": sigma_min, "sigma_max": sigma_max} if name in ("karras", "uniform_logsnr") else {}
+    return schedules.Ladder(*getattr(schedules, f"{name}_levels")(levels, **limits))
+
+
+def check_ladder_flags() -> None:
+    """--levels, --sigma_min and --sigma_max suit every one of --ladders."""
+    if not 0 < FLAGS.sigma_min < FLAGS.sigma_max < math.inf:
+        raise bad("sigma_min", FLAGS.sigma_min, f"must be > 0 and < --sigma_max={FLAGS.sigma_max}, which is finite")
+    for name in FLAGS.ladders:
+        for levels in np.atleast_1d(FLAGS.levels).tolist():
+            try:
+                make_ladder(name, levels, np.ones(1), sigma_min=FLAGS.sigma_min, sigma_max=FLAGS.sigma_max)
+            except ValueError as error:
+                raise bad("levels", FLAGS.levels, f"{name}: {error}") from error
+
+
+def check_states() -> None:
+    """--states, if given, lies within 1..--levels."""
+    if FLAGS.states is not None and FLAGS.states[1] > FLAGS.levels:
+        raise bad(
+            "states", "{}:{}".format(*FLAGS.states), f"must lie within 1:{FLAGS.levels}, the levels of the ladder"
+        )
+
+
+def check_n(dataset: data.Dataset, *, held_out: int = 2) -> None:
+    """Every --n leaves ``held_out`` samples of the data."""
+    if dataset.samples is None:
+        return
+    count = len(dataset.samples)
+    if np.max(FLAGS.n) > count - held_out:
+        allowed = f"must be 2..{count - held_out}: {dataset.name} has {count} samples, {held_out} are held out at least"
+        raise bad("n", FLAGS.n, allowed)
+
+
+def check_images(dataset: data.Dataset) -> None:
+    """The data are samples, not a bare --spectrum."""
+    if dataset.samples is None:
+        raise bad("spectrum", FLAGS.spectrum, "a spectrum has no images")
+
+
+def check_latent_dims(dataset: data.Dataset) -> None:
+    """Every --latent_dims is at most D."""
+    if max(FLAGS.latent_dims) > dataset.dim:
+        raise bad("latent_dims", FLAGS.latent_dims, f"must be 1..{dataset.dim}, the dimension of {dataset.name}")
