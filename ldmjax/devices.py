@@ -1,43 +1,242 @@
-"""Where runs live: one mesh axis, "runs", over all devices.
+"""Where runs and samples live: a mesh of all devices of all processes with axes "runs" and "samples".
 
-On a CPU the dots inside a loop use one core, so the cores are offered to JAX as separate devices and each takes its share
-of the runs.
+Runs (rows of a stacked pytree) are spread over "runs". Where there are fewer of them than devices, the samples that one run
+draws are spread over what is left. On a CPU the dots inside a loop use one core, so the cores are offered to JAX as separate
+devices. With several processes each computes its own rows; host arrays are equal on all of them, the first process writes.
 """
 
+import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jax
-from jax.sharding import AxisType, PartitionSpec
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+RUNS, SAMPLES = "runs", "samples"
+LOG = logging.getLogger("ldmjax")
 
 
-def use_all_cores() -> None:
-    """Offers every CPU core as a JAX device; call before any other JAX function. Keeps what XLA_FLAGS already says."""
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+class StateLost(Exception):
+    """Out of memory in a call that had been given its state's buffers: the caller has to provide the state again."""
 
 
-def map_runs(function: Callable, *, runs_per_batch: int) -> Callable:
-    """Maps ``function(shared, one_run)`` over the leading axis of a pytree of runs, on all devices.
+def cache_directory() -> Path:
+    """``$LDMJAX_CACHE``, or ~/.cache/ldmjax: what serves every run, compiled programs among it."""
+    return Path(os.environ.get("LDMJAX_CACHE") or Path.home() / ".cache" / "ldmjax")
+
+
+def start(
+    *, coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Prepares JAX for a job; call before any other JAX function.
+
+    Offers every CPU core as a device (unless XLA_FLAGS sets their number), keeps compiled programs on disk (unless
+    JAX_COMPILATION_CACHE_DIR names another place), and joins the other processes: those of the SLURM step if there is one with
+    several tasks, or those of the coordinator that is named.
 
     Args:
-      function: takes (a pytree that every run shares, one run's pytree).
+      coordinator_address: HOST:PORT of process 0.
+      num_processes: how many there are.
+      process_id: this one's number, from 0.
+    """
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    if coordinator_address is not None:
+        jax.distributed.initialize(coordinator_address, num_processes, process_id)
+    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        jax.distributed.initialize()
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return jax.process_index() == 0
+
+
+def any_process(flags: np.ndarray) -> np.ndarray:
+    """Elementwise "or" of each process's booleans ``[K]``: a decision that all of them take together."""
+    if jax.process_count() == 1:
+        return flags
+    return multihost_utils.process_allgather(np.asarray(flags)).any(axis=0)
+
+
+def from_first_process(content: bytes | None) -> bytes | None:
+    """What the first process has, on all of them."""
+    if jax.process_count() == 1:
+        return content
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if content is None else len(content))))
+    if size < 0:
+        return None
+    own = np.frombuffer(content, np.uint8) if is_first_process() else np.zeros(size, np.uint8)
+    return multihost_utils.broadcast_one_to_all(own).tobytes()
+
+
+def padded_count(runs: int) -> int:
+    """The smallest multiple of the device count that holds ``runs``."""
+    return -(-runs // jax.device_count()) * jax.device_count()
+
+
+def place(rows: PyTree) -> PyTree:
+    """Spreads stacked rows over the devices, the last one repeated up to `padded_count`.
+
+    Args:
+      rows: leaves ``[R, ...]``; those that are placed already stay as they are.
+    """
+    return _place(rows, _mesh(jax.device_count()))
+
+
+def replicate(shared: PyTree) -> PyTree:
+    """Arrays that every device needs, on all of them."""
+    sharding = NamedSharding(_mesh(jax.device_count()), PartitionSpec())
+    return jax.tree.map(lambda x: _put(x, sharding), shared)
+
+
+def collect(rows: PyTree, count: int) -> PyTree:
+    """The first ``count`` rows of stacked arrays, as numpy arrays, on every process."""
+
+    def one(x):
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            x = multihost_utils.process_allgather(x, tiled=True)
+        return np.asarray(x)[:count]
+
+    return jax.tree.map(one, rows)
+
+
+def spread_samples(x: jax.Array) -> jax.Array:
+    """Inside a function that `map_runs` maps with ``samples``: spreads the first axis of ``x`` over idle devices."""
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(SAMPLES)) if _SAMPLES_SPREAD else x
+
+
+_SAMPLES_SPREAD = False  # while a function whose samples are spread is traced
+
+
+class MappedRuns:
+    """The function that `map_runs` returns.
+
+    Attributes:
+      runs_per_batch: runs that each device handles at once; halved when memory runs out.
+    """
+
+    def __init__(self, function: Callable, *, runs_per_batch: int, samples: bool, donate: int | None):
+        self.runs_per_batch = runs_per_batch
+        self._function, self._samples, self._donate = function, samples, donate
+        self._compiled: dict[tuple[int, int], Callable] = {}
+
+    @property
+    def compilations(self) -> int:
+        """Programs compiled so far."""
+        return sum(program._cache_size() for program in self._compiled.values())
+
+    def __call__(self, shared: Any, *rows: PyTree) -> PyTree:
+        """Maps over the leading axis of ``rows``; leaves come back on the devices, with the padding of `place`."""
+        mesh = _mesh(self._runs_axis(_length(rows[0])))
+        shared, rows = replicate(shared), tuple(_place(tree, mesh) for tree in rows)
+        while True:
+            try:
+                return jax.block_until_ready(self._program(mesh)(shared, *rows))
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                self._halve(_length(rows[0]) // mesh.shape[RUNS], error)
+                if any(x.is_deleted() for x in jax.tree.leaves(rows)):
+                    raise StateLost from error
+
+    def _runs_axis(self, count: int) -> int:
+        """Devices along "runs": all, or with ``samples`` as many as there are runs to fill."""
+        devices = jax.device_count()
+        if not self._samples:
+            return devices
+        return next(size for size in range(min(count, devices), 0, -1) if devices % size == 0)
+
+    def _halve(self, runs_per_device: int, error: Exception) -> None:
+        batch = _batch(runs_per_device, self.runs_per_batch)
+        if batch == 1:
+            raise MemoryError(f"one run at a time on each device is too much: {_first_line(error)}") from error
+        self.runs_per_batch = batch // 2
+        LOG.warning("out of memory with %d runs at once on each device: going on with %d", batch, self.runs_per_batch)
+
+    def _program(self, mesh: Mesh) -> Callable:
+        key = mesh.shape[RUNS], self.runs_per_batch
+        if key not in self._compiled:
+            self._compiled[key] = self._compile(mesh, self.runs_per_batch)
+        return self._compiled[key]
+
+    def _compile(self, mesh: Mesh, runs_per_batch: int) -> Callable:
+        def on_device(shared, *rows):
+            global _SAMPLES_SPREAD
+            _SAMPLES_SPREAD = mesh.shape[SAMPLES] > 1
+            try:
+                # Accelerators round the factors of a matrix product to 10 or 8 bits unless told not to.
+                with jax.default_matmul_precision("highest"):
+                    batch = _batch(_length(rows), runs_per_batch)
+                    return jax.lax.map(lambda run: self._function(shared, *run), rows, batch_size=batch)
+            finally:
+                _SAMPLES_SPREAD = False
+
+        def mapped(shared, *rows):
+            specs = PartitionSpec(), *(PartitionSpec(RUNS) for _ in rows)
+            spread = jax.shard_map(
+                on_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(RUNS), axis_names={RUNS}, check_vma=False
+            )
+            return spread(shared, *rows)
+
+        return jax.jit(mapped, donate_argnums=() if self._donate is None else (self._donate,))
+
+
+def map_runs(
+    function: Callable, *, runs_per_batch: int = 1, samples: bool = False, donate: int | None = None
+) -> MappedRuns:
+    """Compiles ``function(shared, *one_run)`` mapped over the leading axis of stacked runs, on all devices.
+
+    When memory runs out, fewer runs are handled at once, with a warning.
+
+    Args:
+      function: takes a pytree that every run shares, and one run's pytrees.
       runs_per_batch: runs that a device handles at once (vmapped), or somewhat fewer if that divides their number; the rest
         wait their turn, which bounds memory.
-
-    Returns:
-      A function of (shared, runs) for a number of runs that is a multiple of the device count (`padded_count`).
+      samples: whether ``function`` spreads samples over devices that have no run (`spread_samples`).
+      donate: position of the argument whose buffers the result may take.
     """
-    mesh = jax.make_mesh((jax.device_count(),), ("runs",), axis_types=(AxisType.Auto,))
+    return MappedRuns(function, runs_per_batch=runs_per_batch, samples=samples, donate=donate)
 
-    def on_device(shared, runs):
-        # Accelerators round the factors of a matrix product to 10 or 8 bits unless told not to.
-        with jax.default_matmul_precision("highest"):
-            batch = _batch(jax.tree.leaves(runs)[0].shape[0], runs_per_batch)
-            return jax.lax.map(lambda run: function(shared, run), runs, batch_size=batch)
 
-    spec = PartitionSpec("runs")
-    return jax.shard_map(on_device, mesh=mesh, in_specs=(PartitionSpec(), spec), out_specs=spec, check_vma=False)
+def _mesh(runs: int) -> Mesh:
+    shape = runs, jax.device_count() // runs
+    return jax.make_mesh(shape, (RUNS, SAMPLES), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def _length(rows: PyTree) -> int:
+    return jax.tree.leaves(rows)[0].shape[0]
+
+
+def _place(rows: PyTree, mesh: Mesh) -> PyTree:
+    sharding, multiple = NamedSharding(mesh, PartitionSpec(RUNS)), mesh.shape[RUNS]
+
+    def one(x):
+        if isinstance(x, jax.Array) and x.sharding == sharding:
+            return x
+        return _put(x[np.minimum(np.arange(-(-len(x) // multiple) * multiple), len(x) - 1)], sharding)
+
+    return jax.tree.map(one, rows)
+
+
+def _put(x: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(x, jax.Array) and x.sharding == sharding:
+        return x
+    if jax.process_count() == 1:
+        return jax.device_put(x, sharding)
+    if jnp.issubdtype(getattr(x, "dtype", np.float32), jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def _batch(count: int, runs_per_batch: int) -> int:
@@ -46,6 +245,5 @@ def _batch(count: int, runs_per_batch: int) -> int:
     return next((size for size in range(most, most // 2, -1) if count % size == 0), runs_per_batch)
 
 
-def padded_count(runs: int) -> int:
-    """The smallest multiple of the device count that holds ``runs``."""
-    return -(-runs // jax.device_count()) * jax.device_count()
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

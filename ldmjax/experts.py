@@ -15,7 +15,6 @@ Sources: arXiv 2508.14413 (the claim), Karras et al., arXiv 2206.00364, Salimans
 
 import dataclasses
 import functools
-import time
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -26,7 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ldmjax.devices import map_runs, padded_count
+from ldmjax import chunks
+from ldmjax.checkpoints import NOTHING_KEPT, Store, fingerprint
+from ldmjax.devices import collect, map_runs
 from ldmjax.networks import BUMPS, ResidualMLP, bump_features
 from ldmjax.process import Denoiser
 from ldmjax.schedules import Ladder
@@ -225,13 +226,13 @@ class TrainedExperts:
         checkpoints, models = len(self.checkpoints), len(self.specs)
         tables = _stack([_stack(self._tables(spec)) for spec in self.specs])
         count = checkpoints * models
-        rows = np.minimum(np.arange(padded_count(count)), count - 1)
+        of_model = np.arange(count) % models
         packed = (
-            self.params.reshape(count, *self.params.shape[2:])[rows],
-            jax.tree.map(lambda x: np.asarray(x)[rows % models], (tables, extra)),
+            self.params.reshape(count, *self.params.shape[2:]),
+            jax.tree.map(lambda x: np.asarray(x)[of_model], (tables, extra)),
         )
-        result = _compiled_map(function, _without_length(self.config), self.width)(0, packed)
-        return jax.tree.map(lambda x: np.asarray(x)[:count].reshape(checkpoints, models, *x.shape[1:]), result)
+        result = collect(_compiled_map(function, _without_length(self.config), self.width)(0, packed), count)
+        return jax.tree.map(lambda x: x.reshape(checkpoints, models, *x.shape[1:]), result)
 
     def _tables(self, spec: ModelSpec) -> list[LevelTable]:
         config = self.config
@@ -280,16 +281,15 @@ def _compiled_map(function, config: ExpertsConfig, width: int):
         params, (table, extra) = row
         return function(_denoiser(config, width, params, table), extra)
 
-    return jax.jit(map_runs(one, runs_per_batch=1))
+    return map_runs(one, samples=True)
 
 
 @functools.lru_cache(maxsize=32)
 def _compiled_training(config: ExpertsConfig, width: int, experts_per_batch: int):
     """(initialise, advance) over stacked experts."""
-    init = map_runs(lambda _, run: _init_expert(config, width, run), runs_per_batch=1)
+    init = map_runs(lambda _, run: _init_expert(config, width, run))
     step_chunk = functools.partial(_train_chunk, config, _rebuild(config, width))
-    advance = map_runs(step_chunk, runs_per_batch=experts_per_batch)
-    return jax.jit(init), jax.jit(lambda shared, state, runs: advance(shared, (state, runs)), donate_argnums=(1,))
+    return init, map_runs(step_chunk, runs_per_batch=experts_per_batch, donate=1)
 
 
 def _network(config: ExpertsConfig, width: int, key: jax.Array) -> ResidualMLP:
@@ -321,6 +321,8 @@ def train(
     config: ExpertsConfig,
     *,
     experts_per_batch: int = 1,
+    chunk: int = 1000,
+    store: Store = NOTHING_KEPT,
     report: Callable[[str], None] = lambda line: None,
 ) -> TrainedExperts:
     """Trains M models of K experts on ``samples``, all experts of all models as rows of one compiled program.
@@ -330,6 +332,8 @@ def train(
       samples: training data ``[n, D]``, centred.
       config: what the models have in common.
       experts_per_batch: experts vmapped at once on each device; the others wait.
+      chunk: steps per dispatch, at most; ``report`` gets one line after each.
+      store: where checkpoints are kept.
       report: receives progress lines.
 
     Returns:
@@ -343,38 +347,35 @@ def train(
     width, data_std = samples.shape[1], float(np.sqrt(np.mean(samples**2)))
     runs, shape = _stack_runs(specs, config, data_std), (len(specs), len(config.level_blocks))
     count = shape[0] * shape[1]
-    padded = jax.tree.map(lambda x: x[np.minimum(np.arange(padded_count(count)), count - 1)], runs)
     init, advance = _compiled_training(_without_length(config), width, experts_per_batch)
     data = jnp.asarray(samples, jnp.float32)
-    # Zero steps compile the program, so that the seconds below are those of training.
-    state, _ = jax.block_until_ready(advance((data, jnp.zeros(2, int)), init(0, padded), padded))
-
-    def unpad(tree):
-        return jax.tree.map(lambda x: np.asarray(x)[:count].reshape(*shape, *x.shape[1:]), tree)
-
-    marks = sorted({*config.checkpoints, config.steps})
-    kept, losses, seconds = [], [], [0.0]
-    for first, last in zip([0, *marks], marks, strict=False):
-        start = time.perf_counter()
-        state, loss = jax.block_until_ready(advance((data, jnp.asarray([first, last])), state, padded))
-        seconds.append(seconds[-1] + time.perf_counter() - start)
-        kept.append(unpad(state.ema))
-        losses.append(unpad(loss))
-        rate = last / seconds[-1]
-        report(
-            f"K = {config.experts}: step {last}/{config.steps} of {len(specs)} models ({count} experts), loss "
-            f"{np.nanmean(losses[-1]):.4f}, {rate * count:.0f} expert-steps/s, {(config.steps - last) / rate:.0f} s left"
-        )
+    finished = chunks.train(
+        advance,
+        lambda: init(0, runs),
+        data,
+        runs,
+        name=f"K{config.experts}-{fingerprint(f'{specs} {config}', data)}",
+        count=count,
+        steps=config.steps,
+        chunk=chunk,
+        marks=sorted({*config.checkpoints, config.steps}),
+        select=lambda state: state.ema,
+        store=store,
+        report=report,
+        label=f"K = {config.experts}, {len(specs)} models",
+        unit="expert",
+    )
+    at_marks = np.isin(finished.chunk_ends, finished.marks)
     return TrainedExperts(
         specs=tuple(specs),
         config=config,
         width=width,
         data_std=data_std,
-        checkpoints=np.array(marks),
-        params=np.stack(kept),
-        losses=np.stack(losses),
-        failed_at=unpad(state.failed_at),
-        seconds=np.array(seconds[1:]),
+        checkpoints=finished.marks,
+        params=finished.kept.reshape(len(finished.marks), *shape, -1),
+        losses=finished.losses_between_marks().T.reshape(len(finished.marks), *shape),
+        failed_at=finished.state.failed_at.reshape(shape),
+        seconds=finished.seconds[at_marks],
     )
 
 
@@ -398,9 +399,9 @@ def _init_expert(config: ExpertsConfig, width: int, run: ExpertRun) -> TrainStat
     return fresh_state(jax.flatten_util.ravel_pytree(params)[0])
 
 
-def _train_chunk(config, rebuild, shared, one_run):
+def _train_chunk(config, rebuild, shared, state, run):
     """Steps first..last - 1 of one expert; returns the state and the mean loss."""
-    (data, bounds), (state, run) = shared, one_run
+    data, first, last = shared
 
     def step_of(step, carry):
         state, total = carry
@@ -411,8 +412,8 @@ def _train_chunk(config, rebuild, shared, one_run):
         rate = run.learning_rate * jnp.minimum(1.0, (step + 1) / WARM_UP)
         return apply_gradient(state, loss, gradient, step=step, rate=rate, ema_gamma=config.ema_gamma), total + loss
 
-    state, total = jax.lax.fori_loop(bounds[0], bounds[1], step_of, (state, jnp.zeros(())))
-    return state, total / (bounds[1] - bounds[0])
+    state, total = jax.lax.fori_loop(first, last, step_of, (state, jnp.zeros(())))
+    return state, total / (last - first)
 
 
 def _expert_loss(config, rebuild, run, data, key, params):

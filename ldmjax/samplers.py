@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldmjax.devices import spread_samples
 from ldmjax.process import Denoiser, epsilon_from_x0, score_from_x0, velocity_from_x0
 from ldmjax.schedules import ContinuousSchedule, Ladder, Schedule, VariancePreserving
 from ldmjax.typing import ArrayLike
@@ -275,6 +276,7 @@ def sample(
         t = grid[bounds[1]]
         return state, statistic(read(state[0], t), t)
 
+    start = spread_samples(start)
     bounds = jnp.stack([jnp.asarray([0, *stops[:-1]]), jnp.asarray(stops)], axis=1)
     return jax.lax.scan(to_stop, (start, step.init(start)), bounds)[1]
 

@@ -5,7 +5,6 @@ alone, whatever its neighbours, up to float tolerance. All runs of one model cla
 """
 
 import dataclasses
-import time
 import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ldmjax.devices import map_runs, padded_count
+from ldmjax import chunks
+from ldmjax.checkpoints import NOTHING_KEPT, Store, fingerprint
+from ldmjax.devices import collect, map_runs
 from ldmjax.networks import RunInputs, as_denoiser
 from ldmjax.process import Denoiser
-from ldmjax.training import TrainingConfig, TrainState, graph_definition, init_state, train_step
+from ldmjax.training import TrainingConfig, graph_definition, init_state, train_step
 
 DRAWS = ("sample", "fresh")
 
@@ -195,6 +196,7 @@ def train(
     runs_per_batch: int = 1,
     chunk: int = 100,
     snapshot: int | None = None,
+    store: Store = NOTHING_KEPT,
     report: Callable[[str], None] = lambda line: None,
 ) -> TrainedRuns:
     """Trains all runs of one model class in one compiled program.
@@ -206,7 +208,8 @@ def train(
       width: padded latent width; default the largest latent dimension.
       runs_per_batch: runs vmapped at once on each device; the others wait, which bounds memory.
       chunk: steps per dispatch; ``report`` gets one line after each.
-      snapshot: keep the averaged parameters after this many steps too (the end of that chunk).
+      snapshot: keep the averaged parameters after this many steps too.
+      store: where checkpoints are kept.
       report: receives progress lines.
 
     Returns:
@@ -225,61 +228,54 @@ def train(
             f"maps {config.map_shape} have latent_dim {config.map_dim}, got {[s.latent_dim for s in specs]}"
         )
     runs, sources = stack_runs(specs, latents, width)
-    padding = np.minimum(np.arange(padded_count(len(specs))), len(specs) - 1)
-    padded = jax.tree.map(lambda x: x[padding], runs)
-    init = jax.jit(
-        map_runs(
-            lambda _, run: init_state(config, width, jax.random.fold_in(run.key, 0), run.latent_dim), runs_per_batch=1
-        )
+    graphdef = graph_definition(config, width)
+    init = map_runs(lambda _, run: init_state(config, width, jax.random.fold_in(run.key, 0), run.latent_dim))
+    advance = map_runs(partial(_train_chunk, config, graphdef), runs_per_batch=runs_per_batch, donate=1)
+    finished = chunks.train(
+        advance,
+        lambda: init(0, runs),
+        sources,
+        runs,
+        name=f"{config.model}-{fingerprint(f'{specs} {config} {width}', sources)}",
+        count=len(specs),
+        steps=config.steps,
+        chunk=chunk,
+        marks=() if snapshot is None else (snapshot,),
+        select=lambda state: state.ema,
+        store=store,
+        report=report,
+        label=config.model,
     )
-    chunked = map_runs(
-        partial(_train_chunk, config, graph_definition(config, width), chunk), runs_per_batch=runs_per_batch
-    )
-    advance = jax.jit(lambda shared, state, runs: chunked(shared, (state, runs)), donate_argnums=(1,))
-    initial = jax.tree.map(lambda x: x[: len(specs)], init(0, padded).params)
-    state, losses, kept, start = init(0, padded), [], None, time.perf_counter()
-    for first in range(0, config.steps, chunk):
-        state, loss = advance((sources, jnp.asarray(first)), state, padded)
-        losses.append(np.asarray(loss)[: len(specs)])
-        if snapshot is not None and first < snapshot <= first + chunk:
-            # A copy: the next chunk is given the state's own buffers.
-            kept = jax.tree.map(lambda x: jnp.array(x[: len(specs)]), state.ema)
-        done, seconds = min(first + chunk, config.steps), time.perf_counter() - start
-        report(
-            f"{config.model}: step {done}/{config.steps} of {len(specs)} runs, loss {np.nanmean(losses[-1]):.4f}, "
-            f"{done * len(specs) / seconds:.0f} run-steps/s, {seconds * (config.steps - done) / done:.0f} s left"
-        )
-    params, failed_at = jax.tree.map(lambda x: x[: len(specs)], (state.ema, state.failed_at))
     return TrainedRuns(
         specs=tuple(specs),
         config=config,
         width=width,
         runs=runs,
         sources=sources,
-        initial=initial,
-        params=params,
-        snapshot=kept,
-        losses=np.stack(losses, axis=1),
-        failed_at=np.asarray(failed_at),
-        compilations=advance._cache_size(),
+        initial=jax.tree.map(jnp.asarray, collect(init(0, runs).params, len(specs))),
+        params=jax.tree.map(jnp.asarray, finished.state.ema),
+        snapshot=None if snapshot is None else jax.tree.map(lambda x: jnp.asarray(x[0]), finished.kept),
+        losses=finished.losses,
+        failed_at=finished.state.failed_at,
+        compilations=advance.compilations,
     )
 
 
-def _train_chunk(config, graphdef, chunk, shared, one_run):
-    """``chunk`` steps of one run from step ``first``; steps past the end of training change nothing."""
-    (sources, first), (state, run) = shared, one_run
+def _train_chunk(config, graphdef, shared, state, run):
+    """Steps first..last - 1 of one run; returns the state and the mean loss."""
+    sources, first, last = shared
 
-    def step_of(state: TrainState, step):
+    def step_of(step, carry):
+        state, total = carry
         data_key, step_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(run.key, 1), step))
         x0 = draw_latents(sources, run, data_key, config.batch_size)
-        new, loss = train_step(
+        state, loss = train_step(
             config, graphdef, state, run.inputs, x0=x0, key=step_key, step=step, learning_rate=run.learning_rate
         )
-        beyond = step >= config.steps
-        return jax.tree.map(lambda a, b: jnp.where(beyond, b, a), new, state), jnp.where(beyond, jnp.nan, loss)
+        return state, total + loss
 
-    state, losses = jax.lax.scan(step_of, state, first + jnp.arange(chunk))
-    return state, jnp.nanmean(losses)
+    state, total = jax.lax.fori_loop(first, last, step_of, (state, jnp.zeros(())))
+    return state, total / (last - first)
 
 
 def map_trained(
@@ -308,14 +304,13 @@ def map_trained(
         run = run._replace(inputs=run.inputs._replace(mask=run.inputs.mask[:width]))
         return function(as_denoiser(network, run.inputs), run, sources, extra_of_run)
 
-    compiled = jax.jit(map_runs(one, runs_per_batch=runs_per_batch))
+    compiled = map_runs(one, runs_per_batch=runs_per_batch, samples=True)
 
     def call(indices):
         indices = np.asarray(indices)
         if max(trained.specs[i].latent_dim for i in indices) > width:
             raise ValueError(f"width {width} is too narrow for the runs asked for")
-        padding = indices[np.minimum(np.arange(padded_count(len(indices))), len(indices) - 1)]
-        packed = jax.tree.map(lambda x: jnp.asarray(x)[padding], (trained.params, trained.runs, extra))
-        return jax.tree.map(lambda x: x[: len(indices)], compiled(sources, packed))
+        rows = jax.tree.map(lambda x: x[indices], (trained.params, trained.runs, extra))
+        return collect(compiled(sources, rows), len(indices))
 
     return call

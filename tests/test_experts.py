@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldmjax import experts, oracle, process, samplers, training
+from ldmjax import devices, experts, oracle, process, samplers, training
 from ldmjax.networks import BUMPS
 from ldmjax.schedules import Ladder, cosine_levels, karras_levels, rectified_flow_levels
 
@@ -252,7 +252,9 @@ def watched(disentangled):
         init, advance = compiled(*settings)
 
         def call(*arguments):
-            programs.append(advance.lower(*arguments).compile().as_text())
+            shared, *rows = devices.replicate(arguments[0]), *map(devices.place, arguments[1:])
+            program = advance._program(devices._mesh(jax.device_count()))
+            programs.append(program.lower(shared, *rows).compile().as_text())
             state, loss = advance(*arguments)
             states.append(jax.tree.map(np.asarray, state))
             return state, loss

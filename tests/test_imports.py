@@ -12,15 +12,16 @@ ROOT = Path(ldmjax.__file__).parent
 LAYERS = {
     0: ["typing"],
     1: ["schedules", "gaussians", "devices"],
-    2: ["process", "oracle", "mixtures", "data"],
+    2: ["process", "oracle", "mixtures", "data", "checkpoints", "chunks"],
     3: ["networks", "autoencoders", "features", "losses", "metrics"],
     4: ["training", "sweeps", "experts", "samplers", "stopping"],
-    5: ["checkpoints", "records", "plotting"],
+    5: ["records", "plotting"],
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
 SAME_LAYER = {
     ("oracle", "process"),
     ("mixtures", "process"),
+    ("chunks", "checkpoints"),
     ("sweeps", "training"),
     ("stopping", "samplers"),
     ("experts", "training"),

@@ -6,8 +6,8 @@ trains in one program: diagonal linear scores, whose optimum Prop. 4 gives, and 
 they see fresh draws of the data's Gaussian twin. Each is then sampled with Euler-Maruyama from the marginal start, and its
 stopping curve is read per metric with intervals.
 
-    python -m experiments.optimal_stopping            # sklearn digits, n = 500, d = 1..64, seeds 0,1,2
-    python -m experiments.optimal_stopping --quick    # one seed, three dimensions, short training
+    python -m experiments.optimal_stopping          # digits, n = 500, d = 1..64, seeds 0,1,2
+    python -m experiments.optimal_stopping --quick  # one seed, three dimensions, short training
 
 Takes 189 s on two cores. Obtained: linear scores within .0016 to .0074 of Prop. 4's (relative error of the predicted
 noise; .16 to .45 before training), their curves within 3.7 standard errors of the exact discretised law at every
@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from experiments import plans
 from experiments.optimal_stopping.evaluation import (
     METRIC_PREFIX,
     exact_curve,
@@ -33,8 +34,10 @@ from experiments.optimal_stopping.evaluation import (
 )
 from experiments.optimal_stopping.setup import Config, Problems, make_problems, make_specs
 from ldmjax import sweeps
+from ldmjax.checkpoints import NOTHING_KEPT, Store
+from ldmjax.training import flops as flops_of
 
-__all__ = ["Config", "Outcome", "make_problems", "run"]
+__all__ = ["Config", "Outcome", "make_problems", "plan", "run"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,13 +61,41 @@ class Outcome:
     compilations: dict[str, int]
 
 
-def run(problems: Problems, config: Config, report: Callable[[str], None] = print) -> Outcome:
+def plan(problems: Problems, config: Config) -> list[plans.Stage]:
+    """The stages of `run`."""
+    stages, width = [], max(config.latent_dims)
+    for model in ("linear", "mlp"):
+        specs, training = make_specs(config, model, problems), config.training(model)
+        if model == "linear":
+            # Every level of the table sees the batch, as its second moments.
+            flops, parameters = 2 * 128 * width, 128 * width
+        else:
+            flops, parameters = flops_of(training, width), flops_of(training, width) // 2
+        size = {"runs": len(specs), "flops": flops, "entries": width}
+        stages.append(
+            plans.training(
+                f"train {model}", steps=training.steps, batch=training.batch_size, parameters=parameters, **size
+            )
+        )
+        stages.append(
+            plans.sampling(
+                f"sample {model}", steps=config.sampling_steps, samples=config.samples, noise=True, programs=2, **size
+            )
+        )
+    curves = sum(s.runs for s in stages) // 2
+    return [*stages, plans.host("read stopping curves, draw figures", runs=curves, seconds=0.5)]
+
+
+def run(
+    problems: Problems, config: Config, report: Callable[[str], None] = print, store: Store = NOTHING_KEPT
+) -> Outcome:
     """Trains, checks, samples and reads every run; the function behind the command.
 
     Args:
       problems: from `make_problems`.
       config: the same that made them.
       report: receives progress lines.
+      store: where trainings and finished runs are kept.
     """
     latents = {key: problem.latents for key, problem in problems.items()}
     rows, results, exacts, compilations = [], [], [], {}
@@ -72,13 +103,16 @@ def run(problems: Problems, config: Config, report: Callable[[str], None] = prin
         specs = make_specs(config, model, problems)
         trained = sweeps.train(
             specs, latents, config.training(model), width=max(config.latent_dims),
-            runs_per_batch=config.runs_per_batch, report=report,
+            runs_per_batch=config.runs_per_batch, store=store, report=report,
         )  # fmt: skip
         compilations[model] = trained.compilations
         laws = [exact_score(s, problems[(s.data, s.seed, s.n)]) for s in specs]
-        final = score_errors(trained, laws, config)
-        initial = score_errors(dataclasses.replace(trained, params=trained.initial), laws, config)
-        stopped = stopping_results(trained, problems, config, report)
+        untrained = dataclasses.replace(trained, params=trained.initial)
+        initial, final = store.piece(
+            f"{model}/score errors",
+            lambda runs=(untrained, trained), laws=laws: [score_errors(r, laws, config) for r in runs],
+        )
+        stopped = stopping_results(trained, problems, config, store, report)
         for i, spec in enumerate(specs):
             problem = problems[(spec.data, spec.seed, spec.n)]
             exact = None if laws[i] is None else exact_curve(laws[i], spec, problem, config)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.optimal_stopping.setup import BLOCKS, Config, Problem, Problems
 from ldmjax import losses, metrics, oracle, process, samplers, stopping, sweeps
+from ldmjax.checkpoints import Store
 
 METRIC_PREFIX = {"w2": "w2_squared", "mmd": "mmd_squared", "sliced_w2": "sliced_w2_squared", "kl": "kl"}
 SCORE_LEVELS, SCORE_DRAWS = 36, 256
@@ -56,7 +57,7 @@ def score_errors(trained: sweeps.TrainedRuns, exact: list, config: Config) -> tu
 
 
 def stopping_results(
-    trained: sweeps.TrainedRuns, problems: Problems, config: Config, report: Callable[[str], None]
+    trained: sweeps.TrainedRuns, problems: Problems, config: Config, store: Store, report: Callable[[str], None]
 ) -> list[dict[str, stopping.StoppingResult]]:
     """Samples every run and reads its stopping curves: one ``{metric: StoppingResult}`` per run."""
     kernel_count = min(1024, config.samples)
@@ -87,39 +88,42 @@ def stopping_results(
         )  # fmt: skip
 
     def read(spec, statistics):
+        """The run's stopping curves, kept as a piece."""
         problem = problems[(spec.data, spec.seed, spec.n)]
         pseudo = metrics.pseudo_values(
             statistics, problem.reference, problem.basis[:, : spec.latent_dim], count=config.samples,
             kernel_count=smallest,
         )  # fmt: skip
-        return {metric: stopping.read_stopping_curve(values) for metric, values in pseudo.items()}
+        results = {metric: stopping.read_stopping_curve(values) for metric, values in pseudo.items()}
+        store.put(f"stopping/{spec.name}", results)
+        return results
 
-    futures, begin, done, total = {}, time.perf_counter(), 0, len(trained.specs)
+    results = [store.get(f"stopping/{spec.name}") for spec in trained.specs]
+    missing = np.array([found is None for found in results])
+    begin, done, total = time.perf_counter(), 0, int(missing.sum())
     with ThreadPoolExecutor(jax.device_count()) as pool:
-        for width, indices in _by_width(trained).items():
+        for width, indices in _by_width(trained, missing).items():
             call = sweeps.map_trained(trained, statistics_of, chosen, width=width, runs_per_batch=config.runs_per_batch)
             size = 2 * jax.device_count()
             for first in range(0, len(indices), size):
                 batch = indices[first : first + size]
-                statistics = jax.tree.map(np.asarray, call(np.pad(batch, (0, size - len(batch)), mode="edge")))
+                statistics = call(np.pad(batch, (0, size - len(batch)), mode="edge"))
                 for k, i in enumerate(batch):
                     one = jax.tree.map(lambda x, k=k: x[k], statistics)
-                    futures[i] = pool.submit(read, trained.specs[i], one)
+                    results[i] = pool.submit(read, trained.specs[i], one)
                 done, seconds = done + len(batch), time.perf_counter() - begin
                 report(
                     f"{trained.config.model}: sampled {done}/{total} runs at latent width {width}, "
                     f"{done / seconds:.1f} runs/s"
                 )
-        return [futures[i].result() for i in range(total)]
+    return [found.result() if isinstance(found, Future) else found for found in results]
 
 
-def _by_width(trained: sweeps.TrainedRuns) -> dict[int, np.ndarray]:
-    """Indices of the runs by the padded width they are sampled at: at most 16 for the narrow ones, full for the rest."""
+def _by_width(trained: sweeps.TrainedRuns, chosen: np.ndarray) -> dict[int, np.ndarray]:
+    """Indices of the runs chosen ``[runs]`` by the padded width to sample at: at most 16 if narrow, full for the rest."""
     dims = np.array([s.latent_dim for s in trained.specs])
-    if trained.width <= 16:
-        return {trained.width: np.arange(dims.size)}
-    groups = {16: np.flatnonzero(dims <= 16), trained.width: np.flatnonzero(dims > 16)}
-    return {width: indices for width, indices in groups.items() if indices.size}
+    width_of = np.where(dims <= 16, min(16, trained.width), trained.width)
+    return {int(width): np.flatnonzero((width_of == width) & chosen) for width in np.unique(width_of[chosen])}
 
 
 def exact_curve(

@@ -8,6 +8,7 @@ from ldmjax.autoencoders.config import KINDS, AutoencoderConfig
 from ldmjax.autoencoders.interface import Autoencoder, FittedAutoencoder, LatentScale, reconstruction_error
 from ldmjax.autoencoders.linear import PCA, Identity, fit_identity, fit_pca
 from ldmjax.autoencoders.neural import NeuralAutoencoder, fit_neural
+from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 __all__ = [
     "KINDS",
@@ -30,6 +31,7 @@ def fit(
     *,
     seeds: Sequence[int],
     runs_per_batch: int = 1,
+    store: Store = NOTHING_KEPT,
     report: Callable[[str], None] = print,
 ) -> list[FittedAutoencoder]:
     """One autoencoder per pair (latent_shapes[i], seeds[i]).
@@ -40,6 +42,7 @@ def fit(
       config: shared by all.
       seeds: as many as latent shapes; they choose initialisation and batches ("pca" and "identity" have neither).
       runs_per_batch: runs trained at once on each device; the others wait, which bounds memory. 1 is fastest on a CPU.
+      store: where checkpoints of the trained kinds are kept.
       report: receives progress lines.
 
     Returns:
@@ -58,5 +61,13 @@ def fit(
         return fit_pca(images, latent_shapes, names=names)
     if config.kind == "identity":
         return fit_identity(images, latent_shapes, names=names)
-    options = {"names": names, "seeds": seeds, "runs_per_batch": runs_per_batch, "report": report}
-    return fit_neural(images, latent_shapes, config, **options)
+    return fit_neural(
+        images,
+        latent_shapes,
+        config,
+        names=names,
+        seeds=seeds,
+        runs_per_batch=runs_per_batch,
+        store=store,
+        report=report,
+    )

@@ -14,7 +14,6 @@ so run i of a batch equals run i alone up to float tolerance.
 
 import dataclasses
 import functools
-import time
 import zlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -26,10 +25,12 @@ import optax
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
+from ldmjax import chunks
 from ldmjax.autoencoders.config import AutoencoderConfig
 from ldmjax.autoencoders.convolutional import ConvolutionalNetwork, Geometry
 from ldmjax.autoencoders.quantiser import Codebook, empty_codebook, nearest, reseed, straight_through, updated
-from ldmjax.devices import map_runs, padded_count
+from ldmjax.checkpoints import Store, fingerprint
+from ldmjax.devices import MappedRuns, map_runs
 
 CHUNK = 100  # steps per dispatch and per progress line
 ADAM = optax.scale_by_adam()
@@ -170,18 +171,6 @@ class CodingPrograms(NamedTuple):
     index: Callable
 
 
-class TrainingPrograms(NamedTuple):
-    """Compiled functions that map over stacked runs.
-
-    Attributes:
-      place: (0, states) to the same states, spread over the devices.
-      advance: ((images, first, last), states, runs) to states after steps first..last - 1 and their mean losses.
-    """
-
-    place: Callable
-    advance: Callable
-
-
 @functools.lru_cache(maxsize=16)
 def coding_programs(config: AutoencoderConfig, geometry: Geometry) -> CodingPrograms:
     """How to encode and decode; compiled at the first call, once for all runs of a configuration and geometry."""
@@ -205,12 +194,15 @@ def coding_programs(config: AutoencoderConfig, geometry: Geometry) -> CodingProg
 
 
 @functools.lru_cache(maxsize=16)
-def training_programs(config: AutoencoderConfig, geometry: Geometry, runs_per_batch: int) -> TrainingPrograms:
-    """How to train; compiled at the first call, so that a second `fit` of the same kind and sizes compiles nothing."""
+def training_program(config: AutoencoderConfig, geometry: Geometry, runs_per_batch: int) -> MappedRuns:
+    """How to train: ((images, first, last), state, run) to the state after steps first..last - 1 and their mean loss.
+
+    Compiled at the first call, so that a second `fit` of the same kind and sizes compiles nothing.
+    """
     network_of = _network_of(config, geometry)
 
-    def advance(shared, packed):
-        (images, first, last), (state, run) = shared, packed
+    def advance(shared, state, run):
+        images, first, last = shared
 
         def step_of(step, carry):
             state, total = carry
@@ -228,11 +220,7 @@ def training_programs(config: AutoencoderConfig, geometry: Geometry, runs_per_ba
         state, total = jax.lax.fori_loop(first, last, step_of, (state, jnp.zeros(())))
         return state, total / (last - first)
 
-    mapped = map_runs(advance, runs_per_batch=runs_per_batch)
-    return TrainingPrograms(
-        place=jax.jit(map_runs(lambda _, state: state, runs_per_batch=runs_per_batch)),
-        advance=jax.jit(lambda shared, state, runs: mapped(shared, (state, runs)), donate_argnums=(1,)),
-    )
+    return map_runs(advance, runs_per_batch=runs_per_batch, donate=1)
 
 
 def _network_of(config, geometry):
@@ -250,25 +238,25 @@ def train(
     geometry: Geometry,
     *,
     runs_per_batch: int,
+    store: Store,
     report: Callable[[str], None],
 ) -> tuple[State, np.ndarray]:
     """Trains ``specs`` on standardised ``pixels`` ``[N, H, W, C]``; returns stacked states and losses ``[runs, chunks]``."""
-    program, count = training_programs(config, geometry, runs_per_batch), len(specs)
-    padded = [specs[min(i, count - 1)] for i in range(padded_count(count))]
-    # Placed on the devices as `advance` returns it, which would be compiled for either placement otherwise.
-    state = program.place(0, _stacked([init_state(config, geometry, spec) for spec in padded]))
-    runs = _stacked([Run(_key(spec), jnp.asarray(spec.latent_dim)) for spec in padded])
-    images, losses, start = jnp.asarray(pixels), [], time.perf_counter()
-    for first in range(0, config.steps, CHUNK):
-        done = min(first + CHUNK, config.steps)
-        state, loss = program.advance((images, jnp.asarray(first), jnp.asarray(done)), state, runs)
-        losses.append(np.asarray(loss)[:count])
-        seconds = time.perf_counter() - start
-        report(
-            f"{config.kind} autoencoder: step {done}/{config.steps} of {count} runs, loss {np.nanmean(losses[-1]):.4f}, "
-            f"{done * count / seconds:.0f} run-steps/s, {seconds * (config.steps - done) / done:.0f} s left"
-        )
-    return jax.tree.map(lambda x: x[:count], state), np.stack(losses, axis=1)
+    runs = _stacked([Run(_key(spec), jnp.asarray(spec.latent_dim)) for spec in specs])
+    finished = chunks.train(
+        training_program(config, geometry, runs_per_batch),
+        lambda: _stacked([init_state(config, geometry, spec) for spec in specs]),
+        jnp.asarray(pixels),
+        runs,
+        name=f"{config.kind}-autoencoder-{fingerprint(f'{specs} {config} {geometry}', pixels)}",
+        count=len(specs),
+        steps=config.steps,
+        chunk=CHUNK,
+        store=store,
+        report=report,
+        label=f"{config.kind} autoencoder",
+    )
+    return jax.tree.map(jnp.asarray, finished.state), finished.losses
 
 
 def _stacked(trees):

@@ -10,6 +10,7 @@ from ldmjax.autoencoders.config import AutoencoderConfig
 from ldmjax.autoencoders.convolutional import Geometry, geometry_of
 from ldmjax.autoencoders.fitting import RunSpec, coding_programs, train
 from ldmjax.autoencoders.interface import FittedAutoencoder, LatentScale
+from ldmjax.checkpoints import Store
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,9 +74,11 @@ def fit_neural(
     names: Sequence[str],
     seeds: Sequence[int],
     runs_per_batch: int,
+    store: Store,
     report: Callable[[str], None],
 ) -> list[FittedAutoencoder]:
     """One trained autoencoder per latent shape and seed; vectors of all lengths, and maps of equal sides, share a program."""
+    options = {"runs_per_batch": runs_per_batch, "store": store, "report": report}
     geometries = [geometry_of(images.shape[1:], s, downsampling=config.downsampling) for s in latent_shapes]
     if config.kind == "vq" and (bad := [s for s in latent_shapes if len(s) == 1 and s[0] % config.code_dim]):
         raise ValueError(f"vq: vector latents must be multiples of code_dim = {config.code_dim}, got {bad[0]}")
@@ -86,7 +89,7 @@ def fit_neural(
         group = [i for i, g in enumerate(geometries) if (g.levels, g.mapped) == shape]
         geometry = max((geometries[i] for i in group), key=lambda g: g.width)
         specs = [RunSpec(name=names[i], seed=seeds[i], latent_dim=latent_shapes[i][-1]) for i in group]
-        state, losses = train(specs, pixels, config, geometry, runs_per_batch=runs_per_batch, report=report)
+        state, losses = train(specs, pixels, config, geometry, **options)
         for row, i in enumerate(group):
             params, codes = jax.tree.map(lambda x, row=row: x[row], state.ema)
             autoencoder = NeuralAutoencoder(

@@ -1,0 +1,232 @@
+"""The loop of every training: steps in chunks, a progress line after each, checkpoints, and an orderly end on a signal.
+
+The grid of chunks depends on nothing but the number of steps, so results do not depend on when a checkpoint was taken.
+"""
+
+import contextlib
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from ldmjax.checkpoints import NOTHING_KEPT, Store, TrainingCheckpoints
+from ldmjax.devices import StateLost, any_process, collect, place, replicate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A training that has run to its end.
+
+    Attributes:
+      state: of R rows after the last step, on the host.
+      losses: ``[R, C]``, mean loss of each of C chunks.
+      chunk_ends: ``[C]``, steps done at the end of each chunk.
+      marks: ``[M]``, the steps after which something was kept.
+      kept: what ``select`` gave there, leaves ``[M, R, ...]``.
+      seconds: ``[C]``, time of training up to the end of each chunk, without compilation; over all sessions.
+    """
+
+    state: PyTree
+    losses: np.ndarray
+    chunk_ends: np.ndarray
+    marks: np.ndarray
+    kept: PyTree
+    seconds: np.ndarray
+
+    def losses_between_marks(self) -> np.ndarray:
+        """``[R, M]``, mean loss of the steps since the mark before."""
+        lengths = np.diff(self.chunk_ends, prepend=0)
+        firsts = np.append(0, np.searchsorted(self.chunk_ends, self.marks[:-1]) + 1)
+        total, steps = (np.add.reduceat(x, firsts, axis=-1) for x in (self.losses * lengths, lengths))
+        return total / steps
+
+
+def train(
+    advance: Callable,
+    start: Callable[[], PyTree],
+    shared: Any,
+    runs: PyTree,
+    *,
+    name: str,
+    count: int,
+    steps: int,
+    chunk: int,
+    marks: Sequence[int] = (),
+    select: Callable[[PyTree], PyTree] = lambda state: (),
+    store: Store = NOTHING_KEPT,
+    report: Callable[[str], None] = lambda line: None,
+    label: str,
+    unit: str = "run",
+) -> Finished:
+    """Runs ``advance`` over all steps, from the newest checkpoint if there is one.
+
+    Args:
+      advance: from `devices.map_runs`, maps ((shared, first, last), state, run) to (state, mean loss) after the
+        steps first..last - 1; may take the state's buffers.
+      start: gives the stacked state before the first step.
+      shared: what all runs need.
+      runs: stacked, what each run needs.
+      name: of the training, unique in the store.
+      count: R, number of runs.
+      steps: of every run.
+      chunk: steps per dispatch, and per line.
+      marks: rising steps after which ``select`` of the state is kept.
+      select: picks leaves of the state.
+      store: where checkpoints are kept.
+      report: receives the lines.
+      label: begins each line.
+      unit: what a row is called.
+    """
+    ends = np.array(sorted({*range(chunk, steps, chunk), *marks, steps}))
+    with store.training(name) as checkpoints, no_interruption() as interruption:
+        loop = _Loop(advance, start, (shared, runs), count, ends, np.array(marks, int), select, checkpoints)
+        loop.begin()
+        compiled = loop.compile()
+        first = loop.done
+        if loop.done < steps:
+            came_from = f", from the checkpoint at step {first}" if first else ""
+            report(f"{label}: {count} {unit}s of {steps} steps, compiled in {compiled:.1f} s{came_from}")
+        begin = time.perf_counter()
+        while loop.done < steps:
+            if not loop.step():
+                first, begin = loop.done, time.perf_counter()
+                continue
+            rate = (loop.done - first) / (time.perf_counter() - begin)
+            report(
+                f"{label}: step {loop.done}/{steps} of {count} {unit}s, loss {loop.last_loss:.4f}, "
+                f"{rate * count:.0f} {unit}-steps/s, {(steps - loop.done) / rate:.0f} s left"
+            )
+            due, stopping = any_process(np.array([checkpoints.due, interruption.signal is not None]))
+            if due or stopping or loop.done == steps:
+                loop.save()
+            if stopping:  # perhaps because of a signal to another process
+                raise SystemExit(128 + (interruption.signal or signal.SIGTERM))
+        return loop.finished()
+
+
+class _Loop:
+    """What `train` works on: the state on the devices, and on the host what has been collected on the way."""
+
+    def __init__(self, advance, start, given, count, ends, marks, select, checkpoints: TrainingCheckpoints):
+        self.advance, self.start, self.count, self.ends, self.marks = advance, start, count, ends, marks
+        self.select, self.checkpoints = select, checkpoints
+        self.shared, self.runs = given
+        self.done, self.state, self.kept = 0, None, None
+        self.losses = np.zeros((count, len(ends)), np.float32)
+        self.seconds = np.zeros(len(ends))
+
+    def begin(self) -> None:
+        """Takes the newest checkpoint, or the start."""
+        start = self.start()
+        rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.count, *x.shape[1:]), x.dtype), start)
+        empty = jax.tree.map(lambda x: np.zeros((len(self.marks), *x.shape), x.dtype), self.select(rows))
+        template = {"state": rows, "kept": empty, "losses": self.losses, "seconds": self.seconds}
+        found = self.checkpoints.restore(template)
+        if found is None:
+            self.done, self.state, self.kept = 0, start, empty
+            return
+        self.done, host = found
+        self.kept, self.losses, self.seconds = (
+            jax.tree.map(np.array, host[key]) for key in ("kept", "losses", "seconds")
+        )
+        self.state = host["state"]
+
+    def compile(self) -> float:
+        """Places all arrays and compiles, by a call of no steps; its seconds. Nothing if training is finished."""
+        if self.done == self.ends[-1]:
+            return 0.0
+        begin = time.perf_counter()
+        self.shared, self.runs = replicate(self.shared), place(self.runs)
+        self.state = place(self.state)
+        try:
+            self.state, _ = self.advance((self.shared, jnp.asarray(0), jnp.asarray(0)), self.state, self.runs)
+        except StateLost:
+            self.begin()
+            self.state = place(self.state)
+        return time.perf_counter() - begin
+
+    def step(self) -> bool:
+        """One chunk; False if memory ran out and the state had to be taken from the newest checkpoint."""
+        begin, k = time.perf_counter(), int(np.searchsorted(self.ends, self.done, side="right"))
+        bounds = jnp.asarray(self.done), jnp.asarray(int(self.ends[k]))
+        try:
+            self.state, loss = self.advance((self.shared, *bounds), self.state, self.runs)
+        except StateLost:
+            self.begin()
+            self.state = place(self.state)
+            return False
+        self.done = int(self.ends[k])
+        self.losses[:, k] = collect(loss, self.count)
+        self.seconds[k:] = (self.seconds[k - 1] if k else 0.0) + time.perf_counter() - begin
+        mark = np.flatnonzero(self.marks == self.done)
+        if mark.size:
+            chosen = collect(self.select(self.state), self.count)
+            for kept, leaf in zip(jax.tree.leaves(self.kept), jax.tree.leaves(chosen), strict=True):
+                kept[mark[0]] = leaf
+        return True
+
+    @property
+    def last_loss(self) -> float:
+        return float(np.nanmean(self.losses[:, np.searchsorted(self.ends, self.done)]))
+
+    def save(self) -> None:
+        host = {"state": collect(self.state, self.count), "kept": self.kept, "losses": self.losses}
+        # Copies: the next chunk fills these arrays while they are being written.
+        copies = jax.tree.map(np.array, host | {"seconds": self.seconds})
+        self.checkpoints.save(self.done, copies)
+
+    def finished(self) -> Finished:
+        return Finished(
+            state=collect(self.state, self.count),
+            losses=self.losses,
+            chunk_ends=self.ends,
+            marks=self.marks,
+            kept=self.kept,
+            seconds=self.seconds,
+        )
+
+
+@dataclasses.dataclass
+class Interruption:
+    """The signal that arrived while it could not be obeyed at once, or None."""
+
+    signal: int | None = None
+
+
+_DEFERRED: list[Interruption] = []
+
+
+@contextlib.contextmanager
+def no_interruption() -> Iterator[Interruption]:
+    """A context in which SIGTERM and Ctrl-C, once handled by `obey_signals`, are only noted: the loop ends in order."""
+    interruption = Interruption()
+    _DEFERRED.append(interruption)
+    try:
+        yield interruption
+    finally:
+        _DEFERRED.pop()
+    if interruption.signal is not None:
+        raise SystemExit(128 + interruption.signal)
+
+
+def obey_signals() -> None:
+    """Turns SIGTERM and Ctrl-C into `SystemExit` with status 128 + signal, at the end of the chunk if training runs.
+
+    A second signal ends the process at once.
+    """
+
+    def handle(number, frame):
+        del frame
+        if _DEFERRED and _DEFERRED[-1].signal is None:
+            _DEFERRED[-1].signal = number
+        else:
+            raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
