@@ -107,6 +107,7 @@ class TrainingCheckpoints:
         Args:
           template: a pytree of arrays or shapes like the state that was saved.
         """
+        self.close()  # one that is being written would look like half of one
         self._last = time.perf_counter()
         if self.directory is None:
             return None
@@ -128,26 +129,31 @@ class TrainingCheckpoints:
         ocp = _orbax()
         described = {"step": step, "sha256": digest(state)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(_named_leaves(state)), described=ocp.args.JsonSave(described))
-        self._guarded(step, lambda: self._open().save(step, args=items, force=True))
+        self._guarded(lambda: self._open().save(step, args=items, force=True))
 
     def close(self) -> None:
         """Waits until all is written."""
         if self._manager is not None:
-            self._guarded(None, self._manager.close)
+            self._guarded(self._manager.close)
             self._manager = None
 
-    def _guarded(self, step: int | None, write: Callable) -> None:
+    def _guarded(self, write: Callable) -> None:
         """A checkpoint that cannot be written costs no results: training goes on, the next one may succeed."""
         try:
             write()
-        except Exception as error:
-            place = "a checkpoint" if step is None else f"the checkpoint at step {step}"
-            LOG.warning("%s of %s could not be written: %s", place, self.name, _reason(error))
-            # A manager that failed once keeps failing; half a checkpoint has no name of its own yet.
+        except Exception as error:  # of this one, or of the one that was being written in the background
+            LOG.warning("a checkpoint of %s could not be written: %s", self.name, _reason(error))
+            # A manager that failed once keeps failing.
             manager, self._manager = self._manager, None
             with contextlib.suppress(Exception):
                 if manager is not None:
                     manager.close()
+            self._delete_halves()
+
+    def _delete_halves(self) -> None:
+        """What a kill, or a full disk, left of checkpoints that were being written."""
+        for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _open(self):
         if self._manager is None:
@@ -163,6 +169,7 @@ class TrainingCheckpoints:
 
     def _newest_good(self, template: PyTree) -> tuple[int, PyTree] | None:
         """Walks back from the newest checkpoint; damaged ones are deleted, as nothing can be saved before them."""
+        self._delete_halves()
         steps = sorted((int(p.name) for p in self.directory.glob("*") if p.name.isdigit()), reverse=True)
         for step in steps:
             try:
@@ -211,14 +218,17 @@ def fingerprint(description: str, arrays: PyTree = ()) -> str:
     return hashlib.sha256(f"{description} {digest(arrays)}".encode()).hexdigest()[:16]
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name, then renames: readers see the old file or the new one."""
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Gives a temporary name to write to, and renames it to ``path``: readers see the old file or the new one."""
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _orbax():
@@ -248,7 +258,8 @@ def _read_piece(path: Path) -> bytes | None:
 def _write_piece(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, hashlib.sha256(content).digest() + content)
+        with written_whole(path) as partial:
+            partial.write_bytes(hashlib.sha256(content).digest() + content)
     except OSError as error:
         LOG.warning("%s could not be written: %s", path, _reason(error))
 

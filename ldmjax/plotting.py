@@ -24,6 +24,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from ldmjax.checkpoints import written_whole
 from ldmjax.schedules import ContinuousSchedule, logsnr_from_noise_var
 
 Numbers = ArrayLike | Sequence
@@ -70,18 +71,16 @@ def save(figure: Figure, path: str | os.PathLike, *, dpi: int = 130) -> None:
     path = Path(path)
     if path.suffix not in _FILE_METADATA:
         raise ValueError(f"path must end in {' or '.join(_FILE_METADATA)}, got {str(path)!r}")
-    partial = path.with_name(path.name + ".partial")
     engine = figure.get_layout_engine()
     try:
         # Laid out once here: savefig would lay out a figure with an engine in a drawing of its own, for nothing.
         if engine is not None:
             engine.execute(figure)
             figure.set_layout_engine("none")
-        figure.savefig(partial, format=path.suffix[1:], dpi=dpi, metadata=_FILE_METADATA[path.suffix])
-        os.replace(partial, path)
+        with written_whole(path) as partial:
+            figure.savefig(partial, format=path.suffix[1:], dpi=dpi, metadata=_FILE_METADATA[path.suffix])
     finally:
         figure.set_layout_engine(engine)
-        partial.unlink(missing_ok=True)
 
 
 def line_style(index: int, *, markevery: float | Sequence[int] | None = None) -> dict:

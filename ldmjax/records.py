@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from ldmjax.checkpoints import written_whole
+
 SCHEMA_VERSION = 1
 PACKAGES = ("ldmjax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
 
 
-def prepare_workdir(workdir: str) -> Path:
+def prepare_workdir(workdir: str | os.PathLike) -> Path:
     """Creates the directory and proves that it can be written; ValueError if not."""
     path = Path(workdir)
     try:
@@ -30,15 +32,14 @@ def prepare_workdir(workdir: str) -> Path:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"cannot write to {workdir!r}: {error.strerror}") from error
+        raise ValueError(f"cannot write to {str(workdir)!r}: {error.strerror}") from error
     return path
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes ``text`` under a temporary name, then renames: readers see the old file or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    """Writes ``text`` whole or not at all."""
+    with written_whole(path) as partial:
+        partial.write_text(text)
 
 
 def write_records(workdir: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -49,9 +50,8 @@ def write_records(workdir: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 def write_curves(workdir: Path, curves: Mapping[str, np.ndarray]) -> None:
     """Writes curves.npz."""
-    partial = workdir / "curves.partial.npz"
-    np.savez_compressed(partial, **curves)
-    os.replace(partial, workdir / "curves.npz")
+    with written_whole(workdir / "curves.npz") as partial, open(partial, "wb") as file:
+        np.savez_compressed(file, **curves)
 
 
 def write_metadata(workdir: Path, **fields: Any) -> None:

@@ -1,0 +1,183 @@
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ldmjax import checkpoints
+from ldmjax.checkpoints import Store
+
+STATE = {
+    "a": np.arange(60_000, dtype=np.float32).reshape(3, -1),
+    "empty": np.zeros((0, 3)),
+    "b": (np.int32(7) + np.zeros(3, int),),
+}
+ROOT = Path(__file__).parent.parent
+
+
+def at(step):
+    return {**STATE, "a": STATE["a"] + step}
+
+
+def save(store, steps, name="linear/1"):
+    with store.training(name) as training:
+        for step in steps:
+            training.save(step, at(step))
+
+
+def restore(store, name="linear/1"):
+    with store.training(name) as training:
+        return training.restore(STATE)
+
+
+def files_of(directory, step):
+    """The files with the numbers of a checkpoint, largest first."""
+    return sorted(directory.glob(f"linear*/{step}/state/**/d/*"), key=lambda path: -path.stat().st_size)
+
+
+def assert_state(found, step):
+    assert found[0] == step
+    np.testing.assert_array_equal(found[1]["a"], at(step)["a"])
+    assert found[1]["empty"].shape == (0, 3) and found[1]["b"][0].tolist() == [7, 7, 7]
+
+
+def test_the_newest_is_restored_and_only_so_many_are_kept(tmp_path):
+    store = Store(tmp_path, keep=2)
+    assert restore(store) is None
+    save(store, [10, 20, 30])
+    assert_state(restore(store), 30)
+    assert sorted(p.name for p in tmp_path.glob("linear*/*")) == ["20", "30"]
+    assert restore(store, "linear/2") is None, "another training has checkpoints of its own"
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "empty directory", "half written"])
+def test_walks_back_from_a_damaged_checkpoint(tmp_path, caplog, damage):
+    store = Store(tmp_path, keep=3)
+    save(store, [10, 20])
+    (own,) = tmp_path.glob("linear*")
+    if damage == "empty directory":
+        (own / "30").mkdir()
+    elif damage == "half written":
+        shutil.copytree(own / "20", own / "30.orbax-checkpoint-tmp")
+    else:
+        victim = files_of(tmp_path, 20)[0]
+        content = bytearray(victim.read_bytes())
+        content[len(content) // 2] ^= 1
+        victim.write_bytes({"flip": content, "truncate": content[: len(content) // 2], "delete": b""}[damage])
+    good = 20 if damage in ("empty directory", "half written") else 10
+    assert_state(restore(store), good)
+    if damage != "half written":
+        assert f"checkpoint at step {30 if good == 20 else 20} of linear/1 is damaged" in caplog.text
+    save(store, [25])
+    assert_state(restore(store), 25)
+    assert not list(tmp_path.glob("linear*/*tmp*"))
+
+
+def test_a_changed_number_is_found_by_the_digest_alone(tmp_path, monkeypatch, caplog):
+    """What the file system and orbax do not notice: a checkpoint that reads well and is not what was saved."""
+    store = Store(tmp_path, keep=3)
+    save(store, [10])
+    real = checkpoints.digest
+    monkeypatch.setattr(checkpoints, "digest", lambda state: real({**state, "a": state["a"] + 1}))
+    save(store, [20])
+    monkeypatch.setattr(checkpoints, "digest", real)
+    assert_state(restore(store), 10)
+    assert "sha256" in caplog.text
+
+
+def test_digest_sees_values_places_types_and_shapes():
+    base = {"a": np.zeros(4, np.float32), "b": np.ones(2)}
+    others = [
+        {"a": np.array([0, 0, 0, 1e-9], np.float32), "b": np.ones(2)},
+        {"b": np.zeros(4, np.float32), "a": np.ones(2)},
+        {"a": np.zeros(4, np.int32), "b": np.ones(2)},
+        {"a": np.zeros((2, 2), np.float32), "b": np.ones(2)},
+    ]
+    assert len({checkpoints.digest(x) for x in [base, *others]}) == 5
+    assert checkpoints.digest(base) == checkpoints.digest({"b": np.ones(2), "a": np.zeros(4, np.float32)})
+    assert checkpoints.fingerprint("x", base) != checkpoints.fingerprint("y", base)
+
+
+def test_pieces_are_computed_once_and_again_if_damaged(tmp_path, caplog):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return {"curve": np.arange(3.0), "text": "x"}
+
+    store = Store(tmp_path)
+    for _ in range(2):
+        found = store.piece("stopping/d4/seed 0", compute)
+        assert found["text"] == "x" and found["curve"].tolist() == [0, 1, 2]
+    assert len(calls) == 1 and store.get("stopping/d4_seed 0") is None
+    (path,) = tmp_path.glob("pieces/*")
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    for damaged in (content, content[:40], b""):
+        path.write_bytes(damaged)
+        assert store.piece("stopping/d4/seed 0", compute)["text"] == "x"
+    assert len(calls) == 4 and caplog.text.count("damaged") == 3
+
+
+def test_without_a_directory_nothing_is_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    calls = []
+    for _ in range(2):
+        checkpoints.NOTHING_KEPT.piece("x", lambda: calls.append(1) or 1)
+    save(checkpoints.NOTHING_KEPT, [1])
+    assert len(calls) == 2 and restore(checkpoints.NOTHING_KEPT) is None and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [{"every": -1.0}, {"every": float("nan")}, {"keep": 0}])
+def test_refusals(options):
+    with pytest.raises(ValueError, match="need every >= 0 and keep >= 1"):
+        Store(None, **options)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), checkpoints.written_whole(path) as partial:
+        partial.write_text("half of the n")
+        raise RuntimeError
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["records.jsonl"]
+
+
+def can_mount():
+    return shutil.which("unshare") and subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode == 0
+
+
+FULL_DISK = """
+import logging, pathlib, sys, numpy as np
+from ldmjax.checkpoints import Store
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+disk = pathlib.Path(sys.argv[1])
+store, state = Store(disk / "store"), {"a": np.random.default_rng(0).standard_normal(150_000)}
+(disk / "filler").write_bytes(bytes(5 << 20))
+with store.training("x") as training:
+    training.save(10, state)
+store.put("piece", state)
+assert store.get("piece") is None
+with store.training("x") as training:
+    assert training.restore(state) is None
+(disk / "filler").unlink()
+with store.training("x") as training:
+    training.save(20, state)
+with store.training("x") as training:
+    step, found = training.restore(state)
+assert step == 20 and np.array_equal(found["a"], state["a"])
+"""
+
+
+@pytest.mark.skipif(not can_mount(), reason="needs a user namespace in which a small file system can be mounted")
+def test_a_full_disk_is_said_and_survived(tmp_path):
+    script = f'mount -t tmpfs -o size=6M tmpfs {tmp_path} && exec "$0" -c "$1" {tmp_path}'
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, sys.executable, FULL_DISK], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 2 and "a checkpoint of x could not be written" in lines[0] and "No space left" in lines[1]

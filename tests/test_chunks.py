@@ -1,0 +1,197 @@
+"""The loop of every training: what it returns does not depend on interruptions, and it ends in order on a signal."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldmjax import chunks, devices
+from ldmjax.checkpoints import NOTHING_KEPT, Store
+
+ROOT = Path(__file__).parent.parent
+COUNT, STEPS = 3, 23
+
+
+def advance(shared, state, run):
+    """State x moves by its own random numbers: any step that is left out or done twice changes everything after it."""
+    factor, first, last = shared
+
+    def step_of(step, carry):
+        state, total = carry
+        x = factor * jnp.sin(state["x"]) + jax.random.normal(jax.random.fold_in(run["key"], step), (4,))
+        return {"x": x, "steps": state["steps"] + 1}, total + x.mean()
+
+    state, total = jax.lax.fori_loop(first, last, step_of, (state, jnp.zeros(())))
+    return state, total / (last - first)
+
+
+def start():
+    return {"x": np.arange(4.0 * COUNT, dtype=np.float32).reshape(COUNT, 4), "steps": np.zeros(COUNT, np.int32)}
+
+
+def train(store=NOTHING_KEPT, report=lambda line: None, mapped=None, **options):
+    mapped = mapped or devices.map_runs(advance, donate=1)
+    options = {"marks": (7, 23), "chunk": 5, "name": "toy", **options}
+    return chunks.train(
+        mapped, start, jnp.float32(1.7), {"key": jax.vmap(jax.random.key)(np.arange(COUNT))}, count=COUNT, steps=STEPS,
+        select=lambda state: state["x"], store=store, report=report, label="toy", **options,
+    )  # fmt: skip
+
+
+def assert_equal(found, expected):
+    for a, b in zip(jax.tree.leaves(found.state), jax.tree.leaves(expected.state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for name in ("losses", "chunk_ends", "marks", "kept"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return train()
+
+
+def test_steps_chunks_marks_and_losses(whole):
+    assert whole.chunk_ends.tolist() == [5, 7, 10, 15, 20, 23] and whole.marks.tolist() == [7, 23]
+    assert whole.state["steps"].tolist() == [STEPS] * COUNT and whole.losses.shape == (COUNT, 6)
+    np.testing.assert_array_equal(whole.kept[1], whole.state["x"])
+    assert np.all(np.diff(whole.seconds) > 0)
+    by_hand = start()["x"][1]
+    means = []
+    for step in range(STEPS):
+        by_hand = np.float32(1.7) * np.sin(by_hand) + jax.random.normal(
+            jax.random.fold_in(jax.random.key(1), step), (4,)
+        )
+        means.append(np.mean(by_hand))
+        if step == 6:
+            np.testing.assert_allclose(whole.kept[0][1], by_hand, rtol=1e-4)
+    np.testing.assert_allclose(whole.losses[1, [0, 2]], [np.mean(means[:5]), np.mean(means[7:10])], rtol=1e-3)
+    np.testing.assert_allclose(
+        whole.losses_between_marks()[1], [np.mean(means[:7]), np.mean(means[7:])], rtol=1e-3, atol=1e-3
+    )
+
+
+def test_the_chunk_size_changes_nothing_but_the_losses(whole):
+    other = train(chunk=4, marks=(23,))
+    np.testing.assert_array_equal(other.state["x"], whole.state["x"])
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(line):
+    def report(text):
+        if line in text:
+            raise Stop
+
+    return report
+
+
+@pytest.mark.parametrize("line", ["compiled", "step 5/", "step 7/", "step 20/", "step 23/"])
+@pytest.mark.parametrize("every", [0.0, 1e6])
+def test_an_interrupted_training_ends_like_a_whole_one(tmp_path, whole, line, every):
+    with pytest.raises(Stop):
+        train(Store(tmp_path, every=every), stop_after(line))
+    lines = []
+    assert_equal(train(Store(tmp_path), lines.append), whole)
+    # The line comes before its checkpoint: what is lost is one chunk, or with a long interval everything.
+    done = {"step 7/": 5, "step 20/": 15, "step 23/": 20}.get(line, 0) if every == 0.0 else 0
+    assert (f"from the checkpoint at step {done}" in lines[0]) == (done > 0) and f"step {STEPS}/" in lines[-1]
+    again = []
+    mapped = devices.map_runs(advance, donate=1)
+    finished = train(Store(tmp_path), again.append, mapped)
+    assert_equal(finished, whole)
+    assert again == [] and mapped.compilations == 0, "a finished training is not redone"
+
+
+def test_restored_on_another_number_of_devices(tmp_path, whole):
+    """3 rows on 2 devices are padded to 4; a checkpoint holds the 3."""
+    with pytest.raises(Stop):
+        train(Store(tmp_path, every=0), stop_after("step 15/"))
+    script = (
+        "import sys; sys.path.insert(0, 'tests'); import jax; jax.config.update('jax_num_cpu_devices', 3)\n"
+        "import numpy as np, test_chunks as t; from ldmjax.checkpoints import Store\n"
+        f"lines = []; found = t.train(Store({str(tmp_path)!r}), lines.append); assert jax.device_count() == 3\n"
+        "assert 'from the checkpoint at step 10' in lines[0], lines; np.save(sys.argv[1], found.state['x'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "x.npy"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "x.npy"), whole.state["x"], rtol=1e-6)
+
+
+def test_progress_lines(tmp_path):
+    lines = []
+    train(report=lines.append)
+    assert len(lines) == 7 and "3 runs of 23 steps, compiled in" in lines[0]
+    for line, step in zip(lines[1:], (5, 7, 10, 15, 20, 23), strict=True):
+        assert line.startswith(f"toy: step {step}/23 of 3 runs, loss ") and "run-steps/s" in line and "s left" in line
+    assert lines[-1].endswith(" 0 s left")
+
+
+class OutOfMemoryOnce:
+    """`MappedRuns` that fails at one call as a device does that has no memory left: the state's buffers are gone."""
+
+    def __init__(self, call):
+        self.mapped, self.calls, self.call = devices.map_runs(advance, donate=1), 0, call
+
+    def __call__(self, shared, state, runs):
+        self.calls += 1
+        if self.calls == self.call:
+            jax.tree.map(lambda x: x.delete(), state)
+            raise devices.StateLost
+        return self.mapped(shared, state, runs)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("call", [1, 2, 5])
+def test_goes_on_when_memory_ran_out(tmp_path, whole, kept, call):
+    store = Store(tmp_path, every=0.0) if kept else NOTHING_KEPT
+    mapped = OutOfMemoryOnce(call)
+    assert_equal(train(store, mapped=mapped), whole)
+    # Calls: one to compile, six chunks, one that failed; without checkpoints the chunks before it are done again.
+    assert mapped.calls == 8 + (call - 2 if call > 1 and not kept else 0) - (call == 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_training_in_order(tmp_path, whole, number):
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+
+    def report(line):
+        if "step 10/" in line:
+            os.kill(os.getpid(), number)
+
+    try:
+        chunks.obey_signals()
+        with pytest.raises(SystemExit) as ending:
+            train(Store(tmp_path, every=1e6), report)
+        assert ending.value.code == 128 + number
+        with pytest.raises(SystemExit), chunks.no_interruption():  # a second one is obeyed at once
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+            pytest.fail("went on")
+        with pytest.raises(SystemExit):
+            os.kill(os.getpid(), number)
+            pytest.fail("went on")
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)
+    lines = []
+    assert_equal(train(Store(tmp_path), lines.append), whole)
+    assert "from the checkpoint at step 10" in lines[0]
+
+
+def test_a_signal_is_not_forgotten_by_a_training_that_was_finished(tmp_path):
+    train(Store(tmp_path))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        chunks.obey_signals()
+        with pytest.raises(SystemExit), chunks.no_interruption():
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
