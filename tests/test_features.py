@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -244,6 +245,14 @@ def test_classifier_without_a_place_for_its_cache(cache, digits):
     assert any("not kept for the next time" in line for line in lines)
 
 
+def test_only_the_first_process_writes_the_cache(cache, digits, monkeypatch):
+    with monkeypatch.context() as other_process:
+        other_process.setattr(jax, "process_index", lambda: 1)
+        own = classifier(digits, SMALL, report=quiet)[1]
+    assert not cache.exists()
+    assert classifier(digits, SMALL, report=quiet)[1] == own and len(list(cache.iterdir())) == 1
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("hidden", 0), ("features", 0), ("batch_size", 0), ("steps", 3), ("steps", 202), ("held_out", 1.0)],
@@ -256,7 +265,7 @@ def test_bad_configuration(field, value):
 FLAGS_PROGRAM = """
 import sys
 from experiments import flags as shared
-shared.define_data_flags(); shared.define_feature_flags()
+shared.define_data_flags(); shared.define_feature_flags(); shared.define_common_flags('features')
 def main():
     for f in shared.load_features(shared.load_dataset()):
         print(f.name, f.dim, flush=True)
@@ -279,5 +288,7 @@ def test_feature_flags(tmp_path):
     assert done.stdout == "pixels 64\nmap 3\n" + 3 * "exit 2\n", done.stderr
     repeated, unknown, same = done.stderr.splitlines()
     assert "none twice" in repeated
-    assert "flag --features=pixels,inception: unknown features 'inception': allowed are pixels |" in unknown
+    assert (
+        "flag --features=pixels,inception: must be comma-separated descriptions out of pixels | classifier" in unknown
+    )
     assert "must have different names, got map, map" in same

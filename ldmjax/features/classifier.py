@@ -12,7 +12,6 @@ import os
 import time
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -23,6 +22,7 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 from ldmjax.data import Dataset
+from ldmjax.devices import cache_directory, is_first_process
 from ldmjax.features.maps import pixels
 
 VERSION = 1  # of what training does: caches of another version are not read
@@ -104,7 +104,8 @@ def classifier(
     trained = _read(path, len(network.initial))
     if trained is None:
         trained = _train(network, inputs, targets, config, report)
-        _write(path, trained, report)
+        if is_first_process():
+            _write(path, trained, report)
     parameters, accuracy = trained
     report(f"classifier of {dataset.name}: {100.0 * accuracy:.1f} % of held-out images right")
     return lambda images: _outputs(network, parameters, (flatten(images) - centre) / scale)[0], accuracy
@@ -178,11 +179,6 @@ def _train(network, inputs, targets, config, report):
     parameters = np.asarray(state[0])
     logits = _outputs(network, parameters, inputs[held_out])[1]
     return parameters, float(np.mean(logits.argmax(axis=1) == targets[held_out]))
-
-
-def cache_directory() -> Path:
-    """``$LDMJAX_CACHE``, or ~/.cache/ldmjax."""
-    return Path(os.environ.get("LDMJAX_CACHE") or Path.home() / ".cache" / "ldmjax")
 
 
 def _key(dataset, config):
