@@ -3,15 +3,18 @@
 import ast
 from pathlib import Path
 
-SUPPORT = ("__init__", "__main__", "flags", "tasks", "tables", "image_models")
+
+def sources() -> dict[str, Path]:
+    """The file that holds the docstring of each experiment, by name: what can be run has flags."""
+    here = Path(__file__).parent
+    files = {path.stem: path for path in here.glob("*.py") if "\ndef define_flags(" in path.read_text()}
+    packages = {path.parent.name: path.with_name("__init__.py") for path in here.glob("*/__main__.py")}
+    return dict(sorted((files | packages).items()))
 
 
 def main() -> None:
-    here = Path(__file__).parent
-    sources = {path.stem: path for path in here.glob("*.py")}
-    sources |= {path.parent.name: path for path in here.glob("*/__init__.py")}
-    for name in sorted(set(sources) - set(SUPPORT)):
-        summary = ast.get_docstring(ast.parse(sources[name].read_text())).splitlines()[0]
+    for name, path in sources().items():
+        summary = ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
         print(f"python -m experiments.{name:18s} {summary}")
 
 

@@ -502,7 +502,7 @@ def test_defaults_of_the_command_are_those_of_the_configuration():
     own = absl_flags.FlagValues()
     mocked = pytest.MonkeyPatch()
     with mocked.context() as patch:
-        for name in ("DEFINE", "DEFINE_string", "DEFINE_bool", "DEFINE_float", "DEFINE_integer"):
+        for name in ("DEFINE", "DEFINE_flag"):
             define = getattr(absl_flags, name)
             patch.setattr(absl_flags, name, lambda *a, define=define, **k: define(*a, flag_values=own, **k))
         command.define_flags()

@@ -295,8 +295,8 @@ def test_ladder_names_stand_for_the_librarys_ladders(name):
 
 
 def test_states_and_names_are_parsed():
-    parser, names = parsers._RangeParser(), parsers._ChoicesParser(("a", "b", "c"))
-    assert parser.parse("8:32") == (8, 32) == parser.parse(parsers._RangeSerializer().serialize((8, 32)))
+    parser, names = parsers._RangeParser(), parsers._ListParser(parsers._ChoiceParser(("a", "b", "c")))
+    assert parser.parse("8:32") == (8, 32) == parser.parse(parsers._Serializer().serialize((8, 32)))
     assert parser.parse("1:1") == (1, 1) and names.parse("c, a") == ["c", "a"]
     for word in ["8", "8:", "0:4", "5:4", "8-32", "1:2:3", "1.5:3", ""]:
         with pytest.raises(ValueError, match="LOW:HIGH"):

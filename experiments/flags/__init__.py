@@ -1,57 +1,81 @@
-"""Flags that experiments share (`parsers`), their checks (`checks`), and the one way to start an experiment (`launch`)."""
+"""Flags: typed (`parsers`), in groups (`groups`), checked (`checks`), read (`command_line`); how to start (`launch`)."""
 
 from experiments.flags.checks import (
+    check_features,
     check_images,
     check_ladder_flags,
     check_latent_dims,
+    check_latent_shapes,
     check_n,
     check_states,
+    import_named,
     load_dataset,
     load_features,
     make_ladder,
 )
-from experiments.flags.launch import (
-    EXIT_USAGE,
-    UsageError,
-    apply_quick,
-    bad,
-    prepare_workdir,
-    run,
-)
-from experiments.flags.parsers import (
+from experiments.flags.errors import UsageError, bad
+from experiments.flags.groups import (
     LADDERS,
-    define_choices,
+    check_npz,
     define_common_flags,
     define_data_flags,
     define_feature_flags,
-    define_integer,
     define_ladder_flags,
+)
+from experiments.flags.jobs import Job, open_job
+from experiments.flags.launch import EXIT_MEMORY, EXIT_SYSTEM, EXIT_USAGE, apply_quick, run
+from experiments.flags.parsers import (
+    define_choice,
+    define_choices,
+    define_float,
+    define_import,
+    define_integer,
     define_list,
-    define_states,
+    define_range,
+    define_seed,
+    define_seeds,
+    define_switch,
+    define_word,
+    define_words,
 )
 
 __all__ = [
+    "EXIT_MEMORY",
+    "EXIT_SYSTEM",
     "EXIT_USAGE",
+    "Job",
     "LADDERS",
     "UsageError",
     "apply_quick",
     "bad",
+    "check_features",
     "check_images",
+    "check_latent_shapes",
     "check_ladder_flags",
     "check_latent_dims",
     "check_n",
+    "check_npz",
     "check_states",
+    "define_choice",
     "define_choices",
     "define_common_flags",
     "define_data_flags",
     "define_feature_flags",
+    "define_float",
+    "define_import",
     "define_integer",
     "define_ladder_flags",
     "define_list",
-    "define_states",
+    "define_range",
+    "define_seed",
+    "define_seeds",
+    "define_switch",
+    "define_word",
+    "define_words",
+    "import_named",
     "load_dataset",
     "load_features",
     "make_ladder",
-    "prepare_workdir",
+    "open_job",
     "run",
 ]

@@ -1,14 +1,15 @@
 """What flags name, loaded, and checks of flags against each other and against the data."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from absl import flags
 
-from experiments.flags.launch import bad
-from experiments.flags.parsers import LADDERS
-from ldmjax import data, features, schedules
+from experiments.flags.errors import bad
+from experiments.flags.groups import LADDERS
+from ldmjax import autoencoders, data, features, schedules
+from ldmjax.autoencoders.convolutional import geometry_of
 
 FLAGS = flags.FLAGS
 
@@ -20,25 +21,45 @@ def load_dataset(*, default: str = "digits") -> data.Dataset:
     if FLAGS.spectrum is not None:
         try:
             return data.spectrum(FLAGS.spectrum, FLAGS.data_dim)
-        except ValueError as error:
-            raise bad("spectrum", FLAGS.spectrum, str(error)) from error
+        except (ValueError, MemoryError) as error:
+            raise bad("spectrum", FLAGS.spectrum, f"must be {data.SPECTRA} ({error})") from error
     name = default if FLAGS.data is None else FLAGS.data
     try:
         return data.load(name)
-    except ValueError as error:
+    except (ValueError, MemoryError) as error:
         raise bad("data", name, str(error)) from error
+
+
+def import_named(flag: str) -> Callable:
+    """The user's callable that a flag names."""
+    try:
+        return features.import_object(FLAGS[flag].value)
+    except ValueError as error:
+        raise bad(flag, FLAGS[flag].value, f"must be {FLAGS[flag].parser.allowed} ({error})") from error
+
+
+def check_features() -> None:
+    """The user's modules among --features can be imported: known before any data are read."""
+    for description in FLAGS.features:
+        if ":" in description and not description.endswith(".npz"):
+            try:
+                features.import_object(description)
+            except ValueError as error:
+                allowed = FLAGS["features"].parser.allowed
+                raise bad("features", FLAGS.features, f"must be {allowed} ({error})") from error
 
 
 def load_features(
     dataset: data.Dataset, *, report: Callable[[str], None] = lambda line: print(line, flush=True)
 ) -> list[features.Features]:
     """The feature spaces that --features names."""
-    found = []
-    for description in FLAGS.features:
+    made = {}
+    for description in sorted(FLAGS.features, key=lambda name: name == "classifier"):  # it is trained: last
         try:
-            found.append(features.load(description, dataset, report=report))
+            made[description] = features.load(description, dataset, report=report)
         except ValueError as error:
             raise bad("features", FLAGS.features, str(error)) from error
+    found = [made[description] for description in FLAGS.features]
     names = [f.name for f in found]
     if len(set(names)) < len(names):
         raise bad("features", FLAGS.features, f"must have different names, got {', '.join(names)}")
@@ -99,9 +120,32 @@ def check_n(dataset: data.Dataset, *, held_out: int = 2) -> None:
 
 
 def check_images(dataset: data.Dataset) -> None:
-    """The data are samples, not a bare --spectrum."""
+    """The data are images that differ, not a bare --spectrum."""
     if dataset.samples is None:
-        raise bad("spectrum", FLAGS.spectrum, "a spectrum has no images")
+        raise bad("spectrum", FLAGS.spectrum, "must not be given: a spectrum has no images")
+    if not np.any(dataset.samples):
+        raise bad("data", FLAGS.data, "must hold images that differ")
+
+
+def check_latent_shapes(
+    flag: str, kind: str, shapes: Sequence[tuple[int, ...]], dataset: data.Dataset, *, n: int
+) -> None:
+    """Autoencoders of this kind, fitted to ``n`` images, can have latents of the shapes that ``flag`` asks for."""
+    config = autoencoders.AutoencoderConfig(kind=kind)
+    most = min(n, dataset.dim)
+    for shape in shapes:
+        if kind == "pca":
+            allowed = len(shape) == 1 and 1 <= shape[0] <= most
+            reason = f"pca has vectors of length 1 <= d <= {most}, the training images or the pixels"
+        else:
+            allowed = kind != "vq" or len(shape) > 1 or shape[0] % config.code_dim == 0
+            reason = f"vectors of vq have a length that is a multiple of {config.code_dim}"
+            try:
+                geometry_of(dataset.image_shape, shape, downsampling=config.downsampling)
+            except ValueError as error:
+                allowed, reason = False, f"{kind}: {error}"
+        if not allowed:
+            raise bad(flag, FLAGS[flag].value, f"must suit the autoencoder: {reason}, got {'x'.join(map(str, shape))}")
 
 
 def check_latent_dims(dataset: data.Dataset) -> None:

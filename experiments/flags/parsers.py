@@ -1,160 +1,227 @@
-"""Typed flags: what a value may be, and the flags that experiments share. Lists are comma-separated."""
+"""Typed flags: what a value may be. Every flag of an experiment is defined by one function of this file.
+
+A parser knows what it allows in words (``allowed``), which bad input and --help show. Lists are comma-separated.
+"""
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from ldmjax import data, features
+IMPORT = re.compile(r"[^:\s]+:[^:\s]+")  # package.module:function
+LARGEST_SEED = 2**31 - 1  # seeds travel as int32
 
-LADDERS = ("karras", "uniform_logsnr", "linear_beta", "scaled_linear", "cosine", "rectified_flow", "spectral")
+flags.disclaim_key_flags()  # a flag belongs to the module that asks for it, not to this one
 
 
-class _ListParser(flags.ArgumentParser):
-    """Comma-separated numbers within bounds, without repetition."""
+class _Parser(flags.ArgumentParser):
+    """Reads one word; ``plural`` is what a list of such words is called."""
 
-    def __init__(self, kind: type, low: float, high: float, *, low_open: bool = False, infinite: bool = False):
-        self.kind, self.low, self.high, self.low_open, self.infinite = kind, low, high, low_open, infinite
-        bounds = f"{'>' if low_open else '>='} {low:g}" + ("" if high == math.inf else f" and <= {high:g}")
-        noun = "whole numbers" if kind is int else "numbers"
-        self.allowed = f"comma-separated {noun} {bounds}{' or inf' if infinite else ''}, none twice"
-        self.syntactic_help = self.allowed
+    allowed = plural = ""
 
-    def parse(self, argument: str | Sequence) -> list:
-        words = argument.split(",") if isinstance(argument, str) else [str(a) for a in argument]
+    def read(self, word: str):
+        """The value of a word; ValueError, with a reason if ``allowed`` is not all, if it is refused."""
+        raise NotImplementedError
+
+    def parse(self, argument):
         try:
-            values = [self.kind(word.strip()) for word in words]
-        except ValueError:
-            raise ValueError(f"must be {self.allowed}") from None
-        for value in values:
-            above = value > self.low if self.low_open else value >= self.low
-            if not (above and value <= self.high and (math.isfinite(value) or (self.infinite and value > 0))):
-                raise ValueError(f"must be {self.allowed}")
-        if len(set(values)) < len(values):
-            raise ValueError(f"must be {self.allowed}")
-        return values
+            return self.read(str(argument))
+        except ValueError as error:
+            reason = f" ({error})" if error.args else ""
+            raise ValueError(f"must be {self.allowed}{reason}") from None
 
     def flag_type(self) -> str:
-        return f"comma-separated {self.kind.__name__} list"
+        return self.allowed
 
 
-class _ChoicesParser(flags.ArgumentParser):
-    """Comma-separated names out of a set, without repetition."""
+def _plain(number: float) -> str:
+    return f"{number:_}" if isinstance(number, int) else f"{number:g}"
+
+
+class _NumberParser(_Parser):
+    """A whole or a real number within bounds."""
+
+    def __init__(
+        self, kind: type, low: float, high: float, *, low_open: bool = False, high_open: bool = False, infinite=False
+    ):
+        self.kind, self.low, self.high, self.infinite = kind, low, high, infinite
+        self.low_open, self.high_open = low_open, high_open
+        upper = "" if high == math.inf else f" and {'<' if high_open else '<='} {_plain(high)}"
+        bounds = f"{'>' if low_open else '>='} {_plain(low)}{upper}{' or inf' if infinite else ''}"
+        noun = "whole number" if kind is int else "number" if infinite else "finite number"
+        self.allowed, self.plural = f"a {noun} {bounds}", f"{noun}s {bounds}"
+
+    def read(self, word: str) -> float:
+        try:
+            value = math.inf if self.infinite and word.strip() == "inf" else self.kind(word.strip())
+        except ValueError:
+            raise ValueError from None
+        above = value > self.low if self.low_open else value >= self.low
+        below = value < self.high if self.high_open else value <= self.high
+        if not (above and below and math.isfinite(value) or self.infinite and value == math.inf):
+            raise ValueError
+        return value
+
+
+class _ChoiceParser(_Parser):
+    """One name out of a set."""
 
     def __init__(self, choices: Sequence[str]):
         self.choices = tuple(choices)
-        self.allowed = f"comma-separated names out of {', '.join(self.choices)}, none twice"
-        self.syntactic_help = self.allowed
+        self.allowed = f"one of {', '.join(self.choices)}"
+        self.plural = f"names out of {', '.join(self.choices)}"
 
-    def parse(self, argument: str | Sequence[str]) -> list[str]:
-        words = [w.strip() for w in (argument.split(",") if isinstance(argument, str) else argument)]
-        if set(words) - set(self.choices) or len(set(words)) < len(words):
-            raise ValueError(f"must be {self.allowed}")
-        return words
-
-    def flag_type(self) -> str:
-        return "comma-separated names"
+    def read(self, word: str) -> str:
+        if word.strip() not in self.choices:
+            raise ValueError
+        return word.strip()
 
 
-class _WordsParser(flags.ArgumentParser):
-    """Comma-separated words, without repetition."""
+class _WordParser(_Parser):
+    """A word that is not empty and passes ``check``, which raises ValueError with a reason."""
 
-    syntactic_help = "comma-separated words, none twice"
+    def __init__(self, allowed: str, check: Callable[[str], object]):
+        self.allowed = self.plural = allowed
+        self.check = check
 
-    def parse(self, argument: str | Sequence[str]) -> list[str]:
-        words = [w.strip() for w in (argument.split(",") if isinstance(argument, str) else argument)]
-        if not all(words) or len(set(words)) < len(words):
-            raise ValueError(f"must be {self.syntactic_help}")
-        return words
-
-    def flag_type(self) -> str:
-        return "comma-separated words"
+    def read(self, word: str) -> str:
+        word = word.strip()
+        if not word or word.startswith("--"):  # "--data --quick": the value was forgotten
+            raise ValueError
+        self.check(word)
+        return word
 
 
-class _RangeParser(flags.ArgumentParser):
-    """LOW:HIGH, whole numbers >= 1, both included."""
+class _RangeParser(_Parser):
+    """LOW:HIGH, whole numbers >= 1."""
 
-    syntactic_help = "LOW:HIGH, whole numbers with 1 <= LOW <= HIGH, both included"
+    allowed = "LOW:HIGH, whole numbers with 1 <= LOW <= HIGH, both included"
 
-    def parse(self, argument: str | Sequence[int]) -> tuple[int, int]:
-        words = argument.split(":") if isinstance(argument, str) else argument
+    def read(self, word: str) -> tuple[int, int]:
         try:
-            low, high = (int(word) for word in words)
+            low, high = (int(part) for part in word.split(":"))
         except ValueError:
-            raise ValueError(f"must be {self.syntactic_help}") from None
+            raise ValueError from None
         if not 1 <= low <= high:
-            raise ValueError(f"must be {self.syntactic_help}")
+            raise ValueError
         return low, high
 
-    def flag_type(self) -> str:
-        return "range"
+
+class _SwitchParser(_Parser):
+    """True or false."""
+
+    allowed = "true or false"
+
+    def read(self, word: str) -> bool:
+        if word.lower() not in ("true", "false", "1", "0"):
+            raise ValueError
+        return word.lower() in ("true", "1")
 
 
-class _RangeSerializer(flags.ArgumentSerializer):
-    def serialize(self, value: tuple[int, int]) -> str:
-        return f"{value[0]}:{value[1]}"
+class _ListParser(_Parser):
+    """Comma-separated words that ``item`` reads, none twice."""
+
+    def __init__(self, item: _Parser):
+        self.item, self.allowed = item, f"comma-separated {item.plural}, none twice"
+
+    def read(self, word: str) -> list:
+        values = [self.item.read(part) for part in word.split(",")]
+        if len(set(values)) < len(values):
+            raise ValueError
+        return values
 
 
-class _ListSerializer(flags.ArgumentSerializer):
-    def serialize(self, value: Sequence) -> str:
-        return ",".join(str(v) for v in value)
+class _Serializer(flags.ArgumentSerializer):
+    """Writes a value so that its parser reads it again."""
+
+    def serialize(self, value) -> str:
+        joint = ":" if isinstance(value, tuple) else ","
+        return joint.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _define(parser: _Parser, name: str, default, help_text: str) -> None:
+    flags.DEFINE(parser, name, default, help_text, serializer=_Serializer())
+
+
+def define_integer(name: str, default: int | None, help_text: str, *, low: int, high: int) -> None:
+    """Defines a flag for a whole number ``low..high``."""
+    _define(_NumberParser(int, low, high), name, default, help_text)
+
+
+def define_seed(name: str, default: int, help_text: str) -> None:
+    """Defines a flag for a seed."""
+    define_integer(name, default, help_text, low=0, high=LARGEST_SEED)
+
+
+def define_float(
+    name: str, default: float | None, help_text: str, *, low: float, high: float = math.inf, **open_bounds
+):
+    """Defines a flag for a finite number; ``low_open=True`` or ``high_open=True`` excludes that bound."""
+    flags.DEFINE(
+        _NumberParser(float, low, high, **open_bounds), name, default, help_text, serializer=flags.ArgumentSerializer()
+    )
 
 
 def define_list(
     name: str, default: str | None, help_text: str, kind: type, low: float, high: float = math.inf, **bounds
-):
-    """Defines a list flag; ``bounds`` are `_ListParser`'s."""
-    parser = _ListParser(kind, low, high, **bounds)
-    flags.DEFINE(parser, name, default, help_text, serializer=_ListSerializer())
+) -> None:
+    """Defines a flag for a list of numbers; ``bounds`` are ``low_open``, ``high_open`` and ``infinite`` (inf is allowed)."""
+    _define(_ListParser(_NumberParser(kind, low, high, **bounds)), name, default, help_text)
 
 
-def define_choices(name: str, default: str, help_text: str, choices: Sequence[str]):
-    """Defines a list flag whose entries are names out of ``choices``."""
-    flags.DEFINE(_ChoicesParser(choices), name, default, help_text, serializer=_ListSerializer())
+def define_seeds(default: str, help_text: str) -> None:
+    """Defines --seeds, a list."""
+    define_list("seeds", default, help_text, int, 0, LARGEST_SEED)
 
 
-def define_integer(name: str, default: int | None, help_text: str, *, low: int, high: int | None = None):
-    """Defines a bounded integer flag."""
-    flags.DEFINE_integer(name, default, help_text, lower_bound=low, upper_bound=high)
+def define_choice(name: str, default: str, help_text: str, choices: Sequence[str]) -> None:
+    """Defines a flag for one name out of ``choices``."""
+    _define(_ChoiceParser(choices), name, default, help_text)
 
 
-def define_data_flags(*, default: str = "digits") -> None:
-    """--data, --spectrum, --data_dim."""
-    flags.DEFINE_string(
-        "data",
-        None,
-        f"{data.NAMES}. An .npz holds images or x, maybe labels or y; subfolders are classes; hf: are data sets of "
-        f"Hugging Face's package datasets. Default: {default}.",
-    )
-    flags.DEFINE_string("spectrum", None, f"Instead of --data, a Gaussian with this spectrum: {data.SPECTRA}.")
-    define_integer("data_dim", 64, "Dimension of --spectrum (a file gives its own).", low=1, high=100_000)
+def define_choices(name: str, default: str, help_text: str, choices: Sequence[str]) -> None:
+    """Defines a flag for a list of names out of ``choices``."""
+    _define(_ListParser(_ChoiceParser(choices)), name, default, help_text)
 
 
-def define_feature_flags(*, default: str = "pixels") -> None:
-    """--features."""
-    help_text = f"Spaces in which images are compared, a list: {features.DESCRIPTIONS} (keys weight [D, F], bias [F])."
-    flags.DEFINE(_WordsParser(), "features", default, help_text, serializer=_ListSerializer())
+def define_word(
+    name: str, default: str | None, help_text: str, *, allowed: str, check: Callable[[str], object] = lambda word: None
+) -> None:
+    """Defines a flag for a name, a path or a description.
+
+    Args:
+      name: of the flag.
+      default: its value if it is not given.
+      help_text: for --help.
+      allowed: says what is allowed, after "must be".
+      check: raises ValueError, maybe with a reason, for a word that is not.
+    """
+    _define(_WordParser(allowed, check), name, default, help_text)
 
 
-def define_ladder_flags(*, default: str = "karras", levels: int | str = 32) -> None:
-    """--ladders, --levels (a list if its default is one, "8,32"), --sigma_min, --sigma_max."""
-    define_choices("ladders", default, f"Ladders of noise levels: {', '.join(LADDERS)}.", LADDERS)
-    if isinstance(levels, str):
-        define_list("levels", levels, "Numbers of noise levels of a ladder, T.", int, 1, 10_000)
-    else:
-        define_integer("levels", levels, "Noise levels of a ladder, T.", low=1, high=10_000)
-    flags.DEFINE_float("sigma_min", 0.002, "Cleanest ratio sigma/alpha of karras and uniform_logsnr.")
-    flags.DEFINE_float("sigma_max", 80.0, "Noisiest ratio sigma/alpha of karras and uniform_logsnr.")
+def define_words(name: str, default: str, help_text: str, *, allowed: str, check: Callable[[str], object]) -> None:
+    """Defines a flag for a list of words, each as in `define_word`; ``allowed`` is in the plural."""
+    _define(_ListParser(_WordParser(allowed, check)), name, default, help_text)
 
 
-def define_states(help_text: str) -> None:
-    """--states=LOW:HIGH, a range of levels of a ladder; (low, high), or None if not given."""
-    flags.DEFINE(_RangeParser(), "states", None, help_text, serializer=_RangeSerializer())
+def define_import(name: str, help_text: str) -> None:
+    """Defines a flag for a callable of the user's; `checks.import_named` imports it."""
+    define_word(name, None, help_text, allowed="package.module:function", check=_check_import)
 
 
-def define_common_flags(experiment: str) -> None:
-    """--workdir and --quick."""
-    flags.DEFINE_string(
-        "workdir", f"results/{experiment}", "Directory for flags.txt, records.jsonl, curves.npz, figures."
-    )
-    flags.DEFINE_bool("quick", False, "A smaller version of everything, to see that it runs.")
+def _check_import(description: str) -> None:
+    if not IMPORT.fullmatch(description):
+        raise ValueError
+
+
+def define_range(name: str, help_text: str) -> None:
+    """Defines a flag for a range LOW:HIGH; (low, high), or None if not given."""
+    _define(_RangeParser(), name, None, help_text)
+
+
+def define_switch(name: str, default: bool, help_text: str) -> None:
+    """Defines a flag that is set by --NAME and --noNAME."""
+    flag = flags.BooleanFlag(name, default, help_text)
+    flag.parser = _SwitchParser()  # absl's does not say what is allowed
+    flags.DEFINE_flag(flag)
