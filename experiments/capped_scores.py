@@ -423,12 +423,12 @@ def table(result: CappedScores, config: Config) -> str:
 def define_flags() -> None:
     shared.define_data_flags()
     shared.define_common_flags("capped_scores")
-    shared.define_list("n", "50,500", "Sample sizes that the score is estimated from.", int, 2)
+    shared.define_list("n", "50,500", "Sample sizes that the score is estimated from.", int, 2, 1_000_000)
     shared.define_list("caps", None, "Bounds C; 60 from 1.5 to 1e5 if not given.", float, 1, low_open=True)
-    shared.define_integer("draws", 20, "Draws per n.", low=1)
-    shared.define_integer("seed", 0, "Seed of the first draw.", low=0)
-    flags.DEFINE_enum("dynamics", "sde", oracle.capped.DYNAMICS, "Sampler.")
-    flags.DEFINE_float("t_max", 2.0, "Ornstein-Uhlenbeck time where sampling starts.")
+    shared.define_integer("draws", 20, "Draws per n.", low=1, high=1_000_000)
+    shared.define_seed("seed", 0, "Seed of the first draw.")
+    shared.define_choice("dynamics", "sde", "Sampler.", oracle.capped.DYNAMICS)
+    shared.define_float("t_max", 2.0, "Ornstein-Uhlenbeck time where sampling starts.", low=0.0, low_open=True)
 
 
 def read_config() -> Config:
@@ -450,20 +450,20 @@ def read_config() -> Config:
 
 def main() -> None:
     begin = time.perf_counter()
-    dataset = shared.load_dataset()
     config = read_config()
-    workdir = shared.prepare_workdir()
+    dataset = shared.load_dataset()
+    job = shared.open_job()
     result = run(dataset, config)
     print(table(result, config))
-    records.write_records(workdir, make_records(result, config))
+    records.write_records(job.workdir, make_records(result, config))
     arrays = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in ("tuned", "ridge")}
     ridge = {f"ridge_{name}": heights for name, heights in result.ridge.items()}
-    records.write_curves(workdir, arrays | ridge | {"n": np.array(config.n)})
-    plotting.save(draw_dimensions(result, config, dataset.name), workdir / "dimensions.png")
-    plotting.save(draw_substitutes(result, config, dataset.name), workdir / "substitutes.png")
+    records.write_curves(job.workdir, arrays | ridge | {"n": np.array(config.n)})
+    plotting.save(draw_dimensions(result, config, dataset.name), job.workdir / "dimensions.png")
+    plotting.save(draw_substitutes(result, config, dataset.name), job.workdir / "substitutes.png")
     seconds = time.perf_counter() - begin
-    records.write_metadata(workdir, seconds=seconds, data_sha256=dataset.digest)
-    print(f"{seconds:.1f} s; results in {workdir}")
+    records.write_metadata(job.workdir, seconds=seconds, data_sha256=dataset.digest)
+    print(f"{seconds:.1f} s; results in {job.workdir}")
 
 
 if __name__ == "__main__":

@@ -433,29 +433,24 @@ def table(result: PhaseDiagram, config: Config) -> str:
 def define_flags() -> None:
     shared.define_data_flags()
     shared.define_common_flags("phase_diagram")
-    shared.define_list("n", "100,500", "Sample sizes that the score is estimated from.", int, 2)
-    shared.define_list("latent_dims", None, "Latent dimensions; all of 1..D if not given.", int, 1)
+    shared.define_list("n", "100,500", "Sample sizes that the score is estimated from.", int, 2, 1_000_000)
+    shared.define_list("latent_dims", None, "Latent dimensions; all of 1..D if not given.", int, 1, 100_000)
     shared.define_list("caps", "inf,20,5", "Bounds C on the score's weights.", float, 1, low_open=True, infinite=True)
-    shared.define_integer("draws", 20, "Draws of the estimated variances per n.", low=1)
-    shared.define_integer("seed", 0, "Seed of the first draw.", low=0)
+    shared.define_integer("draws", 20, "Draws of the estimated variances per n.", low=1, high=1_000_000)
+    shared.define_seed("seed", 0, "Seed of the first draw.")
     shared.define_integer("noise_levels", 1000, "Stopping times, the end included.", low=2, high=100_000)
-    shared.define_integer("pca_draws", 3, "Draws of n images for the PCA model (0: none; only with --data).", low=0)
-    flags.DEFINE_enum("schedule", "ou", list(SCHEDULES), "Whose time is shown.")
-    flags.DEFINE_float("t_max", None, "Time where sampling starts; 2 for ou, 1 for linear_vp if not given.")
-    flags.DEFINE_enum("dynamics", "sde", oracle.capped.DYNAMICS, "Sampler of the capped score.")
+    shared.define_integer(
+        "pca_draws", 3, "Draws of n images for the PCA model (0: none; only with --data).", low=0, high=1000
+    )
+    shared.define_choice("schedule", "ou", "Whose time is shown.", list(SCHEDULES))
+    help_text = "Time where sampling starts; by default 2 for ou, 1 for linear_vp."
+    shared.define_float("t_max", None, help_text, low=0.0, low_open=True)
+    shared.define_choice("dynamics", "sde", "Sampler of the capped score.", oracle.capped.DYNAMICS)
 
 
-def read_config(dataset: data.Dataset) -> Config:
+def read_config() -> Config:
     """The configuration that the flags ask for; `UsageError` if they do not fit together."""
     kind = SCHEDULES[FLAGS.schedule]
-    try:
-        schedule = kind() if FLAGS.t_max is None else kind(t_max=FLAGS.t_max)
-    except ValueError as error:
-        raise shared.bad("t_max", FLAGS.t_max, str(error)) from error
-    if FLAGS.latent_dims is not None:
-        shared.check_latent_dims(dataset)
-    if FLAGS.pca_draws:
-        shared.check_n(dataset)
     limit = 2 if FLAGS.quick else None
     try:
         return Config(
@@ -468,7 +463,7 @@ def read_config(dataset: data.Dataset) -> Config:
             dynamics=FLAGS.dynamics,
             pca_draws=min(FLAGS.pca_draws, 1) if FLAGS.quick else FLAGS.pca_draws,
             pca_levels=20 if FLAGS.quick else 100,
-            schedule=schedule,
+            schedule=kind() if FLAGS.t_max is None else kind(t_max=FLAGS.t_max),
         )
     except ValueError as error:
         raise shared.bad("t_max", FLAGS.t_max, str(error)) from error
@@ -476,19 +471,23 @@ def read_config(dataset: data.Dataset) -> Config:
 
 def main() -> None:
     begin = time.perf_counter()
+    config = read_config()
     dataset = shared.load_dataset()
-    config = read_config(dataset)
-    workdir = shared.prepare_workdir()
+    if FLAGS.latent_dims is not None:
+        shared.check_latent_dims(dataset)
+    if FLAGS.pca_draws:
+        shared.check_n(dataset)
+    job = shared.open_job()
     result = run(dataset, config)
     print(table(result, config))
-    records.write_records(workdir, make_records(result, config))
+    records.write_records(job.workdir, make_records(result, config))
     arrays = {field.name: getattr(result, field.name) for field in dataclasses.fields(result) if field.name != "pca"}
-    records.write_curves(workdir, arrays | {"n": np.array(config.n), "caps": np.array(config.caps)})
+    records.write_curves(job.workdir, arrays | {"n": np.array(config.n), "caps": np.array(config.caps)})
     for name, draw in [("phase_diagram", draw_map), ("gains", draw_gains), ("caps", draw_caps)]:
-        plotting.save(draw(result, config, dataset.name), workdir / f"{name}.png")
+        plotting.save(draw(result, config, dataset.name), job.workdir / f"{name}.png")
     seconds = time.perf_counter() - begin
-    records.write_metadata(workdir, seconds=seconds, data_sha256=dataset.digest)
-    print(f"{seconds:.1f} s; results in {workdir}")
+    records.write_metadata(job.workdir, seconds=seconds, data_sha256=dataset.digest)
+    print(f"{seconds:.1f} s; results in {job.workdir}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ all 1000 levels, DDIM or DPM-Solver++(2M) on 32 of them), in sequential steps, s
 machine (its share of the program that trains six models at once). The error: root mean square distance to where the exact
 flow takes the same noise; squared sliced W2 from the held-out samples where no exact score is known.
 
-    python -m experiments.disentangled              # 8-D mixture, 16-D Gaussian, 32 components of digits
+    python -m experiments.disentangled              # a mixture, a Gaussian, digits
     python -m experiments.disentangled --quick      # the Gaussian, less of everything
 
 Takes 521 s on two cores. Obtained (median [least, largest] of three fresh seeds; steps / samples):

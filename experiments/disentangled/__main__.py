@@ -8,7 +8,7 @@ from experiments import flags as shared
 from experiments import tasks as tasks_lib
 from experiments.disentangled import contest, report
 from experiments.disentangled.setup import Config
-from ldmjax import data, devices, records
+from ldmjax import data, records
 
 FLAGS = flags.FLAGS
 TASKS = (*tasks_lib.SYNTHETIC, "data")
@@ -22,27 +22,31 @@ def define_flags() -> None:
     shared.define_data_flags()
     shared.define_common_flags("disentangled")
     shared.define_choices("tasks", ",".join(TASKS), f"What to learn: {', '.join(TASKS)} (latents of --data).", TASKS)
-    shared.define_integer("latent_dim", 32, "Principal components of --data.", low=1)
+    shared.define_integer("latent_dim", 32, "Principal components of --data.", low=1, high=100_000)
     shared.define_ladder_flags(default="karras,uniform_logsnr,linear_beta,cosine,spectral")
     shared.define_integer(
         "many_levels", 1000, "Levels of the joint baseline, on the linear-beta ladder.", low=2, high=1000
     )
-    shared.define_list("experts", "1,2,4,8,16,32", "Numbers of experts K.", int, 1)
-    shared.define_list("samples_per_state", "4,32", "Training samples per level and step.", int, 1)
-    shared.define_integer("sample_budget", 2**18, "Sample gradients that a model gets.", low=1)
+    shared.define_list("experts", "1,2,4,8,16,32", "Numbers of experts K.", int, 1, 10_000)
+    shared.define_list("samples_per_state", "4,32", "Training samples per level and step.", int, 1, 65_536)
+    shared.define_integer("sample_budget", 2**18, "Sample gradients that a model gets.", low=1, high=2**40)
     shared.define_integer(
-        "large_batch_budgets", 2, "Budgets that models get which see more than the least of --samples_per_state.", low=1
+        "large_batch_budgets",
+        2,
+        "Budgets of models that see more than the least of --samples_per_state.",
+        low=1,
+        high=1000,
     )
     shared.define_integer(
         "checkpoints", 7, "Points of a curve, each at twice the steps of the one before.", low=2, high=20
     )
     shared.define_list("learning_rates", "0.001,0.003,0.01", "Rates to choose from.", float, 0, low_open=True)
-    shared.define_list("seeds", "0,1,2", "Seeds reported.", int, 0)
-    shared.define_integer("selection_seed", 100, "Seed on which rates and settings are chosen.", low=0)
-    shared.define_integer("hidden", 64, "Width of an expert.", low=1)
-    shared.define_integer("blocks", 1, "Residual blocks of an expert.", low=0)
+    shared.define_seeds("0,1,2", "Seeds reported.")
+    shared.define_seed("selection_seed", 100, "Seed on which rates and settings are chosen.")
+    shared.define_integer("hidden", 64, "Width of an expert.", low=1, high=16_384)
+    shared.define_integer("blocks", 1, "Residual blocks of an expert.", low=0, high=64)
     shared.define_integer("samples", 1024, "Generated samples per measurement; a multiple of 64.", low=64, high=65_536)
-    shared.define_integer("experts_per_batch", 8, "Experts vmapped at once on each device.", low=1)
+    shared.define_integer("experts_per_batch", 8, "Experts vmapped at once on each device.", low=1, high=10_000)
 
 
 def read_config() -> Config:
@@ -76,20 +80,20 @@ def main() -> None:
     config = read_config()
     dataset = shared.load_dataset()
     tasks = make_tasks(dataset, config)
-    workdir = shared.prepare_workdir()
+    job = shared.open_job()
     outcomes, rows = [], []
     for task in tasks:
         outcomes.append(contest.run_task(task, config, lambda line: print(_stamp(start, line), flush=True)))
         rows += report.make_records(outcomes[-1], config)
-        records.write_records(workdir, rows)
-        records.write_curves(workdir, report.curve_arrays(outcomes))
-        report.save_figure(workdir, outcomes[-1], config)
+        records.write_records(job.workdir, rows)
+        records.write_curves(job.workdir, report.curve_arrays(outcomes))
+        report.save_figure(job.workdir, outcomes[-1], config)
         print(f"\n{report.tables(outcomes[-1], config)}\n", flush=True)
     seconds = time.perf_counter() - start
     records.write_metadata(
         workdir, seconds=seconds, data_sha256=dataset.digest, training_seconds=report.seconds_of(outcomes)
     )
-    print(f"{len(rows)} models in {seconds:.0f} s; records, curves and figures are in {workdir}")
+    print(f"{len(rows)} models in {seconds:.0f} s; records, curves and figures are in {job.workdir}")
 
 
 def _stamp(start: float, line: str) -> str:
@@ -97,6 +101,5 @@ def _stamp(start: float, line: str) -> str:
 
 
 if __name__ == "__main__":
-    devices.use_all_cores()
     define_flags()
     shared.run(main)

@@ -5,10 +5,10 @@ outputs to held-out images: the noisy autoencoder of [OS] (arXiv 2510.08409 v2; 
 metric it gives the latent dimension and the stopping time with the smallest distance, their intervals, and a verdict:
 "stop early", "no gain from stopping", or "cannot tell", then with about how many images would let it tell.
 
-    python -m experiments.recommend --data=images.npz                                   # the suite's autoencoders
-    python -m experiments.recommend --data=images.npz --autoencoder=package.module:factory --latent_dims=4,8,16
-    python -m experiments.recommend --data=images.npz --latents=z.npz --decoder=package.module:function
-    python -m experiments.recommend --latents=z.npz                                     # says what it cannot know
+    python -m experiments.recommend --data=images.npz               # the suite's autoencoders
+    python -m experiments.recommend --data=images.npz --autoencoder=module:factory
+    python -m experiments.recommend --data=images.npz --latents=z.npz --decoder=module:function
+    python -m experiments.recommend --latents=z.npz                 # says what it cannot know
 
 --autoencoder: factory(latent_dim) for every --latent_dims, or factory() if none is given, returns an object with encode
 (images ``[N, *image_shape]`` to latents ``[N, ...]``) and decode, on numpy float32 arrays; unsigned 8-bit images come

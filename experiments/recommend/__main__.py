@@ -9,8 +9,7 @@ from absl import flags
 from experiments import flags as shared
 from experiments import recommend
 from experiments.recommend import candidates, report
-from ldmjax import autoencoders, data, devices, plotting, records, stopping
-from ldmjax.features import import_object
+from ldmjax import autoencoders, data, plotting, records, stopping
 
 FLAGS = flags.FLAGS
 QUICK = {"latent_dims": [2, 8], "autoencoders": ["pca"], "samples": 2048, "stops": 10}
@@ -27,31 +26,43 @@ def define_flags() -> None:
         "Autoencoders of the suite, trained on the n images, for every --latent_dims.",
         ("pca", "conv", "kl", "vq"),
     )
-    flags.DEFINE_string("autoencoder", None, "The user's own instead: package.module:factory.")
-    flags.DEFINE_string("latents", None, "Stored latents instead: an .npz file of arrays [N, ...], row i for image i.")
-    flags.DEFINE_string("decoder", None, "With --latents, package.module:function from latents to images.")
-    shared.define_list("latent_dims", None, "Latent dimensions; default 2,4,8,16,32,64 as far as D.", int, 1)
+    shared.define_import("autoencoder", "The user's own instead: a function that makes them.")
+    shared.define_word(
+        "latents", None, "Stored latents instead: arrays [N, ...], row i for image i.", allowed="an .npz file",
+        check=shared.check_npz,
+    )  # fmt: skip
+    shared.define_import("decoder", "With --latents, a function from latents to images.")
+    shared.define_list("latent_dims", None, "Latent dimensions; default 2,4,8,16,32,64 as far as D.", int, 1, 100_000)
     shared.define_integer(
         "n",
         None,
         f"Training images: those a diffusion model would see; default half, at most {LARGEST_SAMPLE}.",
         low=64,
+        high=1_000_000,
     )
     shared.define_integer(
-        "reference", None, f"Held-out images to compare with; default the rest, at most {LARGEST_SAMPLE}.", low=128
+        "reference", None, f"Held-out images; default the rest, at most {LARGEST_SAMPLE}.", low=128, high=1_000_000
     )
-    shared.define_integer("samples", 8192, "Least number of decoded images per noise level.", low=128)
-    shared.define_integer("stops", 20, "Noise levels, the last one none.", low=2)
-    shared.define_integer("decode_batch", 256, "Images per call of the user's encode and decode.", low=1)
-    shared.define_integer("autoencoder_steps", 2000, "Optimiser steps of the suite's autoencoders.", low=1)
-    shared.define_integer("seed", 0, "Chooses the split, the autoencoders' initialisation and the noise.", low=0)
-    flags.DEFINE_enum(
-        "readout", "rescaled", stopping.NOISY_READOUTS, "What is decoded: VP coordinates, or the flow's state."
+    shared.define_integer("samples", 8192, "Least number of decoded images per noise level.", low=128, high=1_048_576)
+    shared.define_integer("stops", 20, "Noise levels, the last one none.", low=2, high=10_000)
+    shared.define_integer("decode_batch", 256, "Images per call of the user's encode and decode.", low=1, high=65_536)
+    shared.define_integer(
+        "autoencoder_steps", 2000, "Optimiser steps of the suite's autoencoders.", low=1, high=10_000_000
     )
-    flags.DEFINE_enum(
-        "schedule", "rectified_flow", list(recommend.SCHEDULES), "Schedule whose steps denoising_end counts."
+    shared.define_seed("seed", 0, "Chooses the split, the autoencoders' initialisation and the noise.")
+    shared.define_choice(
+        "readout", "rescaled", "What is decoded, VP coordinates or the flow's state.", stopping.NOISY_READOUTS
     )
-    flags.DEFINE_float("latent_scale", None, "Divide latents by this; default: bring them to mean 0 and deviation 1.")
+    shared.define_choice(
+        "schedule", "rectified_flow", "Schedule whose steps denoising_end counts.", list(recommend.SCHEDULES)
+    )
+    shared.define_float(
+        "latent_scale",
+        None,
+        "Divide latents by this; default: bring them to mean 0 and deviation 1.",
+        low=0.0,
+        low_open=True,
+    )
 
 
 def check_flags() -> None:
@@ -75,10 +86,12 @@ def check_flags() -> None:
         raise shared.bad("decoder", FLAGS.decoder, "needs --data, the images that the latents encode, to compare with")
     if FLAGS.latents is not None and FLAGS.decoder is None and FLAGS.data is not None:
         raise shared.bad("data", FLAGS.data, "not used with --latents alone: give --decoder too, or leave --data out")
-    if FLAGS.latent_scale is not None and not (np.isfinite(FLAGS.latent_scale) and FLAGS.latent_scale > 0):
-        raise shared.bad("latent_scale", FLAGS.latent_scale, "must be a finite number > 0")
     if FLAGS.readout == "state" and FLAGS.schedule != "rectified_flow":
         raise shared.bad("readout", FLAGS.readout, "needs --schedule=rectified_flow, whose state it is")
+    for name in ("autoencoder", "decoder"):
+        if FLAGS[name].value is not None:
+            shared.import_named(name)
+    shared.check_features()
     # A user's own latent spaces have their own dimensions.
     shared.apply_quick({name: value for name, value in QUICK.items() if not (own and name == "latent_dims")})
 
@@ -106,12 +119,14 @@ def make_autoencoders(dataset: data.Dataset, training: np.ndarray) -> dict[str, 
     """The candidates' autoencoders by name: the user's, or the suite's fitted on ``training``."""
     if FLAGS.autoencoder is not None:
         try:
-            return user_autoencoders(import_object(FLAGS.autoencoder))
+            return user_autoencoders(shared.import_named("autoencoder"))
         except ValueError as error:
             raise shared.bad("autoencoder", FLAGS.autoencoder, str(error)) from error
     if FLAGS.latent_dims is None:
         FLAGS.latent_dims = [d for d in (2, 4, 8, 16, 32, 64) if d <= min(dataset.dim, len(training))]
     shared.check_latent_dims(dataset)
+    for kind in FLAGS.autoencoders:
+        shared.check_latent_shapes("latent_dims", kind, [(d,) for d in FLAGS.latent_dims], dataset, n=len(training))
     named = {}
     for kind in FLAGS.autoencoders:
         try:
@@ -186,7 +201,7 @@ def make_candidates() -> tuple[list[candidates.Candidate], dict]:
             "latents", FLAGS.latents, f"must have one row for each of {len(dataset.samples)} images, got {count}"
         )
     try:
-        decoder = import_object(FLAGS.decoder)
+        decoder = shared.import_named("decoder")
         return candidates.of_latents(arrays, chosen, decoder, training, measures, batch=FLAGS.decode_batch), about
     except ValueError as error:
         raise shared.bad("decoder", FLAGS.decoder, str(error)) from error
@@ -204,30 +219,29 @@ def main() -> None:
         data=about["data"],
         **{name: FLAGS[name].value for name in ("stops", "samples", "readout", "schedule", "latent_scale", "seed")},
     )
-    workdir = shared.prepare_workdir()
+    job = shared.open_job()
     comparable = FLAGS.latents is None or FLAGS.decoder is not None
     try:
         outcome = recommend.run(chosen, config, comparable=comparable, report=show)
     except ValueError as error:
         # From a user's decode or features, which the line names, on inputs that come late.
         raise shared.UsageError(str(error)) from error
-    records.write_records(workdir, outcome.records)
-    records.write_curves(workdir, outcome.curves)
+    records.write_records(job.workdir, outcome.records)
+    records.write_curves(job.workdir, outcome.curves)
     summary = {
         "schema_version": records.SCHEMA_VERSION,
         "recommendations": outcome.recommendations,
         "latents": outcome.findings,
         "unknown": outcome.unknown,
     }
-    records.write_text(workdir / "recommend.json", json.dumps(records.plain(summary), indent=2) + "\n")
+    records.write_text(job.workdir / "recommend.json", json.dumps(records.plain(summary), indent=2) + "\n")
     print(report.table(outcome))
-    plotting.save(report.draw(outcome, config), workdir / "recommend.png")
+    plotting.save(report.draw(outcome, config), job.workdir / "recommend.png")
     seconds = time.perf_counter() - start
-    records.write_metadata(workdir, seconds=seconds, candidate_seconds=outcome.seconds, **about)
-    print(f"{len(chosen)} latent spaces in {seconds:.0f} s; recommend.json and recommend.png are in {workdir}")
+    records.write_metadata(job.workdir, seconds=seconds, candidate_seconds=outcome.seconds, **about)
+    print(f"{len(chosen)} latent spaces in {seconds:.0f} s; recommend.json and recommend.png are in {job.workdir}")
 
 
 if __name__ == "__main__":
-    devices.use_all_cores()
     define_flags()
     shared.run(main)

@@ -15,17 +15,18 @@ from 0. exact_flow has no discretisation error: what the estimated score alone a
 Learned: two models of one network per level, all states and only those above the stop (--states=8:32 trains levels 8..32,
 both included). Same samples; squared W2 held against the closed form; what was saved.
 
-    python -m experiments.unused_states                                       # digits, d = 1, 2, 4, ..., 64
-    python -m experiments.unused_states --spectrum=exponential:0.25 --latent_dims=4,8,16 --n=inf --nolearned
+    python -m experiments.unused_states  # digits, d = 1, 2, 4, ..., 64
+    python -m experiments.unused_states --spectrum=exponential:0.25 --latent_dims=4,8,16 \
+        --n=inf --nolearned
     python -m experiments.unused_states --spectrum=../shared/data/cifar10_spectrum.npy \
         --latent_dims=16,64,256,1024,3072 --n=inf --ladders=karras,spectral --nolearned
 
-Takes 21 s (--quick 10 s), 4 s and 9 s on two cores. Obtained, of 32 levels, exact score, Karras [.002, 80]:
+Takes 21 s (--quick 10 s), 4 s and 9 s on two cores. Obtained, of 32 levels, exact score, Karras [.002, 80] (2M: DPM-Solver++(2M)):
 
-    exponential:0.25, d = 4, 8, 16:                 DDIM 12, 10, 8;        DPM-Solver++(2M) 9, 8, 7;     exact_flow 0
-    CIFAR-10, d = 16, 64, 256, 1024, 3072:          DDIM 8, 8, 7, 6, 3;    2M 7, 6, 5, 3, 0;             exact_flow 0
-    the same with the spectral ladder:              DDIM 2, 2, 2, 1, 0;    2M 0;                         exact_flow 0
-    digits, d = 4, 8, 16, 32:                       DDIM 12, 10, 9, 8;     2M 10, 8, 8, 7;               exact_flow 0
+    exponential:0.25, d = 4, 8, 16:         DDIM 12, 10, 8;      2M 9, 8, 7;        exact flow 0
+    CIFAR-10, d = 16, 64, 256, 1024, 3072:  DDIM 8, 8, 7, 6, 3;  2M 7, 6, 5, 3, 0;  exact flow 0
+    the same with the spectral ladder:      DDIM 2, 2, 2, 1, 0;  2M 0;              exact flow 0
+    digits, d = 4, 8, 16, 32:               DDIM 12, 10, 9, 8;   2M 10, 8, 8, 7;    exact flow 0
 
 So with the exact score all of it cures the sampler's error, and 2M on the spectral ladder asks for none (digits: from d =
 4). W2 / sqrt(variance kept) moves little (exponential, d = 4, Karras: DDIM .0795 -> .0685, 2M .0137 -> .0095). An estimated
