@@ -183,6 +183,9 @@ def draw_latents(sources: Sources, run: StackedRuns, key: jax.Array, count: int)
     """``count`` clean training latents of one run ``[count, D]``: uniform from its sample, or fresh Gaussian draws."""
     index_key, normal_key = jax.random.split(key)
     sampled = sources.sample[run.source, jax.random.randint(index_key, (count,), 0, run.n)]
+    # No run draws afresh. jaxlib 0.11 crashes on the empty product below, on several CPU devices.
+    if sources.factor.shape[2] == 0:
+        return sampled * run.inputs.mask
     normal = jax.random.normal(normal_key, (sources.factor.shape[2], count)).T
     return jnp.where(run.fresh, normal @ sources.factor[run.source].T, sampled) * run.inputs.mask
 
