@@ -132,7 +132,9 @@ def test_expectation_is_the_mean_over_draws():
     for sampler in ("ddim", "exact_flow"):
         curves = laws.w2_squared(lam, drawn, ladder, sampler)
         error = curves.std(axis=0) / np.sqrt(len(drawn))
-        assert np.all(np.abs(curves.mean(axis=0) - laws.expected_w2_squared(lam, 20, ladder, sampler)) <= 4 * error)
+        expected = laws.expected_w2_squared(lam, 20, ladder, sampler)
+        # The last level is the data themselves: no error but that of rounding.
+        assert np.all(np.abs(curves.mean(axis=0) - expected) <= 4 * error + 1e-12)
 
 
 def test_best_leftover_noise_and_its_formula():
