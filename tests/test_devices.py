@@ -1,0 +1,181 @@
+"""One result on any number of devices and processes; memory that runs out; the mesh."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldmjax import devices
+
+ROOT = Path(__file__).parent.parent
+
+
+def start(output, workdir, *several, count, **environment):
+    variables = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", **environment}
+    command = [sys.executable, str(ROOT / "tests" / "spread_job.py"), str(output), str(workdir), *map(str, several)]
+    variables["PYTHONPATH"] = str(ROOT)
+    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(*processes):
+    outputs = [process.communicate(timeout=240) for process in processes]
+    assert [p.returncode for p in processes] == [0] * len(processes), outputs
+    return [out for out, _ in outputs]
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        return taken.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory, cache):
+    place = tmp_path_factory.mktemp("one")
+    finish(start(place / "found.npz", place / "workdir", count=1, LDMJAX_CACHE=cache))
+    return np.load(place / "found.npz")
+
+
+def assert_same(found, expected):
+    assert set(found) == set(expected)
+    for name in set(found) - {"devices"}:
+        scale = np.max(np.abs(expected[name]))
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-6 * scale, rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_the_number_of_devices_changes_nothing(tmp_path, one_device, count, cache):
+    """With 8 devices a single run's samples lie on all of them, 3 runs on 2 groups of 4."""
+    finish(start(tmp_path / "found.npz", tmp_path / "workdir", count=count, LDMJAX_CACHE=cache))
+    found = np.load(tmp_path / "found.npz")
+    assert found["devices"] == count
+    assert_same(found, one_device)
+
+
+def slurm_environment(number, count):
+    """What srun sets in a step, as far as jax.distributed reads it; its port comes from the job's number."""
+    tasks = {"SLURM_NTASKS": count, "SLURM_STEP_NUM_TASKS": count, "SLURM_PROCID": number, "SLURM_LOCALID": number}
+    return {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost"} | {
+        k: str(v) for k, v in tasks.items()
+    }
+
+
+@pytest.mark.parametrize("launcher", ["flags", "slurm"])
+def test_two_processes_find_the_same_and_resume(tmp_path, one_device, launcher, cache):
+    """Two processes of two devices, then killed at an arbitrary moment and started again, then one process goes on."""
+
+    def both(name):
+        port = free_port()
+        how = [((port, 2, k), {}) if launcher == "flags" else ((), slurm_environment(k, 2)) for k in range(2)]
+        return [
+            start(tmp_path / f"{name}{k}.npz", tmp_path / "workdir", *words, count=2, LDMJAX_CACHE=cache, **variables)
+            for k, (words, variables) in enumerate(how)
+        ]
+
+    running = both("killed")
+    for line in running[0].stdout:
+        if "step 20/40" in line:
+            break
+    for process in running:
+        process.kill()
+        process.communicate()
+    first, second = finish(*both("whole"))
+    assert "from the checkpoint at step" in first and "from the checkpoint at step" in second
+    results = [np.load(tmp_path / f"whole{k}.npz") for k in range(2)]
+    assert [r["devices"] for r in results] == [4, 4]
+    for found in results:
+        assert_same(found, one_device)
+    (alone,) = finish(start(tmp_path / "alone.npz", tmp_path / "workdir", count=1, LDMJAX_CACHE=cache))
+    assert "step" not in alone, "finished trainings are not redone"
+    assert_same(np.load(tmp_path / "alone.npz"), one_device)
+
+
+def test_place_pads_with_the_last_row_and_collect_removes_it():
+    count = jax.device_count()
+    rows = {"x": np.arange(count + 1.0), "key": jax.vmap(jax.random.key)(np.arange(count + 1))}
+    placed = devices.place(rows)
+    assert placed["x"].shape == (2 * count,) == placed["key"].shape and devices.padded_count(count + 1) == 2 * count
+    assert np.asarray(placed["x"])[-1] == count and len(placed["x"].sharding.device_set) == count
+    assert devices.place(placed)["x"] is placed["x"]
+    assert devices.collect(placed["x"], count + 1).tolist() == list(range(count + 1))
+    assert devices.from_first_process(b"x") == b"x" and devices.from_first_process(None) is None
+    assert devices.any_process(np.array([True, False])).tolist() == [True, False] and devices.is_first_process()
+
+
+@pytest.mark.parametrize("samples", [False, True])
+def test_samples_are_spread_only_where_runs_leave_devices_idle(samples):
+    seen = []
+
+    def function(shared, run):
+        x = devices.spread_samples(shared + run)
+        seen.append(devices._SAMPLES_SPREAD)
+        return x.sum(axis=0)
+
+    mapped = devices.map_runs(function, samples=samples)
+    shared = jnp.arange(12.0).reshape(4, 3)
+    for runs in (1, 2):
+        rows = np.arange(runs, dtype=np.float32)
+        found = devices.collect(mapped(shared, rows), runs)
+        np.testing.assert_allclose(found, [(shared + r).sum(axis=0) for r in rows])
+    assert seen[0] == samples and not seen[-1] and jax.device_count() == 2
+    assert devices.spread_samples(shared) is shared, "outside it does nothing"
+
+
+OUT_OF_MEMORY = """
+import resource, sys, numpy as np, jax, jax.numpy as jnp
+from ldmjax import devices, chunks
+devices.start()
+
+def advance(shared, state, run):
+    factor, first, last = shared
+    def step(i, x):  # a buffer of 4 kB times the number of rows that no compiler can do without
+        big = jax.lax.fori_loop(0, 2, lambda k, b: jnp.roll(b, 1, 0) * factor, jnp.full((ROWS, 1000), x[0]))
+        return x + big[-1, :4] * 0.0 + run
+    return jax.lax.fori_loop(first, last, step, state), jnp.zeros(())
+
+devices.map_runs(lambda shared, row: row)(0, np.zeros(4))  # all threads run before memory is limited
+used = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (used + 1_200_000_000,) * 2)
+advance = devices.map_runs(advance, runs_per_batch=8, donate=1)
+found = chunks.train(
+    advance, lambda: np.zeros((16, 4), np.float32), jnp.float32(1.1), np.arange(16.0, dtype=np.float32), name="x",
+    count=16, steps=4, chunk=2, label="x", report=print,
+)
+assert np.array_equal(found.state[:, 0], 4.0 * np.arange(16)), found.state
+print("went on with", advance.runs_per_batch)
+"""
+
+
+def run_out_of_memory(rows):
+    variables = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1", "PYTHONPATH": str(ROOT)}
+    script = OUT_OF_MEMORY.replace("ROWS", str(rows))
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=variables)
+
+
+def test_out_of_memory_halves_the_batch_says_so_and_goes_on():
+    done = run_out_of_memory(40_000)  # 160 MB a run
+    assert done.returncode == 0, done.stderr
+    assert "out of memory with 8 runs at once on each device: going on with 4" in done.stderr
+    assert "went on with" in done.stdout and "went on with 8" not in done.stdout
+
+
+def test_out_of_memory_with_a_single_run_is_an_error():
+    done = run_out_of_memory(400_000)  # 1.6 GB a run
+    assert done.returncode != 0 and "going on with 1" in done.stderr
+    assert "MemoryError: one run at a time on each device is too much" in done.stderr
+
+
+def test_the_batch_divides_the_runs_if_it_can():
+    assert [devices._batch(12, size) for size in (1, 5, 6, 8, 50)] == [1, 4, 6, 6, 12]
+    assert devices._batch(7, 4) == 4
