@@ -190,7 +190,7 @@ def test_refusals(commands):
     messages = [
         "--n=1700: must be 2..1669",
         "--samples=1501",
-        "readout must be one of rescaled for vp",
+        "--readout=state: must be rescaled with --process=vp",
         "has no images",
         "inception",
     ]

@@ -91,7 +91,7 @@ def main() -> None:
         print(f"\n{report.tables(outcomes[-1], config)}\n", flush=True)
     seconds = time.perf_counter() - start
     records.write_metadata(
-        workdir, seconds=seconds, data_sha256=dataset.digest, training_seconds=report.seconds_of(outcomes)
+        job.workdir, seconds=seconds, data_sha256=dataset.digest, training_seconds=report.seconds_of(outcomes)
     )
     print(f"{len(rows)} models in {seconds:.0f} s; records, curves and figures are in {job.workdir}")
 

@@ -21,7 +21,7 @@ both included). Same samples; squared W2 held against the closed form; what was 
     python -m experiments.unused_states --spectrum=../shared/data/cifar10_spectrum.npy \
         --latent_dims=16,64,256,1024,3072 --n=inf --ladders=karras,spectral --nolearned
 
-Takes 21 s (--quick 10 s), 4 s and 9 s on two cores. Obtained, of 32 levels, exact score, Karras [.002, 80] (2M: DPM-Solver++(2M)):
+Takes 21 s (--quick 10 s), 4 s and 9 s on two cores. Obtained of 32 levels, exact score, Karras [.002, 80] (2M: DPM-Solver++):
 
     exponential:0.25, d = 4, 8, 16:         DDIM 12, 10, 8;      2M 9, 8, 7;        exact flow 0
     CIFAR-10, d = 16, 64, 256, 1024, 3072:  DDIM 8, 8, 7, 6, 3;  2M 7, 6, 5, 3, 0;  exact flow 0
