@@ -14,7 +14,8 @@ from test_experiments_closed_form import run_commands
 from experiments import few_states, tasks
 from experiments import flags as shared
 from experiments.few_states import acceptance, chains, exact, figures, learned, mixture, report
-from ldmjax import data, gaussians, oracle, records, schedules
+from ldmjax import data, devices, gaussians, oracle, records, schedules
+from ldmjax.checkpoints import Store
 
 CIFAR = Path("/work/shared/data/cifar10_spectrum.npy")
 VARIANCES = np.array([30.0, 4.0, 1.0, 0.2, 0.01, 0.0])
@@ -303,14 +304,6 @@ def test_floor_of_the_mixture_is_reached_once_and_for_all():
     assert mixture.levels_to_floor(made([True]), "a", "heun") is None
 
 
-@pytest.mark.parametrize(("count", "parts"), [(7, 2), (8, 2), (1, 2), (5, 3)])
-def test_jobs_are_dealt_in_turn(count, parts):
-    order = mixture.spread(count, parts)
-    assert sorted(order[order >= 0]) == list(range(count)) and len(order) % parts == 0
-    for device, own in enumerate(order.reshape(parts, -1)):
-        assert own[own >= 0].tolist() == list(range(device, count, parts))
-
-
 # --- learned scores
 
 
@@ -414,10 +407,15 @@ def test_acceptance_accepts_the_exact_score_and_not_another(monkeypatch, passes)
     task, ladder = tasks.mixture_task(), make_ladder("karras", 8)
     seen = {}
 
-    def train(specs, samples, config, *, report):
+    def train(specs, samples, config, *, store, report):
         seen.update(specs=specs, samples=samples, config=config)
         denoiser = task.exact(ladder) if passes else oracle.gaussian_denoiser(np.ones(8), ladder)
-        return types.SimpleNamespace(denoiser=lambda model: denoiser)
+
+        def map_models(function, starts):
+            mapped = devices.map_runs(lambda _, start: function(denoiser, start), samples=True)
+            return jax.tree.map(lambda x: x[None], devices.collect(mapped(0, starts), 1))
+
+        return types.SimpleNamespace(map_models=map_models, config=config)
 
     monkeypatch.setattr(acceptance.experts, "train", train)
     monkeypatch.setattr(acceptance, "SAMPLERS", ("dpmpp_2m",))
@@ -488,6 +486,31 @@ def test_report_says_what_the_results_say():
     assert report.make_records(empty, config) == [] and report.curve_arrays(empty) == {}
 
 
+def test_an_interrupted_job_goes_on_to_the_same_records(tmp_path):
+    config = few_states.Config(
+        parts=("exact", "learned"), ladders=("karras",), levels=(4, 16), few=4, samples=128, tasks=("gaussian",), seeds=(5,),
+        steps=20, hidden=4, batch_size=8,
+    )  # fmt: skip
+    dataset, store = data.spectrum("exponential:0.5", 8), Store(tmp_path, every=0)
+
+    def start(store, until=""):
+        lines = []
+
+        def note(line):
+            lines.append(line)
+            if until and until in line:
+                raise KeyboardInterrupt
+
+        outcome = few_states.run(dataset, config, note, store=store)
+        return json.dumps(records.plain(report.make_records(outcome, config))), lines
+
+    with pytest.raises(KeyboardInterrupt):
+        start(store, until="trained on 4 levels, ddim")
+    resumed, lines = start(store)
+    assert not any(" step " in line for line in lines)
+    assert resumed == start(few_states.NOTHING_KEPT)[0]
+
+
 SMALL = ["--spectrum=exponential:0.5", "--data_dim=8", "--levels=4,16", "--few=4", "--ladders=karras,rectified_flow"]
 # One step of training leaves networks that are nearly 0.
 TINY = ["--samples=1024", "--steps=1", "--hidden=4", "--batch_size=8", "--seeds=5,6"]
@@ -532,7 +555,7 @@ def test_command_writes_its_files_and_reruns_to_the_same_bytes(commands):
     for status, out, err in answers:
         assert status == 0 and err == "" and "results in" in out, err
     first, second = where / "exact", where / "again"
-    expected = ["curves.npz", "exact.png", "flags.txt", "metadata.json", "records.jsonl"]
+    expected = ["checkpoints", "curves.npz", "exact.png", "flags.txt", "metadata.json", "records.jsonl"]
     assert sorted(path.name for path in first.iterdir()) == expected
     for name in ("records.jsonl", "flags.txt", "exact.png"):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name

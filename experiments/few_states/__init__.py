@@ -1,4 +1,4 @@
-"""Asks whether 32 well-chosen noise levels match 1000: which ladder, which sampler, which floor.
+r"""Asks whether 32 well-chosen noise levels match 1000: which ladder, which sampler, which floor.
 
 Claim ([TS], arXiv 2508.14413): some 32 well-chosen latent states do what 1000 do. Made precise here: a chain with T = 32
 *matches* one with T = 1000 if its W2 distance to the data is at most 1.2 times as large (--tolerance). A match can come from
@@ -13,9 +13,9 @@ the finite number of samples, the network's error.
 
     python -m experiments.few_states                                             # digits
     python -m experiments.few_states --quick
-    python -m experiments.few_states --parts=exact --spectrum=cifar10_spectrum.npy --sigma_min=0.002 --sigma_max=80
-    python -m experiments.few_states --parts=mixture --samples=32768 --ladders=karras,uniform_logsnr,spectral \
-        --levels=8,16,32,64,128,256
+    python -m experiments.few_states --parts=exact --spectrum=cifar10_spectrum.npy
+    python -m experiments.few_states --parts=mixture --samples=32768 \
+        --ladders=karras,uniform_logsnr,spectral --levels=8,16,32,64,128,256
     python -m experiments.few_states --parts=exact --mixture_samples=100000
 
 Takes 190 s of processor time on two cores, and --quick 26 s; the other lines 29 s (CIFAR-10), 114 s and 275 s.
@@ -42,19 +42,21 @@ standard errors. With --seeds=1: -.00023 (.00048) and .00012 (.00013), which is 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from experiments import flags as shared
+from experiments import plans
 from experiments import tasks as tasks_lib
 from experiments.few_states import acceptance as acceptance_lib
 from experiments.few_states import exact as exact_lib
 from experiments.few_states import learned as learned_lib
 from experiments.few_states import mixture as mixture_lib
 from ldmjax import data, gaussians
+from ldmjax.checkpoints import NOTHING_KEPT, Store
 
-__all__ = ["PARTS", "Config", "Outcome", "run"]
+__all__ = ["PARTS", "Config", "Outcome", "plan", "run"]
 
 PARTS = ("exact", "mixture", "learned")
 
@@ -141,11 +143,26 @@ class Outcome:
     acceptance: list[acceptance_lib.Acceptance]
 
 
+def plan(dataset: data.Dataset, config: Config, tasks: Sequence[tasks_lib.Task]) -> list[plans.Stage]:
+    """The stages of `run`, with the tasks that it makes."""
+    levels, stages = sorted(config.levels), []
+    if "exact" in config.parts:
+        stages += exact_lib.plan(dataset.dim, config.ladders, levels)
+    if "mixture" in config.parts:
+        stages += mixture_lib.plan(config.ladders, levels, samples=config.samples, limits=config.limits)
+    if "learned" in config.parts:
+        stages += [stage for task in tasks for stage in learned_lib.plan(task, config.learned)]
+    if config.mixture_samples:
+        stages += acceptance_lib.plan(config.acceptance)
+    return [*stages, plans.host("tables, figures", runs=1, seconds=4.0)]
+
+
 def run(
     dataset: data.Dataset,
     config: Config,
     report: Callable[[str], None] = print,
     tasks: list[tasks_lib.Task] | None = None,
+    store: Store = NOTHING_KEPT,
 ) -> Outcome:
     """Computes every part that ``config`` names; the function behind the command.
 
@@ -154,24 +171,25 @@ def run(
       config: what to compute.
       report: receives progress lines.
       tasks: what scores are learned on; made from ``dataset`` and ``config`` if None.
+      store: where trainings and finished chains are kept.
     """
     levels, chains, usual = sorted(config.levels), [], None
     if "exact" in config.parts:
         variances = gaussians.eigh_descending(dataset.covariance)[0]
         usual = exact_lib.usual_distance(variances)
-        chains = exact_lib.run(variances, config.ladders, levels, limits=config.limits, report=report)
+        chains = exact_lib.run(variances, config.ladders, levels, limits=config.limits, store=store, report=report)
     on_mixture, known = [], {}
     if "mixture" in config.parts:
         on_mixture, known = mixture_lib.run(
             config.ladders, levels, samples=config.samples, seed=0, tolerance=config.tolerance, limits=config.limits,
-            report=report,
+            store=store, report=report,
         )  # fmt: skip
     found = []
     if "learned" in config.parts:
         if tasks is None:
             tasks = tasks_lib.make_tasks(config.tasks, dataset, latent_dim=config.latent_dim)
         for task in tasks:
-            found += learned_lib.run_task(task, config.learned, report)
+            found += learned_lib.run_task(task, config.learned, report, store)
     return Outcome(
         chains=chains,
         comparisons=exact_lib.compare(chains, config.few, config.many, usual=usual, tolerance=config.tolerance),
@@ -180,5 +198,5 @@ def run(
         known=known,
         learned=found,
         differences=learned_lib.compare(found, config.learned),
-        acceptance=acceptance_lib.run(config.acceptance, report) if config.mixture_samples else [],
+        acceptance=acceptance_lib.run(config.acceptance, report, store) if config.mixture_samples else [],
     )

@@ -15,10 +15,12 @@ import jax
 import numpy as np
 
 from experiments import flags as shared
-from experiments import tasks
+from experiments import plans, tasks
 from experiments.few_states import chains
 from experiments.few_states.learned import SAMPLERS
-from ldmjax import experts, mixtures
+from experiments.few_states.mixture import MIXTURE_SECONDS
+from ldmjax import devices, experts, mixtures
+from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 SHARE = 0.1
 REFERENCE_SETS = 4  # of N draws: two measure the floor against the other two
@@ -97,7 +99,31 @@ def judge(sampler: str, exact: np.ndarray, learned: np.ndarray, *, floor: float,
     )
 
 
-def run(config: AcceptanceConfig, report: Callable[[str], None] = lambda line: None) -> list[Acceptance]:
+def _settings(config: AcceptanceConfig, task: tasks.Task) -> experts.ExpertsConfig:
+    variances = np.linalg.eigvalsh(task.covariance)[::-1]
+    limits = {"sigma_min": config.sigma_min, "sigma_max": config.sigma_max}
+    return experts.ExpertsConfig(
+        ladder=shared.make_ladder(config.ladder, config.levels, variances, **limits),
+        experts=min(config.experts, config.levels), batch_size=config.batch_size, steps=config.steps,
+        hidden=config.hidden, blocks=config.blocks,
+    )  # fmt: skip
+
+
+def plan(config: AcceptanceConfig) -> list[plans.Stage]:
+    """The stages of `run`."""
+    task = tasks.mixture_task()
+    settings, size = _settings(config, task), {"width": task.dim, "models": 1}
+    evaluations = len(SAMPLERS) * config.levels
+    return [
+        tasks.training_stage("acceptance: train", settings, **size),
+        tasks.sampling_stage("acceptance: sample", settings, evaluations=evaluations, samples=config.count, **size),
+        plans.host("acceptance: exact score", runs=1, seconds=evaluations * config.count * MIXTURE_SECONDS, programs=2),
+    ]
+
+
+def run(
+    config: AcceptanceConfig, report: Callable[[str], None] = lambda line: None, store: Store = NOTHING_KEPT
+) -> list[Acceptance]:
     """Trains one model on fresh draws of the mixture and compares it with the exact score, sampler by sampler."""
     law = mixtures.random_mixture(seed=0)
     task = dataclasses.replace(
@@ -105,29 +131,30 @@ def run(config: AcceptanceConfig, report: Callable[[str], None] = lambda line: N
         training=law.draws(config.draws, seed=config.seed, stream=2),
         reference=law.draws(REFERENCE_SETS * config.count, seed=config.seed, stream=1),
     )
-    limits = {"sigma_min": config.sigma_min, "sigma_max": config.sigma_max}
-    ladder = shared.make_ladder(config.ladder, config.levels, np.linalg.eigvalsh(task.covariance)[::-1], **limits)
-    progress = np.unique(np.arange(1, 10) * config.steps // 10)
-    settings = experts.ExpertsConfig(
-        ladder=ladder, experts=min(config.experts, config.levels), batch_size=config.batch_size, steps=config.steps,
-        hidden=config.hidden, blocks=config.blocks, checkpoints=tuple(progress[progress > 0].tolist()),
-    )  # fmt: skip
+    settings = _settings(config, task)
     spec = experts.ModelSpec(seed=config.seed, parameterisation="v", learning_rate=config.learning_rate)
-    trained = experts.train([spec], task.training, settings, report=lambda line: report(f"acceptance: {line}"))
-    start = jax.random.normal(jax.random.key(config.seed), (config.count, task.dim))
+    trained = experts.train(
+        [spec], task.training, settings, store=store, report=lambda line: report(f"acceptance: {line}")
+    )
+    start = np.asarray(jax.random.normal(jax.random.key(config.seed), (1, config.count, task.dim)))
     floor, found = task.sliced_floor(config.count), []
     for sampler in SAMPLERS:
-        exact, learned = (
-            _sliced_values(denoiser, ladder, start, sampler, task)
-            for denoiser in (task.exact(ladder), trained.denoiser(0))
+        exact, learned = store.piece(
+            f"acceptance/{sampler}", lambda sampler=sampler: _sliced_values(trained, task, start, sampler)
         )
         found.append(judge(sampler, exact, learned, floor=floor, samples=config.count))
         report(f"acceptance: {sampler}, {config.count} samples")
     return found
 
 
-def _sliced_values(denoiser, ladder, start, sampler, task):
-    """Pseudo-values ``[K]`` of squared sliced W2 of one chain."""
-    samples = jax.jit(lambda z: tasks.run_chain(denoiser, ladder, z, sampler))(start)
-    stacked = jax.tree.map(lambda x: np.asarray(x)[None], chains.statistics(samples, task))
-    return chains.pseudo_values(stacked, task)["sliced_w2_squared"][0]
+def _sliced_values(trained, task, start, sampler):
+    """Pseudo-values ``[K]`` of squared sliced W2 of the chain with the exact score, and with the learned one."""
+    ladder = trained.config.ladder
+
+    def measure(denoiser, start):
+        return chains.statistics(tasks.run_chain(denoiser, ladder, start, sampler), task)
+
+    mapped = devices.map_runs(lambda _, start: measure(task.exact(ladder), start), samples=True)
+    exact, learned = devices.collect(mapped(0, start), 1), trained.map_models(measure, start)
+    both = exact, jax.tree.map(lambda x: x[0], learned)
+    return [chains.pseudo_values(stacked, task)["sliced_w2_squared"][0] for stacked in both]

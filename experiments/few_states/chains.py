@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments.tasks import BLOCKS, Task
 from ldmjax import metrics, samplers, schedules
+from ldmjax.devices import spread_samples
 from ldmjax.process import Denoiser
 
 
@@ -88,6 +89,7 @@ def run_row(
             return mean, memory
         return mean + std * jax.random.normal(jax.random.fold_in(key, k), z.shape, z.dtype), memory
 
+    start = spread_samples(start)
     return jax.lax.fori_loop(0, updates, advance, (start, step.init(start)))[0]
 
 

@@ -18,8 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from experiments import flags as shared
+from experiments import plans
 from experiments.unused_states.laws import CHAINS, evaluations, is_defined
 from ldmjax import oracle, schedules
+from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 SAMPLERS = ("ddim", "ddpm", "heun", "dpmpp_2m")
 OPTIMISED_UP_TO = 128  # levels; the search takes minutes beyond
@@ -138,12 +140,20 @@ def usual_distance(variances: np.ndarray) -> float:
     return make_chain(variances, name, shared.make_ladder(name, levels, variances), sampler).rel_w2
 
 
+def plan(dim: int, ladders: Sequence[str], levels: Sequence[int]) -> list[plans.Stage]:
+    """The stages of `run` on ``dim`` components."""
+    # Every sampler from two starts, a vector operation or two per level.
+    updates = 2 * len(SAMPLERS) * sum(levels)
+    return [plans.host("exact distances", runs=len(ladders) + 1, seconds=updates * (6e-6 + 1.3e-7 * dim))]
+
+
 def run(
     variances: np.ndarray,
     ladders: Sequence[str],
     levels: Sequence[int],
     *,
     limits: Mapping[str, float],
+    store: Store = NOTHING_KEPT,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[Chain]:
     """Every sampler on every ladder at every T, then on the levels optimised for DDIM, the bound.
@@ -153,19 +163,27 @@ def run(
       ladders: names out of `experiments.flags.LADDERS`.
       levels: numbers of levels T, rising.
       limits: sigma_min and sigma_max of `experiments.flags.make_ladder`.
+      store: where the chains of each ladder are kept.
       report: receives progress lines.
     """
     chains = []
     for name in (*ladders, "optimised"):
-        for count in levels:
-            if name != "optimised":
-                ladder = shared.make_ladder(name, count, variances, **limits)
-            elif count <= OPTIMISED_UP_TO:
-                ladder = schedules.Ladder(*oracle.optimised_levels(variances, count))
-            else:
-                continue
-            chains += [make_chain(variances, name, ladder, s) for s in SAMPLERS if is_defined(s, ladder)]
+        chains += store.piece(f"exact/{name}", lambda name=name: _on_ladder(variances, name, levels, limits))
         report(f"exact: {name}, {variances.size} components, T = {', '.join(map(str, levels))}")
+    return chains
+
+
+def _on_ladder(variances, name, levels, limits):
+    """Every sampler at every T."""
+    chains = []
+    for count in levels:
+        if name != "optimised":
+            ladder = shared.make_ladder(name, count, variances, **limits)
+        elif count <= OPTIMISED_UP_TO:
+            ladder = schedules.Ladder(*oracle.optimised_levels(variances, count))
+        else:
+            continue
+        chains += [make_chain(variances, name, ladder, s) for s in SAMPLERS if is_defined(s, ladder)]
     return chains
 
 

@@ -17,9 +17,10 @@ import numpy as np
 from scipy import stats
 
 from experiments import flags as shared
-from experiments import tasks
+from experiments import pieces, plans, tasks
 from experiments.few_states import chains
 from ldmjax import experts, schedules
+from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 SAMPLERS = ("ddim", "dpmpp_2m")
 METRICS = ("rel_fd", "sliced_w2_squared")
@@ -153,26 +154,66 @@ def task_floors(task: tasks.Task, samples: int) -> dict[str, float]:
     return {"rel_fd": rel_fd, "sliced_w2_squared": task.sliced_floor(samples)}
 
 
+def _ladders(task: tasks.Task, config: LearnedConfig) -> list[tuple[schedules.Ladder, tuple[int, ...]]]:
+    """What networks are trained on, many levels and few, each with the numbers of levels that it is sampled with."""
+    variances = np.linalg.eigvalsh(task.training.T @ task.training / len(task.training))[::-1]
+    limits = {"sigma_min": config.sigma_min, "sigma_max": config.sigma_max}
+    whole = shared.make_ladder(config.ladder, config.many, variances, **limits)
+    subset = schedules.nested_subsets(config.many, config.levels)[config.few]
+    part = schedules.Ladder(np.take(whole.alpha_levels, subset), np.take(whole.sigma_levels, subset))
+    return [(whole, config.levels), (part, (config.few,))]
+
+
+def plan(task: tasks.Task, config: LearnedConfig) -> list[plans.Stage]:
+    """The stages of `run_task`."""
+    stages = []
+    for ladder, counts in _ladders(task, config):
+        settings, size = config.training(ladder), {"width": task.dim, "models": len(config.seeds)}
+        name = f"{task.name}, {int(ladder.t_max)} levels"
+        stages += [tasks.training_stage(f"train {name}", settings, **size)] + [
+            tasks.sampling_stage(
+                f"sample {name}, {sampler}", settings, evaluations=sum(counts), samples=config.samples, **size
+            )
+            for sampler in SAMPLERS
+        ]
+    return stages
+
+
 def sample_models(
-    trained: experts.TrainedExperts, task: tasks.Task, rows: chains.Rows, samples: int
-) -> dict[str, chains.Statistics]:
-    """Statistics ``[models, C, ...]`` of every chain of every model, per sampler; models with equal seeds share x_T."""
+    trained: experts.TrainedExperts,
+    task: tasks.Task,
+    counts: Sequence[int],
+    *,
+    samples: int,
+    sampler: str,
+    store: Store,
+) -> chains.Statistics:
+    """Statistics ``[models, C, ...]`` of every model's chains of ``counts`` levels; models with equal seeds share x_T."""
+    ladder, seeds = trained.config.ladder, np.array([spec.seed for spec in trained.specs])
+    levels = int(ladder.t_max)
+    rows = chains.nested_rows(counts, levels)
 
-    def of_model(denoiser, seed):
+    def of_model(denoiser, given):
+        seed, row = given
         start = jax.random.normal(jax.random.fold_in(jax.random.key(seed), 7), (samples, task.dim))
+        made = chains.run_row(denoiser, ladder, start, *row, sampler=sampler, key=jax.random.key(0))
+        return chains.statistics(made, task)
 
-        def one_row(row, sampler):
-            made = chains.run_row(denoiser, trained.config.ladder, start, *row, sampler=sampler, key=jax.random.key(0))
-            return chains.statistics(made, task)
+    def compute(indices):
+        (c,) = indices
+        row = jax.tree.map(lambda x: np.repeat(x[c : c + 1], len(seeds), axis=0), rows)
+        return [jax.tree.map(lambda x: x[0], trained.map_models(of_model, (seeds, row)))]
 
-        return {s: jax.lax.map(lambda row, s=s: one_row(row, s), tuple(rows)) for s in SAMPLERS}
-
-    found = trained.map_models(of_model, np.array([spec.seed for spec in trained.specs]))
-    return jax.tree.map(lambda x: x[0], found)
+    names = [f"learned/{task.name}/trained on {levels}/{sampler}/T{count}" for count in counts]
+    found = pieces.finish(names, compute, store=store, at_once=1)
+    return jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *found)
 
 
 def run_task(
-    task: tasks.Task, config: LearnedConfig, report: Callable[[str], None] = lambda line: None
+    task: tasks.Task,
+    config: LearnedConfig,
+    report: Callable[[str], None] = lambda line: None,
+    store: Store = NOTHING_KEPT,
 ) -> list[LearnedChain]:
     """Trains on many and on few levels, a network per seed, and samples every chain.
 
@@ -180,37 +221,45 @@ def run_task(
       task: what is learned.
       config: how.
       report: receives progress lines.
+      store: where trainings and sampled chains are kept.
     """
-    variances = np.linalg.eigvalsh(task.training.T @ task.training / len(task.training))[::-1]
-    limits = {"sigma_min": config.sigma_min, "sigma_max": config.sigma_max}
-    whole = shared.make_ladder(config.ladder, config.many, variances, **limits)
-    subset = schedules.nested_subsets(config.many, config.levels)[config.few]
-    part = schedules.Ladder(np.take(whole.alpha_levels, subset), np.take(whole.sigma_levels, subset))
     specs = [
         experts.ModelSpec(seed=seed, parameterisation="v", learning_rate=config.learning_rate)
         for seed in config.seeds
     ]  # fmt: skip
     floors, found = task_floors(task, config.samples), []
-    for ladder, counts in [(whole, config.levels), (part, (config.few,))]:
-        levels = int(ladder.t_max)
+    for ladder, counts in _ladders(task, config):
         trained = experts.train(
-            specs, task.training, config.training(ladder), report=lambda line: report(f"{task.name}: {line}")
+            specs,
+            task.training,
+            config.training(ladder),
+            store=store,
+            report=lambda line: report(f"{task.name}: {line}"),
         )
-        for sampler, stacked in sample_models(
-            trained, task, chains.nested_rows(counts, levels), config.samples
-        ).items():
-            for model, seed in enumerate(config.seeds):
-                values = chains.pseudo_values(jax.tree.map(lambda x, m=model: x[m], stacked), task)
-                failed = int(trained.failed_at[model, 0])
-                found += [
-                    LearnedChain(
-                        task=task.name, trained_levels=levels, sampler=sampler, levels=count, seed=seed,
-                        values={metric: values[metric][c] for metric in METRICS}, floors=floors,
-                        diverged_at_step=None if failed < 0 else failed,
-                    )
-                    for c, count in enumerate(counts)
-                ]  # fmt: skip
-        report(f"{task.name}: sampled {len(specs)} networks trained on {levels} levels, T = {list(counts)}")
+        for sampler in SAMPLERS:
+            stacked = sample_models(trained, task, counts, samples=config.samples, sampler=sampler, store=store)
+            found += _read(trained, task, counts, sampler, stacked, floors)
+            report(
+                f"{task.name}: sampled {len(specs)} networks trained on {int(ladder.t_max)} levels, {sampler}, "
+                f"T = {', '.join(map(str, counts))}"
+            )
+    return found
+
+
+def _read(trained, task, counts, sampler, stacked, floors):
+    """A `LearnedChain` for every model and count."""
+    found = []
+    for model, spec in enumerate(trained.specs):
+        values = chains.pseudo_values(jax.tree.map(lambda x, m=model: x[m], stacked), task)
+        failed = int(trained.failed_at[model, 0])
+        found += [
+            LearnedChain(
+                task=task.name, trained_levels=int(trained.config.ladder.t_max), sampler=sampler, levels=count,
+                seed=spec.seed, values={metric: values[metric][c] for metric in METRICS}, floors=floors,
+                diverged_at_step=None if failed < 0 else failed,
+            )
+            for c, count in enumerate(counts)
+        ]  # fmt: skip
     return found
 
 

@@ -14,14 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import flags as shared
-from experiments import tasks
+from experiments import pieces, plans, tasks
 from experiments.few_states import chains
 from experiments.few_states.exact import SAMPLERS
-from experiments.unused_states.laws import is_defined
-from ldmjax import devices
+from experiments.unused_states.laws import evaluations, is_defined
+from ldmjax import devices, schedules
+from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 STOCHASTIC = ("ddpm",)
 SLOW_UP_TO = 128  # levels of the samplers other than ddim
+MIXTURE_SECONDS = 6e-7  # of one update of one sample, see `experiments.plans.host`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,22 +57,18 @@ def is_at_floor(above_flow: float, error: float, floor: float, tolerance: float)
     return bool(above_flow <= (tolerance**2 - 1.0) * floor + 2.0 * error)
 
 
-def spread(count: int, parts: int) -> np.ndarray:
-    """An order of ``count`` jobs, given longest first, that deals them to ``parts`` devices in turn; -1 stands for none."""
-    dealt = np.full((-(-count // parts), parts), -1)
-    dealt.ravel()[:count] = np.arange(count)
-    return dealt.T.ravel()
-
-
 def run_chains(
-    task: tasks.Task, rows: chains.Rows, ladder, sampler: str, start: jax.Array, flow: jax.Array
+    task: tasks.Task,
+    named: Sequence[tuple[str, int, schedules.Ladder]],
+    start: jax.Array,
+    flow: np.ndarray,
+    *,
+    sampler: str,
+    store: Store,
 ) -> tuple[chains.Statistics, np.ndarray]:
-    """Statistics of every row's samples, and block means ``[C, K]`` of the squared distance to the flow per component."""
-    longest_first = np.argsort(-rows.updates, kind="stable")
-    order = spread(len(longest_first), jax.device_count())
-    chosen = longest_first[order]
-    # Padding makes no update, so it costs nothing.
-    jobs = rows.times[chosen], np.where(order < 0, 0, rows.updates[chosen])
+    """Statistics of the samples of every (name, T, ladder), and block means ``[C, K]`` of the squared distance to the flow."""
+    ladder, numbers = chains.merge([ladder for _, _, ladder in named])
+    rows = chains.make_rows(numbers)
 
     def one_row(common, row):
         start, flow = common
@@ -78,10 +76,50 @@ def run_chains(
         squared = jnp.mean((samples - flow) ** 2, axis=1).reshape(tasks.BLOCKS, -1).mean(axis=1)
         return chains.statistics(samples, task), squared
 
-    done = jax.jit(devices.map_runs(one_row, runs_per_batch=1))((start, flow), jobs)
-    back = np.empty(len(longest_first), int)
-    back[chosen[order >= 0]] = np.flatnonzero(order >= 0)
-    return jax.tree.map(lambda x: np.asarray(x)[back], done)
+    mapped = devices.map_runs(one_row)
+    # Longest first, one on each device: chains that run at the same time are about equally long.
+    order = np.argsort(-rows.updates, kind="stable")
+
+    def compute(indices):
+        own = order[indices]
+        done = devices.collect(mapped((start, flow), (rows.times[own], rows.updates[own])), len(own))
+        return [jax.tree.map(lambda x, k=k: x[k], done) for k in range(len(own))]
+
+    names = [f"mixture/{sampler}/{name}/T{count}" for name, count, _ in named]
+    found = pieces.finish([names[i] for i in order], compute, store=store)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *(found[i] for i in np.argsort(order)))
+
+
+def exact_flow(task: tasks.Task, start: jax.Array) -> tuple[np.ndarray, np.ndarray, float]:
+    """The flow's samples ``[N, D]``, pseudo-values ``[K]`` of their squared sliced W2, and its floor for N draws."""
+    flow = np.asarray(task.flow(start))
+    law = jax.tree.map(lambda x: np.asarray(x)[None], jax.jit(lambda z: chains.statistics(z, task))(flow))
+    return flow, chains.pseudo_values(law, task)["sliced_w2_squared"][0], task.sliced_floor(len(flow))
+
+
+def _chains(ladders, levels, sampler, variances, limits) -> list[tuple[str, int, schedules.Ladder]]:
+    """(name, T, ladder) of the chains that the sampler runs."""
+    named = [
+        (name, count, shared.make_ladder(name, count, variances, **limits))
+        for name in ladders
+        for count in levels
+        if sampler == "ddim" or count <= SLOW_UP_TO
+    ]
+    return [entry for entry in named if is_defined(sampler, entry[2])]
+
+
+def plan(
+    ladders: Sequence[str], levels: Sequence[int], *, samples: int, limits: Mapping[str, float]
+) -> list[plans.Stage]:
+    """The stages of `run`."""
+    variances, stages = np.linalg.eigvalsh(tasks.mixture_task().covariance)[::-1], []
+    for sampler in SAMPLERS:
+        updates = [
+            evaluations(sampler, count, 0) for _, count, _ in _chains(ladders, levels, sampler, variances, limits)
+        ]
+        seconds = np.mean(updates or [0]) * samples * MIXTURE_SECONDS
+        stages.append(plans.host(f"mixture, exact score: {sampler}", runs=len(updates), seconds=seconds, programs=1))
+    return stages
 
 
 def run(
@@ -92,6 +130,7 @@ def run(
     seed: int,
     tolerance: float,
     limits: Mapping[str, float],
+    store: Store = NOTHING_KEPT,
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[MixtureChain], dict[str, float]]:
     """Every sampler on every ladder at every T.
@@ -103,6 +142,7 @@ def run(
       seed: of x_T.
       tolerance: ratio of W2 that counts as equal.
       limits: sigma_min and sigma_max of `experiments.flags.make_ladder`.
+      store: where chains are kept.
       report: receives progress lines.
 
     Returns:
@@ -110,29 +150,19 @@ def run(
     """
     task = tasks.mixture_task()
     start = jax.random.normal(jax.random.key(seed), (samples, task.dim))
-    flow = task.flow(start)
-    law = jax.tree.map(lambda x: np.asarray(x)[None], jax.jit(lambda z: chains.statistics(z, task))(flow))
-    of_flow = chains.pseudo_values(law, task)["sliced_w2_squared"][0]
-    known = {"flow": float(of_flow.mean()), "floor": task.sliced_floor(samples)}
+    flow, of_flow, floor = store.piece("mixture/exact flow", lambda: exact_flow(task, start))
     variances = np.linalg.eigvalsh(task.covariance)[::-1]
     found = []
     for sampler in SAMPLERS:
-        named = [
-            (name, count, shared.make_ladder(name, count, variances, **limits))
-            for name in ladders
-            for count in levels
-            if sampler == "ddim" or count <= SLOW_UP_TO
-        ]
-        named = [entry for entry in named if is_defined(sampler, entry[2])]
+        named = _chains(ladders, levels, sampler, variances, limits)
         if not named:
             continue
-        merged, numbers = chains.merge([ladder for _, _, ladder in named])
-        stacked, squared = run_chains(task, chains.make_rows(numbers), merged, sampler, start, flow)
+        stacked, squared = run_chains(task, named, start, flow, sampler=sampler, store=store)
         sliced = chains.pseudo_values(stacked, task)["sliced_w2_squared"]
         for (name, count, _), values, distances in zip(named, sliced, squared, strict=True):
-            found.append(_read(name, sampler, count, values, distances, of_flow, known["floor"], tolerance))
+            found.append(_read(name, sampler, count, values, distances, of_flow, floor, tolerance))
         report(f"mixture: {sampler}, {len(named)} chains of {samples} samples")
-    return found, known
+    return found, {"flow": float(of_flow.mean()), "floor": floor}
 
 
 def _read(ladder, sampler, levels, sliced, squared, of_flow, floor, tolerance):

@@ -1,0 +1,37 @@
+"""Many equal jobs, some of them at a time; each result is kept as a piece, so that only what is missing is computed."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from ldmjax.checkpoints import Store
+
+
+def finish(
+    names: Sequence[str],
+    compute: Callable[[list[int]], Sequence],
+    *,
+    store: Store,
+    at_once: int | None = None,
+    report: Callable[[int], None] = lambda done: None,
+) -> list[Any]:
+    """The results of all jobs, in the order of ``names``.
+
+    Args:
+      names: of the pieces, unique in the store.
+      compute: takes indices of jobs, gives their results; no result may depend on which jobs share a call.
+      store: where results are kept.
+      at_once: most jobs in a call; by default one for each device.
+      report: gets the number of finished jobs after each call.
+    """
+    results = [store.get(name) for name in names]
+    missing = [i for i, found in enumerate(results) if found is None]
+    size = at_once or jax.device_count()
+    for first in range(0, len(missing), size):
+        indices = missing[first : first + size]
+        for i, result in zip(indices, compute(indices), strict=True):
+            store.put(names[i], result)
+            results[i] = result
+        report(len(names) - len(missing) + first + len(indices))
+    return results
