@@ -1,25 +1,31 @@
-"""The one way to start an experiment.
+"""The one way to start an experiment, and the statuses it ends with.
 
-Bad input ends with one line on stderr (flag, value got, what is allowed) and exit status 2, before any work.
+0    done
+1    an error in this software: please report the traceback
+2    bad input: one line names flag, value got and what is allowed; nothing was computed or written
+3    the system refused a file (disk full, no permission)
+4    out of memory even with one run at a time
+130  stopped by Ctrl-C, 143 by SIGTERM: saved
+
+After 3, 4, 130 and 143 the same command goes on from what was kept.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 
-from experiments.flags import parsers
-from ldmjax import records
+from experiments.flags import command_line, jobs
+from experiments.flags.errors import UsageError
+from ldmjax import chunks
 
 FLAGS = flags.FLAGS
-EXIT_USAGE = 2
-
-
-class UsageError(Exception):
-    """Bad input; its text is the one line that the user sees."""
+EXIT_USAGE, EXIT_SYSTEM, EXIT_MEMORY = 2, 3, 4
+INTERRUPTED = {130: "Ctrl-C", 143: "SIGTERM"}
 
 
 def apply_quick(values: Mapping[str, Any]) -> None:
@@ -29,58 +35,54 @@ def apply_quick(values: Mapping[str, Any]) -> None:
             FLAGS[name].value = value
 
 
-def bad(name: str, value: Any, allowed: str) -> UsageError:
-    """The error for a flag whose value is refused after parsing."""
-    if isinstance(value, list | tuple):
-        value = ",".join(str(v) for v in value)
-    return UsageError(f"flag --{name}={value}: {allowed}")
-
-
-def prepare_workdir() -> Path:
-    """Creates --workdir and writes flags.txt, which reruns the experiment with --flagfile."""
-    try:
-        workdir = records.prepare_workdir(FLAGS.workdir)
-    except ValueError as error:
-        raise bad("workdir", FLAGS.workdir, str(error)) from error
-    own = {flag.name: flag for module in ("__main__", parsers.__name__) for flag in _module_flags(module)}
-    lines = [own[name].serialize() for name in sorted(own) if name != "workdir" and own[name].value is not None]
-    records.write_text(workdir / "flags.txt", "".join(line + "\n" for line in lines))
-    return workdir
-
-
-def _module_flags(module: str):
-    by_module = FLAGS.flags_by_module_dict()
-    return by_module.get(sys.argv[0] if module == "__main__" else module, [])
-
-
 def run(main: Callable[[], None]) -> None:
-    """Parses flags, runs ``main``, and turns bad input into one line and exit status 2."""
+    """Parses flags, joins the job's processes, runs ``main``; ends with one of the statuses above."""
+    _show_warnings()
     try:
         if {"--help", "-h", "-help", "--helpshort"} & set(sys.argv[1:]):
-            print(_help_text(), flush=True)
+            print(command_line.help_text(_docstring()), flush=True)
             return
-        stray = FLAGS(sys.argv)[1:]
-        if stray:
-            raise UsageError(f"stray word {stray[0]!r}: only flags of the form --name=value are allowed")
+        command_line.parse(sys.argv)
+        jobs.join_processes()
+        chunks.obey_signals()
         main()
-    except flags.UnrecognizedFlagError as error:
-        _refuse(f"{error}; --help lists the flags that are allowed")
-    except flags.Error as error:
-        _refuse(str(error))
-    except UsageError as error:
-        _refuse(str(error))
+    except (flags.Error, UsageError) as error:
+        _end(str(error), EXIT_USAGE)
     except BrokenPipeError:
         os._exit(1)
+    except MemoryError as error:
+        _end(f"out of memory: {error}; what was finished is kept, smaller sizes need less", EXIT_MEMORY)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _end(f"out of memory: {str(error).splitlines()[0]}; what was finished is kept", EXIT_MEMORY)
+    except OSError as error:
+        _end(f"{error}; what was finished is kept: the same command goes on once this is mended", EXIT_SYSTEM)
+    except SystemExit as ending:
+        if ending.code in INTERRUPTED:
+            _end(
+                f"stopped by {INTERRUPTED[ending.code]}: the same command goes on from the last checkpoint", ending.code
+            )
+        raise
 
 
-def _help_text() -> str:
-    """The experiment's docstring and its flags."""
+def _docstring() -> str:
+    """The experiment's, also if it is a package."""
     module = sys.modules["__main__"]
     name = module.__spec__.name if module.__spec__ else ""
-    text = sys.modules[name.removesuffix(".__main__")].__doc__ if name.endswith(".__main__") else module.__doc__
-    return f"{text}\n{FLAGS.module_help(parsers.__name__)}\n{FLAGS.module_help(sys.argv[0])}"
+    return (sys.modules[name.removesuffix(".__main__")] if name.endswith(".__main__") else module).__doc__
 
 
-def _refuse(line: str) -> None:
+def _show_warnings() -> None:
+    """The library's warnings, a line each on stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    logging.getLogger("ldmjax").addHandler(handler)
+    logging.getLogger("ldmjax").propagate = False
+    # orbax's own account of what `ldmjax.checkpoints` says in a line.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+def _end(line: str, status: int) -> None:
     print("error: " + " ".join(line.split()), file=sys.stderr)
-    sys.exit(EXIT_USAGE)
+    sys.exit(status)
