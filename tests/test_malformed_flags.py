@@ -104,6 +104,7 @@ TOGETHER = {
         ("--spectrum=power:1", "spectrum", "give --data"),
         ("--decoder=json:dumps", "decoder", "only with --latents"),
         ("--autoencoder=json:dumps --autoencoders=pca", "autoencoders", "only without --autoencoder"),
+        ("--autoencoder=json:dumps --autoencoders=pca,conv", "autoencoder", "factory(): TypeError"),  # as flags.txt gives it
         ("--readout=state --schedule=linear_vp", "readout", "needs --schedule=rectified_flow"),
         ("--n=1700", "n", "64..1669"),
         ("--reference=1700", "reference", "128..899"),

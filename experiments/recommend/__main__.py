@@ -72,9 +72,9 @@ def check_flags() -> None:
     if FLAGS.autoencoder is not None and FLAGS.latents is not None:
         raise shared.bad("autoencoder", FLAGS.autoencoder, "allowed only without --latents")
     own = FLAGS.autoencoder is not None or FLAGS.latents is not None
-    if own and FLAGS["autoencoders"].present:
+    if own and _is_changed("autoencoders"):
         raise shared.bad("autoencoders", FLAGS.autoencoders, "allowed only without --autoencoder and --latents")
-    if FLAGS.latents is not None and FLAGS.decoder is None and FLAGS["features"].present:
+    if FLAGS.latents is not None and FLAGS.decoder is None and _is_changed("features"):
         raise shared.bad("features", FLAGS.features, "not used with --latents alone: give --decoder and --data too")
     if FLAGS.decoder is not None and FLAGS.latents is None:
         raise shared.bad("decoder", FLAGS.decoder, "allowed only with --latents")
@@ -94,6 +94,11 @@ def check_flags() -> None:
     shared.check_features()
     # A user's own latent spaces have their own dimensions.
     shared.apply_quick({name: value for name, value in QUICK.items() if not (own and name == "latent_dims")})
+
+
+def _is_changed(name: str) -> bool:
+    """Not its default: flags.txt, which reruns a job, gives every flag."""
+    return FLAGS[name].value != FLAGS[name].default
 
 
 def sample_sizes(count: int, flag: str) -> tuple[int, int]:
