@@ -12,18 +12,23 @@ one. Nothing here reads flags.
 """
 
 import dataclasses
+import functools
+import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from ldmjax import metrics, samplers, schedules, sweeps, training
+from experiments import pieces
+from ldmjax import devices, metrics, samplers, schedules, sweeps, training
 from ldmjax.autoencoders import AutoencoderConfig, FittedAutoencoder, fit
+from ldmjax.checkpoints import NOTHING_KEPT, Store
 from ldmjax.data import Dataset
 from ldmjax.features import Features
+from ldmjax.networks import as_denoiser
 
 BLOCKS = 64  # of the jackknife, in every curve
 PROCESSES = ("rectified_flow", "vp")
@@ -149,6 +154,7 @@ def fit_autoencoders(
     shapes: Mapping[str, Sequence[tuple[int, ...]]],
     *,
     seed: int,
+    store: Store = NOTHING_KEPT,
     report: Report,
     **options,
 ) -> list[FittedAutoencoder]:
@@ -157,9 +163,10 @@ def fit_autoencoders(
         autoencoder
         for kind, wanted in shapes.items()
         for autoencoder in fit(
-            split.train, wanted, AutoencoderConfig(kind=kind, **options), seeds=[seed] * len(wanted), report=report
+            split.train, wanted, AutoencoderConfig(kind=kind, **options), seeds=[seed] * len(wanted), store=store,
+            report=report,
         )
-    ]
+    ]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,6 +208,7 @@ def train_models(
     learning_rate: float | None = None,
     snapshot: int | None = None,
     runs_per_batch: int = 1,
+    store: Store = NOTHING_KEPT,
     report: Report,
 ) -> list[DiffusionModel]:
     """One diffusion model per autoencoder; those with equal configurations train in one program, vectors padded.
@@ -213,6 +221,7 @@ def train_models(
       learning_rate: peak rate; None for that of `LEARNING_RATES`.
       snapshot: as in `sweeps.train`.
       runs_per_batch: as in `sweeps.train`.
+      store: where checkpoints are kept.
       report: receives progress lines.
     """
     models: list[DiffusionModel | None] = [None] * len(autoencoders)
@@ -232,7 +241,9 @@ def train_models(
             )
             specs.append(spec)
             latents[spec.data, spec.seed, spec.n] = sweeps.Latents(sample=z, fresh_factor=np.zeros((z.shape[1], 0)))
-        trained = sweeps.train(specs, latents, config, snapshot=snapshot, runs_per_batch=runs_per_batch, report=report)
+        trained = sweeps.train(
+            specs, latents, config, snapshot=snapshot, runs_per_batch=runs_per_batch, store=store, report=report
+        )
         for index, i in enumerate(group):
             models[i] = DiffusionModel(
                 autoencoder=autoencoders[i], seed=seeds[i], spec=specs[index], trained=trained, index=index
@@ -240,47 +251,89 @@ def train_models(
     return models
 
 
-def sample_states(
-    models: Sequence[DiffusionModel], sampling: SamplingConfig, *, report: Report
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Samples the models, as many at a time as there are devices.
+def of_each_model(
+    models: Sequence[DiffusionModel],
+    compute: Callable[[int], Any],
+    *,
+    what: str,
+    store: Store,
+    report: Report,
+) -> list[Any]:
+    """``compute(place)`` for every place in ``models``; a result is kept when it is finished.
 
-    Yields:
-      (place in ``models``, states ``[S, samples, d]`` at every stop), not in order.
+    Args:
+      models: with distinct specs.
+      compute: gives what can be pickled and depends on nothing but the job.
+      what: is done, for the names of pieces and the lines.
+      store: where results are kept.
+      report: receives a line after each model.
     """
-    schedule, begin, done = sampling.schedule, time.perf_counter(), 0
+    begin, computed = time.perf_counter(), itertools.count(1)
 
-    def states_of(denoiser, run, sources, key):
-        mask = run.inputs.mask
+    def say(done):
+        rate = next(computed) / (time.perf_counter() - begin)
+        report(
+            f"{what} {done}/{len(models)} models, {60 * rate:.1f} a minute, {(len(models) - done) / rate:.0f} s left"
+        )
 
-        def chain(key):
-            start_key, chain_key = jax.random.split(key)
-            # The padded axis is drawn first, so that latents of all lengths start from the same noise.
-            start = jax.random.normal(start_key, (len(mask), sampling.chunk)).T * mask
-            return samplers.sample(
-                denoiser, schedule, start, chain_key, times=sampling.times, stops=sampling.stop_steps,
-                sampler=sampling.sampler, statistic=lambda z, t: z, mask=mask,
-            )  # fmt: skip
+    names = [f"{what}/{model.spec.name}" for model in models]
+    return pieces.finish(names, lambda places: map(compute, places), store=store, at_once=1, report=say)
 
-        return jax.lax.map(chain, jax.random.split(key, sampling.samples // sampling.chunk))
 
-    for trained in {id(m.trained): m.trained for m in models}.values():
-        chosen = [i for i, m in enumerate(models) if m.trained is trained]
-        # A key of the seed alone; 11 keeps it from those that training uses.
-        keys = jnp.stack([jax.random.fold_in(jax.random.key(spec.seed), 11) for spec in trained.specs])
-        call, size = sweeps.map_trained(trained, states_of, keys), jax.device_count()
-        for first in range(0, len(chosen), size):
-            group = chosen[first : first + size]
-            rows = np.pad([models[i].index for i in group], (0, size - len(group)), mode="edge")
-            states = np.asarray(call(rows))
-            done, seconds = done + len(group), time.perf_counter() - begin
-            report(
-                f"sampled {done}/{len(models)} models, {done * sampling.samples / seconds:.0f} images/s, "
-                f"{seconds * (len(models) - done) / done:.0f} s left"
-            )
-            for i, own in zip(group, states, strict=False):
-                d = models[i].spec.latent_dim
-                yield i, np.moveaxis(own, 1, 0).reshape(len(sampling.stop_steps), sampling.samples, -1)[..., :d]
+@functools.lru_cache(maxsize=16)
+def _chain_program(network: training.TrainingConfig, width: int, sampling: SamplingConfig) -> devices.MappedRuns:
+    """Maps keys to the states ``[S, chunk, width]`` of a chain, given (parameters, inputs) of a trained network."""
+    graphdef = training.graph_definition(network, width)
+
+    def chain(model, key):
+        params, inputs = model
+        start_key, chain_key = jax.random.split(key)
+        # The padded axis is drawn first, so that latents of all lengths start from the same noise.
+        start = jax.random.normal(start_key, (width, sampling.chunk)).T * inputs.mask
+        return samplers.sample(
+            as_denoiser(nnx.merge(graphdef, params), inputs), sampling.schedule, start, chain_key, times=sampling.times,
+            stops=sampling.stop_steps, sampler=sampling.sampler, statistic=lambda z, t: z, mask=inputs.mask,
+        )  # fmt: skip
+
+    return devices.map_runs(chain, samples=True)
+
+
+def sample_states(
+    model: DiffusionModel,
+    sampling: SamplingConfig,
+    *,
+    what: str = "chains",
+    store: Store = NOTHING_KEPT,
+    report: Report,
+) -> np.ndarray:
+    """Samples one model, as many chains at a time as there are devices.
+
+    Args:
+      model: trained.
+      sampling: how.
+      what: is sampled, for the name of what is kept on the way.
+      store: keeps the chains that are done, every so many seconds: few models take that long.
+      report: receives a line then.
+
+    Returns:
+      States ``[S, samples, d]`` at every stop.
+    """
+    trained, chains = model.trained, sampling.samples // sampling.chunk
+    program = _chain_program(trained.config, trained.width, sampling)
+    own = jax.tree.map(lambda x: x[model.index], (trained.params, trained.runs.inputs))
+    # A key of the seed alone; 11 keeps it from those that training uses.
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(model.seed), 11), chains)
+    size, name, kept = min(jax.device_count(), chains), f"{what}/{model.spec.name}", time.perf_counter()
+    states = store.get(name) or []
+    while len(states) < chains:
+        # The last ones are padded: another number would be another program.
+        numbers = np.minimum(len(states) + np.arange(size), chains - 1)
+        states += list(devices.collect(program(own, keys[numbers]), min(size, chains - len(states))))
+        if time.perf_counter() - kept > store.every and len(states) < chains:
+            store.put(name, states)
+            kept = time.perf_counter()
+            report(f"{model.spec.name}: sampled {len(states)}/{chains} chains")
+    return np.concatenate(states, axis=1)[..., : model.spec.latent_dim]
 
 
 def read_out(states: np.ndarray, sampling: SamplingConfig, readout: str) -> np.ndarray:

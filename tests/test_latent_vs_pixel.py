@@ -3,15 +3,17 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from interrupted import run_in_sessions
 from test_experiments_closed_form import run_commands
 
 from experiments import image_models, latent_vs_pixel
 from experiments.image_models import SamplingConfig
 from experiments.latent_vs_pixel import report
-from ldmjax import data, features, gaussians, metrics, records, stopping, sweeps, training
+from ldmjax import data, features, gaussians, metrics, records, samplers, stopping, sweeps, training
 from ldmjax.schedules import RectifiedFlow
 
 SAMPLING = {"samples": 256, "batch": 128, "steps": 20, "stops": 5}
@@ -90,12 +92,10 @@ def test_untrained_chain_is_the_exact_linear_one(models, process):
     sampling = SamplingConfig(process=process, **SAMPLING)
     config = dataclasses.replace(pixel.trained.config, schedule=sampling.schedule)
     moved = dataclasses.replace(pixel.trained, config=config, params=pixel.trained.initial)
-    chains = {
-        i: states
-        for i, states in image_models.sample_states(
-            [dataclasses.replace(m, trained=moved) for m in (latent, pixel)], sampling, report=lambda line: None
-        )
-    }
+    chains = [
+        image_models.sample_states(dataclasses.replace(m, trained=moved), sampling, report=lambda line: None)
+        for m in (latent, pixel)
+    ]
     stops = len(sampling.stop_steps)
     assert chains[0].shape == (stops, 256, 5) and chains[1].shape == (stops, 256, 12)
     for states, model in [(chains[0], latent), (chains[1], pixel)]:
@@ -108,6 +108,35 @@ def test_untrained_chain_is_the_exact_linear_one(models, process):
     start = chains[1][0]
     assert abs(start.mean()) < 4 / np.sqrt(start.size) and abs(start.var() - 1) < 4 * np.sqrt(2 / start.size)
     assert len(np.unique(start[:, 0])) == 256  # both batches differ
+
+
+def test_interrupted_sampling_goes_on(models, tmp_path):
+    """Eight chains on two devices: a line, and a piece, after every two."""
+    model, sampling = models[1][1], SamplingConfig(**SAMPLING | {"batch": 32})
+    alone = image_models.sample_states(model, sampling, report=lambda line: None)
+    again, lines = run_in_sessions(
+        lambda report, store: image_models.sample_states(model, sampling, store=store, report=report),
+        tmp_path, at=["sampled 2/8", "sampled 4/8"],
+    )  # fmt: skip
+    assert [line.split(": ")[1] for line in lines] == ["sampled 6/8 chains"]
+    np.testing.assert_array_equal(again, alone)
+
+
+def test_one_chain_is_spread_over_the_devices(models):
+    """256 samples of a single chain, half of them on each device, are those of the same chain on one."""
+    model, sampling = models[1][1], SamplingConfig(**SAMPLING | {"batch": 256})
+    program = image_models._chain_program(model.trained.config, model.trained.width, sampling)
+    states = image_models.sample_states(model, sampling, report=lambda line: None)
+    assert list(program._compiled) == [(1, 1)] and jax.device_count() == 2  # one run on a mesh of 1 x 2
+    params, inputs = jax.tree.map(lambda x: x[model.index], (model.trained.params, model.trained.runs.inputs))
+    key = jax.random.split(jax.random.fold_in(jax.random.key(3), 11), 1)
+    start = jax.random.normal(jax.random.split(key[0])[0], (model.trained.width, 256)).T * inputs.mask
+    np.testing.assert_array_equal(states[0], start[:, :5])
+    direct = samplers.sample(
+        model.trained.denoiser(model.index), sampling.schedule, start, jax.random.key(0), times=sampling.times,
+        stops=sampling.stop_steps, sampler="euler", statistic=lambda z, t: z,
+    )  # fmt: skip
+    np.testing.assert_allclose(states, direct[..., :5], atol=1e-5)
 
 
 def test_readouts(models):
@@ -205,6 +234,22 @@ def outcome(dataset):
     return latent_vs_pixel.run(dataset, [features.load("pixels", dataset)], small(), lambda line: None)
 
 
+def test_interrupted_job_ends_with_the_same_records(outcome, dataset, tmp_path):
+    spaces = [features.load("pixels", dataset)]
+    again, lines = run_in_sessions(
+        lambda report, store: latent_vs_pixel.run(dataset, spaces, small(), report, store),
+        tmp_path, at=["step 20/20", "measured 1/4", "measured 3/4"],
+    )  # fmt: skip
+    assert len(lines) == 1 and "measured 4/4" in lines[0]  # nothing else is left to do
+    for where, result in (("alone", outcome), ("again", again)):
+        (tmp_path / where).mkdir()
+        records.write_records(tmp_path / where, report.make_records(result, dataset, spaces, small()))
+    assert (tmp_path / "again" / "records.jsonl").read_bytes() == (tmp_path / "alone" / "records.jsonl").read_bytes()
+    curves = report.make_curves(outcome, small())
+    for name, values in report.make_curves(again, small()).items():
+        np.testing.assert_array_equal(values, curves[name])
+
+
 def test_readings_of_the_mean_are_means_over_seeds(outcome):
     plans, sampling = 2, small().sampling
     assert len(outcome.readings) == plans * len(sampling.readouts) * 3 * (2 + 1)
@@ -226,7 +271,7 @@ def test_readings_of_the_mean_are_means_over_seeds(outcome):
 
 def test_records_say_what_was_measured(outcome, dataset, tmp_path):
     config = small()
-    rows = latent_vs_pixel.make_records(outcome, dataset, [features.load("pixels", dataset)], config)
+    rows = report.make_records(outcome, dataset, [features.load("pixels", dataset)], config)
     records.write_records(tmp_path, rows)
     rows = records.load_records(tmp_path)
     assert len(rows) == len(outcome.readings)
@@ -238,7 +283,7 @@ def test_records_say_what_was_measured(outcome, dataset, tmp_path):
             config.sampling.progress[[reading.result.best_stop_low, reading.result.best_stop_high]]
         )
         assert ("memorisation" in row) == (row["seed"] is not None)
-    curves = latent_vs_pixel.make_curves(outcome, config)
+    curves = report.make_curves(outcome, config)
     assert curves["curve"].shape == (len(rows), len(curves["progress"]))
     assert curves["samples pca 12, MLP"].shape == (len(curves["progress"]), 2, 4, 3)
 
@@ -300,8 +345,8 @@ def test_command_and_refusals(tmp_path):
     (status, out, err), *others = run_commands(cases, tmp_path)
     assert status == 0 and err == "" and "results in" in out and "Do the last steps" in out
     assert sorted(p.name for p in where.iterdir()) == [
-        "chains.png", "curves.npz", "curves_mlp_rescaled.png", "curves_mlp_state.png", "flags.txt", "metadata.json",
-        "records.jsonl",
+        "chains.png", "checkpoints", "curves.npz", "curves_mlp_rescaled.png", "curves_mlp_state.png", "flags.txt",
+        "metadata.json", "records.jsonl",
     ]  # fmt: skip
     assert "--autoencoders=pca:36" in (where / "flags.txt").read_text()
     assert json.loads((where / "metadata.json").read_text())["seconds"] > 0

@@ -5,11 +5,12 @@ import json
 
 import numpy as np
 import pytest
+from interrupted import run_in_sessions
 from scipy.spatial.distance import cdist
 
 from experiments import image_models, noisy_autoencoder
 from experiments.noisy_autoencoder import predictors, report
-from ldmjax import data, gaussians, metrics, records, schedules, stopping
+from ldmjax import data, features, gaussians, metrics, records, schedules, stopping
 
 EARLY, NONE, UNKNOWN = stopping.VERDICTS
 LOGSNRS = np.array([-np.inf, -2.0, 0.0, 1.0, 3.0, 6.0, np.inf])
@@ -376,6 +377,26 @@ def test_compared_stops_are_the_clean_ones_of_the_chain():
     assert np.all(CONFIG.logsnrs >= -3) and CONFIG.logsnrs[-1] == np.inf and np.all(np.diff(CONFIG.logsnrs) > 0)
     assert not CONFIG.kept[0] and CONFIG.kept[-1] and CONFIG.kept.sum() == len(CONFIG.logsnrs)
     assert CONFIG.network.steps == 7 and CONFIG.network.model == "mlp"
+
+
+def test_interrupted_job_ends_with_the_same_records(tmp_path):
+    images = np.random.default_rng(9).standard_normal((600, 12)) * np.geomspace(1.0, 0.1, 12)
+    dataset = data.from_samples("images", images, (4, 3))
+    spaces = [features.load("pixels", dataset)]
+    config = dataclasses.replace(CONFIG, autoencoder="conv", autoencoder_steps=3, latent_dims=(2, 4), seeds=(1,))
+    alone = noisy_autoencoder.run(dataset, spaces, config, quiet)
+    again, lines = run_in_sessions(
+        lambda report, store: noisy_autoencoder.run(dataset, spaces, config, report, store),
+        tmp_path, at=["step 7/7", "training 1/2", "predicted 1/2"],
+    )  # fmt: skip
+    assert len(lines) == 1 and "predicted 2/2" in lines[0]  # nothing else is left to do
+    for where, found in (("alone", alone), ("again", again)):
+        (tmp_path / where).mkdir()
+        records.write_records(tmp_path / where, report.make_records(found, dataset, config))
+    assert (tmp_path / "again" / "records.jsonl").read_bytes() == (tmp_path / "alone" / "records.jsonl").read_bytes()
+    curves = report.make_curves(alone, config)
+    for name, values in report.make_curves(again, config).items():
+        np.testing.assert_array_equal(values, curves[name])
 
 
 @pytest.fixture(scope="module")

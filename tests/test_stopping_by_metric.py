@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from interrupted import run_in_sessions
 from scipy import stats
 from test_experiments_closed_form import run_commands
 
@@ -100,6 +101,20 @@ def result(digits, spaces):
     return stopping_by_metric.run(digits, spaces, config, lambda line: None), config
 
 
+def test_interrupted_job_ends_with_the_same_runs(result, digits, spaces, tmp_path):
+    runs, config = result
+    again, lines = run_in_sessions(
+        lambda report, store: stopping_by_metric.run(digits, spaces, config, report, store),
+        tmp_path, at=["step 60/60", "measured 1/4", "measured 2/4"],
+    )  # fmt: skip
+    assert ["measured 3/4" in lines[0], "measured 4/4" in lines[1], len(lines)] == [True, True, 2]
+    for where, found in (("alone", runs), ("again", again)):
+        (tmp_path / where).mkdir()
+        agreement = stopping_by_metric.compare(found, config.logsnrs)
+        records.write_records(tmp_path / where, report.make_records(found, agreement, config, spaces, digits))
+    assert (tmp_path / "again" / "records.jsonl").read_bytes() == (tmp_path / "alone" / "records.jsonl").read_bytes()
+
+
 def test_stops_of_the_second_half_are_read(result):
     _, config = result
     np.testing.assert_array_equal(config.progress, SAMPLING.progress[-4:])
@@ -164,7 +179,7 @@ def test_command_writes_the_same_records_as_another_process(commands, result, di
     where, answers = commands
     status, out, err = answers[0]
     assert status == 0 and err == "" and "results in" in out, err
-    files = ["agreement.png", "curves.npz", "flags.txt", "metadata.json", "records.jsonl", "stops.png"]
+    files = ["agreement.png", "checkpoints", "curves.npz", "flags.txt", "metadata.json", "records.jsonl", "stops.png"]
     assert sorted(p.name for p in (where / "one").iterdir()) == files
     runs, config = result
     agreement = stopping_by_metric.compare(runs, config.logsnrs)

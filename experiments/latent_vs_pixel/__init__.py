@@ -1,12 +1,13 @@
-"""Do the last sampling steps make a latent diffusion model worse, and a pixel one not? [OS] Fig. 1 and 2 on one data set.
+r"""Do the last sampling steps make a latent diffusion model worse, and a pixel one not? [OS] Fig. 1 and 2 on one data set.
 
 Latent models on any autoencoder against a pixel model (identity autoencoder): same data, training steps and batches, same
 network family (MLP for vectors, U-Net for maps), same floating-point operations per network evaluation (within 2 %, or
 nothing starts), same sampling steps and sample counts. Every stop of every chain is decoded and compared with held-out images.
 
-    python -m experiments.latent_vs_pixel            # digits: PCA and MLP, KL-VAE and U-Net, three seeds
+    python -m experiments.latent_vs_pixel  # digits: PCA and MLP, KL-VAE and U-Net, three seeds
     python -m experiments.latent_vs_pixel --quick
-    python -m experiments.latent_vs_pixel --data=mnist.npz --n=10000 --autoencoders=kl:7x7x2 --channels=8,16,32  # a GPU's
+    python -m experiments.latent_vs_pixel --data=mnist.npz --n=10000 \
+        --autoencoders=kl:7x7x2 --channels=8,16,32  # a GPU's
 
 The first takes 933 s on two cores that three other jobs share. Obtained on digits (n = 1000, pixels as features): it depends
 on the readout and the metric more than on latent against pixel. States decoded as they are: no model gains from stopping in
@@ -21,10 +22,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import image_models
+from experiments import image_models, image_plans
 from experiments.image_models import Report, SamplingConfig, Split
+from experiments.plans import Stage, host
 from ldmjax import stopping, training
 from ldmjax.autoencoders import FittedAutoencoder, reconstruction_error
+from ldmjax.checkpoints import NOTHING_KEPT, Store
 from ldmjax.data import Dataset
 from ldmjax.features import Features
 
@@ -174,46 +177,77 @@ def _network(config: Config, family: str, shape: tuple[int, ...]) -> training.Tr
     )
 
 
-def run(dataset: Dataset, features: Sequence[Features], config: Config, report: Report = print) -> Outcome:
-    """Fits, trains, samples and reads every model; the function behind the command."""
+def plan(dataset: Dataset, features: Sequence[Features], config: Config) -> list[Stage]:
+    """The stages of `run`."""
+    wanted, image_shape, seeds = make_plans(config, dataset.image_shape), dataset.image_shape, len(config.seeds)
+    shapes = {p.kind: [other.latent_shape for other in wanted if other.kind == p.kind] for p in wanted}
+    networks = seeds * [(p.network, int(np.prod(p.latent_shape))) for p in wanted]
+    sampling = config.sampling
+    return [
+        *image_plans.autoencoders(shapes, image_shape, seeds=seeds, steps=config.autoencoder_steps),
+        *image_plans.diffusion(networks, sampling),
+        image_plans.measuring(
+            "decode and measure", sets=len(networks) * len(sampling.readouts) * len(sampling.stop_steps),
+            samples=sampling.samples, reference=config.reference, spaces=features,
+            decoding=image_plans.decoding(shapes, image_shape),
+        ),
+        host("read curves, draw figures", runs=1, seconds=10.0),
+    ]  # fmt: skip
+
+
+def run(
+    dataset: Dataset,
+    features: Sequence[Features],
+    config: Config,
+    report: Report = print,
+    store: Store = NOTHING_KEPT,
+) -> Outcome:
+    """Fits, trains, samples and reads every model; the function behind the command.
+
+    Args:
+      dataset: with images.
+      features: spaces in which distances are measured.
+      config: what to train.
+      report: receives progress lines.
+      store: where trainings and measured models are kept.
+    """
     plans = make_plans(config, dataset.image_shape)
     options = {"n": config.n, "reference": config.reference}
     splits = {seed: image_models.split_images(dataset, seed=seed, **options) for seed in config.seeds}
     measures = {seed: image_models.make_measures(features, split.reference) for seed, split in splits.items()}
-    floors = {seed: image_models.distances_of(splits[seed].train, measures[seed]) for seed in config.seeds}
-    autoencoders = _fit(plans, splits, config, report)
+    autoencoders = _fit(plans, splits, config, store, report)
     models = image_models.train_models(
         list(autoencoders.values()),
         [plans[i].network for i, _ in autoencoders],
         [splits[seed] for _, seed in autoencoders],
         seeds=[seed for _, seed in autoencoders],
         runs_per_batch=config.runs_per_batch,
+        store=store,
         report=report,
     )
-    pseudo, grids, facts = {}, {}, {}
-    for place, states in image_models.sample_states(models, config.sampling, report=report):
-        (i, seed), model = list(autoencoders)[place], models[place]
-        for readout in config.sampling.readouts:
-            read = image_models.read_out(states, config.sampling, readout)
-            pseudo[i, seed, readout] = image_models.stopping_pseudo_values(model, read, measures[seed])
-        final = model.decode(states[-1])
-        facts[plans[i].label, seed] = _facts(model, final, splits[seed], measures[seed])
-        if seed == config.seeds[0]:
-            shown = image_models.read_out(states[:, :GRID_SAMPLES], config.sampling, "rescaled")
-            grids[plans[i].label] = np.stack([model.decode(z) for z in shown])
-    readings = _readings(plans, pseudo, floors, facts, config)
-    order = [(p.label, seed) for p in plans for seed in config.seeds]
+
+    def measured(place: int) -> _Measured:
+        model = models[place]
+        states = image_models.sample_states(model, config.sampling, store=store, report=report)
+        return _measure(model, states, splits[model.seed], measures[model.seed], config)
+
+    found = image_models.of_each_model(models, measured, what="sampled and measured", store=store, report=report)
+    of = dict(zip(autoencoders, found, strict=True))
+    floors = {
+        seed: store.piece(f"floors/seed{seed}", lambda s=seed: image_models.distances_of(splits[s].train, measures[s]))
+        for seed in config.seeds
+    }
     return Outcome(
         plans=plans,
-        readings=tuple(readings),
-        models={key: facts[key] for key in order},
-        grids={p.label: grids[p.label] for p in plans},
+        readings=tuple(_readings(plans, of, floors, config)),
+        models={(plans[i].label, seed): one.facts for (i, seed), one in of.items()},
+        grids={p.label: of[i, config.seeds[0]].grid for i, p in enumerate(plans)},
         pixel_range=tuple(np.quantile(splits[config.seeds[0]].train, [0.001, 0.999]).tolist()),
     )
 
 
 def _fit(
-    plans: Sequence[Plan], splits: dict[int, Split], config: Config, report: Report
+    plans: Sequence[Plan], splits: dict[int, Split], config: Config, store: Store, report: Report
 ) -> dict[tuple[int, int], FittedAutoencoder]:
     """An autoencoder for every (number of the plan, seed)."""
     found = {}
@@ -221,39 +255,52 @@ def _fit(
         for kind in dict.fromkeys(p.kind for p in plans):
             members = [i for i, p in enumerate(plans) if p.kind == kind]
             fitted = image_models.fit_autoencoders(
-                split, {kind: [plans[i].latent_shape for i in members]}, seed=seed, report=report,
+                split, {kind: [plans[i].latent_shape for i in members]}, seed=seed, store=store, report=report,
                 steps=config.autoencoder_steps,
             )  # fmt: skip
             found |= {(i, seed): autoencoder for i, autoencoder in zip(members, fitted, strict=True)}
     return {(i, seed): found[i, seed] for i in range(len(plans)) for seed in splits}
 
 
-def _facts(model, final, split, measures) -> dict:
-    """What is known of one model besides its curves."""
-    autoencoder = model.autoencoder
+class _Measured(NamedTuple):
+    """One model's pseudo-values by readout, what else is known of it, and decoded states ``[S, GRID_SAMPLES, ...]``."""
+
+    pseudo: dict[str, dict[tuple[str, str], np.ndarray]]
+    facts: dict
+    grid: np.ndarray
+
+
+def _measure(model, states, split, measures, config) -> _Measured:
+    """What is kept of one model's states ``[S, N, d]``."""
+    autoencoder, sampling = model.autoencoder, config.sampling
+    pseudo = {
+        readout: image_models.stopping_pseudo_values(model, image_models.read_out(states, sampling, readout), measures)
+        for readout in sampling.readouts
+    }
     rebuilt = autoencoder.decode(autoencoder.encode(split.train))
-    return {
+    facts = {
         "reconstruction": image_models.distances_of(rebuilt, measures),
         "reconstruction_error": reconstruction_error(autoencoder, split.reference),
         "latent_mean": autoencoder.latent_mean,
         "latent_std": autoencoder.latent_std,
         "loss": float(model.trained.losses[model.index, -1]),
         "diverged_at_step": model.failed_at,
-        "memorisation": image_models.memorisation(final, split),
+        "memorisation": image_models.memorisation(model.decode(states[-1]), split),
     }
+    shown = image_models.read_out(states[:, :GRID_SAMPLES], sampling, "rescaled")
+    return _Measured(pseudo, facts, np.stack([model.decode(z) for z in shown]))
 
 
-def _readings(plans, pseudo, floors, facts, config):
+def _readings(plans, of, floors, config):
     """Curves of every seed, and of the mean over seeds, whose pseudo-values are the means of theirs."""
     readings = []
     for i, plan in enumerate(plans):
         for readout in config.sampling.readouts:
-            for features, metric in pseudo[i, config.seeds[0], readout]:
+            for features, metric in of[i, config.seeds[0]].pseudo[readout]:
                 key = (features, metric)
-                curves = [pseudo[i, seed, readout][key] for seed in config.seeds]
+                curves = [of[i, seed].pseudo[readout][key] for seed in config.seeds]
                 levels = [
-                    (floors[seed][key].mean(), facts[plan.label, seed]["reconstruction"][key].mean())
-                    for seed in config.seeds
+                    (floors[seed][key].mean(), of[i, seed].facts["reconstruction"][key].mean()) for seed in config.seeds
                 ]
                 rows = list(zip(config.seeds, curves, levels, strict=True))
                 if len(rows) > 1:
@@ -269,40 +316,3 @@ def summary_readings(outcome: Outcome) -> list[Reading]:
     """The mean over seeds of every curve; of a single seed, its own."""
     means = [r for r in outcome.readings if r.seed is None]
     return means or list(outcome.readings)
-
-
-def make_records(outcome: Outcome, dataset: Dataset, features: Sequence[Features], config: Config) -> list[dict]:
-    """One line per reading; distances are squared, gains in the same unit; a best stop at the end is progress 1."""
-    sampling, digests = config.sampling, {f.name: f.digest for f in features}
-    rows = []
-    for r in outcome.readings:
-        stops = {"": r.result.best_stop, "_low": r.result.best_stop_low, "_high": r.result.best_stop_high}
-        where = {f"progress_best{k}": None if s is None else float(sampling.progress[s]) for k, s in stops.items()}
-        where |= {f"logsnr_best{k}": None if s is None else float(sampling.logsnrs[s]) for k, s in stops.items()}
-        own = {} if r.seed is None else outcome.models[r.plan.label, r.seed]
-        rows.append({
-            "model": r.plan.label, "autoencoder": r.plan.kind, "latent_shape": list(r.plan.latent_shape),
-            "network": r.plan.network.model, "hidden": r.plan.network.hidden, "channels": list(r.plan.network.channels),
-            "seed": r.seed, "seeds": len(config.seeds) if r.seed is None else 1, "readout": r.readout,
-            "features": r.features, "features_sha256": digests[r.features], "metric": r.metric,
-            "end": r.result.end, "best": r.result.best, **where, "gain": r.result.gain, "gain_low": r.result.gain_low,
-            "gain_high": r.result.gain_high, "verdict": r.result.verdict, "noise_floor": r.floor,
-            "reconstruction": r.reconstruction, "data": dataset.name, "n": config.n,
-            "reference": min(config.reference, len(dataset.samples) - config.n), "samples": sampling.samples,
-            "process": sampling.process, "sampler": sampling.sampler, "sampling_steps": sampling.steps,
-            "training_steps": config.training_steps, "batch_size": config.batch_size,
-            "flops": r.plan.flops, "flops_pixel": r.plan.pixel_flops, "flops_difference": r.plan.flops_difference,
-            **{k: v for k, v in own.items() if k != "reconstruction"},
-        })  # fmt: skip
-    return rows
-
-
-def make_curves(outcome: Outcome, config: Config) -> dict[str, np.ndarray]:
-    """Arrays for curves.npz; rows of curve and standard_error are the lines of records.jsonl."""
-    return {
-        "progress": config.sampling.progress,
-        "logsnr": config.sampling.logsnrs,
-        "curve": np.stack([r.result.curve for r in outcome.readings]),
-        "standard_error": np.stack([r.result.standard_error for r in outcome.readings]),
-        **{f"samples {label}": grid for label, grid in outcome.grids.items()},
-    }

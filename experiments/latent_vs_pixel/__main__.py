@@ -115,14 +115,14 @@ def main() -> None:
     dataset = shared.load_dataset()
     config = read_config(dataset, sampling)
     features = shared.load_features(dataset)
-    job = shared.open_job()
+    job = shared.open_job(lambda: latent_vs_pixel.plan(dataset, features, config))
     try:
-        outcome = latent_vs_pixel.run(dataset, features, config, job.report)
+        outcome = latent_vs_pixel.run(dataset, features, config, job.report, job.store)
     except ValueError as error:
         # Which latents an autoencoder can have, or images that all coincide, is only known to it.
         raise shared.bad("autoencoders", FLAGS.autoencoders, str(error)) from error
-    records.write_records(job.workdir, latent_vs_pixel.make_records(outcome, dataset, features, config))
-    records.write_curves(job.workdir, latent_vs_pixel.make_curves(outcome, config))
+    records.write_records(job.workdir, report.make_records(outcome, dataset, features, config))
+    records.write_curves(job.workdir, report.make_curves(outcome, config))
     print(report.table(outcome, config))
     for name, figure in report.draw(outcome, config, dataset.name).items():
         plotting.save(figure, job.workdir / f"{name}.png")

@@ -1,4 +1,6 @@
-"""The printed table, the stopping curves and the grid of samples along the chain."""
+"""The printed table, the records, the stopping curves and the grid of samples along the chain."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -6,6 +8,8 @@ from matplotlib.figure import Figure
 from experiments.latent_vs_pixel import FAMILIES, Config, Outcome, Reading, summary_readings
 from experiments.tables import align
 from ldmjax import plotting
+from ldmjax.data import Dataset
+from ldmjax.features import Features
 
 METRIC_NAMES = {"w2": "squared Fréchet distance", "mmd": "squared MMD", "sliced_w2": "squared sliced W2"}
 NEAR_END = 0.7  # progress from which the lower panels show the curves, or a little before the first best stop
@@ -94,6 +98,43 @@ def _answer(latent: str, pixel: str) -> str:
     if latent == "no gain from stopping" or pixel == "stop early":
         return "no"
     return "cannot tell" if "cannot tell" in (latent, pixel) else "yes"
+
+
+def make_records(outcome: Outcome, dataset: Dataset, features: Sequence[Features], config: Config) -> list[dict]:
+    """One line per reading; distances are squared, gains in the same unit; a best stop at the end is progress 1."""
+    sampling, digests = config.sampling, {f.name: f.digest for f in features}
+    rows = []
+    for r in outcome.readings:
+        stops = {"": r.result.best_stop, "_low": r.result.best_stop_low, "_high": r.result.best_stop_high}
+        where = {f"progress_best{k}": None if s is None else float(sampling.progress[s]) for k, s in stops.items()}
+        where |= {f"logsnr_best{k}": None if s is None else float(sampling.logsnrs[s]) for k, s in stops.items()}
+        own = {} if r.seed is None else outcome.models[r.plan.label, r.seed]
+        rows.append({
+            "model": r.plan.label, "autoencoder": r.plan.kind, "latent_shape": list(r.plan.latent_shape),
+            "network": r.plan.network.model, "hidden": r.plan.network.hidden, "channels": list(r.plan.network.channels),
+            "seed": r.seed, "seeds": len(config.seeds) if r.seed is None else 1, "readout": r.readout,
+            "features": r.features, "features_sha256": digests[r.features], "metric": r.metric,
+            "end": r.result.end, "best": r.result.best, **where, "gain": r.result.gain, "gain_low": r.result.gain_low,
+            "gain_high": r.result.gain_high, "verdict": r.result.verdict, "noise_floor": r.floor,
+            "reconstruction": r.reconstruction, "data": dataset.name, "n": config.n,
+            "reference": min(config.reference, len(dataset.samples) - config.n), "samples": sampling.samples,
+            "process": sampling.process, "sampler": sampling.sampler, "sampling_steps": sampling.steps,
+            "training_steps": config.training_steps, "batch_size": config.batch_size,
+            "flops": r.plan.flops, "flops_pixel": r.plan.pixel_flops, "flops_difference": r.plan.flops_difference,
+            **{k: v for k, v in own.items() if k != "reconstruction"},
+        })  # fmt: skip
+    return rows
+
+
+def make_curves(outcome: Outcome, config: Config) -> dict[str, np.ndarray]:
+    """Arrays for curves.npz; rows of curve and standard_error are the lines of records.jsonl."""
+    return {
+        "progress": config.sampling.progress,
+        "logsnr": config.sampling.logsnrs,
+        "curve": np.stack([r.result.curve for r in outcome.readings]),
+        "standard_error": np.stack([r.result.standard_error for r in outcome.readings]),
+        **{f"samples {label}": grid for label, grid in outcome.grids.items()},
+    }
 
 
 def draw(outcome: Outcome, config: Config, name: str) -> dict[str, Figure]:

@@ -1,4 +1,4 @@
-"""Does the noisy autoencoder foresee which latent dimension, and which stop, a trained diffusion model is best at?
+r"""Does the noisy autoencoder foresee which latent dimension, and which stop, a trained diffusion model is best at?
 
 Claim ([OS], arXiv 2510.08409 v2): encode, add noise, decode; the (latent dimension, stopping time) with the smallest distance
 to the data is what a latent diffusion model should use, no diffusion training needed. Here one diffusion model per latent
@@ -14,8 +14,9 @@ that distance is at most twice its autoencoder's reconstruction distance. The ot
 over all models, trained or not, are given too.
 
     python -m experiments.noisy_autoencoder                  # digits
-    python -m experiments.noisy_autoencoder --data=mnist.npz --features=pixels,classifier --latent_dims=2,4,6,8,12,16,24,32
-        --n=2000 --reference=3000 --training_steps=2500 --autoencoder_steps=1000 --samples=2048 --stops=10
+    python -m experiments.noisy_autoencoder --data=mnist.npz --features=pixels,classifier \
+        --latent_dims=2,4,6,8,12,16,24,32 --n=2000 --reference=3000 --training_steps=2500 \
+        --autoencoder_steps=1000 --samples=2048 --stops=10
 
 The second takes 18 minutes on two cores. Obtained with it, regret of the noisy autoencoder and of the others over models that
 count, squared Fréchet distance of pixels: MNIST 1.7 % [1.0, 2.5] against .5 % [.1, 1.1], 19 models of 24; Fashion-MNIST .5 %
@@ -29,16 +30,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from experiments import image_models
+from experiments import image_models, image_plans, plans
 from experiments.image_models import DiffusionModel, SamplingConfig, Split
 from experiments.noisy_autoencoder.predictors import Case, Comparison, compare, interpolated_latents
 from ldmjax import stopping
 from ldmjax.autoencoders import reconstruction_error
+from ldmjax.checkpoints import NOTHING_KEPT, Store
 from ldmjax.data import Dataset
 from ldmjax.features import Features
 from ldmjax.training import TrainingConfig
 
-__all__ = ["Case", "Comparison", "Config", "Costs", "Outcome", "run"]
+__all__ = ["Case", "Comparison", "Config", "Costs", "Outcome", "plan", "run"]
 
 STILL_IMPROVING = 0.02
 FAR_FROM_AUTOENCODER = 2.0
@@ -104,7 +106,10 @@ class Config:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Costs:
-    """Mean seconds: ``training`` and ``sampling`` of one diffusion model, ``prediction`` of one latent dimension."""
+    """Mean seconds: ``training`` and ``sampling`` of one diffusion model, ``prediction`` of one latent dimension.
+
+    Of a stage that was interrupted, those since it was resumed.
+    """
 
     training: float
     sampling: float
@@ -128,7 +133,32 @@ class Outcome:
     costs: Costs
 
 
-def run(dataset: Dataset, spaces: Sequence[Features], config: Config, report: Callable[[str], None] = print) -> Outcome:
+def plan(dataset: Dataset, spaces: Sequence[Features], config: Config) -> list[plans.Stage]:
+    """The stages of `run`."""
+    shapes = {config.autoencoder: [(d,) for d in config.latent_dims]}
+    seeds, sampling = len(config.seeds), config.sampling
+    dims, stops = seeds * list(config.latent_dims), len(config.logsnrs)
+    measured = {
+        "reference": config.reference, "spaces": spaces, "decoding": image_plans.decoding(shapes, dataset.image_shape)
+    }  # fmt: skip
+    return [
+        *image_plans.autoencoders(shapes, dataset.image_shape, seeds=seeds, steps=config.autoencoder_steps),
+        *image_plans.diffusion([(config.network, d) for d in dims], sampling, times_sampled=2),
+        image_plans.measuring("measure models", sets=len(dims) * (stops + 2), samples=sampling.samples, **measured),
+        image_plans.measuring(
+            "noisy autoencoder", sets=len(dims) * stops, samples=max(sampling.samples, 2 * config.n), **measured
+        ),
+        plans.host("read curves, draw figures", runs=1, seconds=10.0),
+    ]
+
+
+def run(
+    dataset: Dataset,
+    spaces: Sequence[Features],
+    config: Config,
+    report: Callable[[str], None] = print,
+    store: Store = NOTHING_KEPT,
+) -> Outcome:
     """Trains, samples, predicts and compares; the function behind the command.
 
     Args:
@@ -136,33 +166,43 @@ def run(dataset: Dataset, spaces: Sequence[Features], config: Config, report: Ca
       spaces: in which distances are measured.
       config: what to train.
       report: receives progress lines.
+      store: where trainings and measured models are kept.
     """
     splits = {
         seed: image_models.split_images(dataset, n=config.n, reference=config.reference, seed=seed)
         for seed in config.seeds
     }
     measures = {seed: image_models.make_measures(spaces, split.reference) for seed, split in splits.items()}
-    models, training_seconds = _train(splits, config, report)
-    begin = time.perf_counter()
-    ends = {
-        i: states[-1:] for i, states in image_models.sample_states(_earlier(models), config.sampling, report=report)
-    }
-    sampling_seconds = (time.perf_counter() - begin) / len(models)
-    cases, prediction_seconds = [], []
-    for i, states in image_models.sample_states(models, config.sampling, report=report):
-        seed = models[i].seed
-        found, seconds = _measure(models[i], states, ends[i], splits[seed], measures[seed], config)
-        cases += found
-        prediction_seconds.append(seconds)
-        report(f"{models[i].autoencoder.name}: noisy autoencoder in {seconds:.0f} s")
-    cases.sort(key=lambda c: (c.features, c.metric, c.seed, c.latent_dim))
+    models, training_seconds = _train(splits, config, store, report)
+    kept = {"store": store, "report": report}
+    earlier_models = _earlier(models)
+
+    def measured_earlier(place: int) -> tuple[dict, float]:
+        model, begin = earlier_models[place], time.perf_counter()
+        states = image_models.sample_states(model, config.sampling, what="earlier chains", **kept)
+        seconds = time.perf_counter() - begin
+        return image_models.stopping_pseudo_values(model, states[-1:], measures[model.seed]), seconds
+
+    earlier = image_models.of_each_model(models, measured_earlier, what="sampled at 80 % of training", **kept)
+
+    def measured(place: int) -> tuple[list[Case], float]:
+        model = models[place]
+        states = image_models.sample_states(model, config.sampling, **kept)
+        return _measure(model, states, earlier[place][0], splits[model.seed], measures[model.seed], config)
+
+    found = image_models.of_each_model(models, measured, what="sampled and predicted", **kept)
+    cases = sorted(
+        (case for cases, _ in found for case in cases), key=lambda c: (c.features, c.metric, c.seed, c.latent_dim)
+    )
     trained = {(c.seed, c.latent_dim, c.features) for c in cases if c.metric == "w2" and is_trained(c)}
     return Outcome(
         cases=cases,
         trained=trained,
         comparisons=compare(cases, trained),
         costs=Costs(
-            training=training_seconds, sampling=sampling_seconds, prediction=float(np.mean(prediction_seconds))
+            training=training_seconds,
+            sampling=float(np.mean([seconds for _, seconds in earlier])),
+            prediction=float(np.mean([seconds for _, seconds in found])),
         ),
     )
 
@@ -172,14 +212,14 @@ def is_trained(case: Case) -> bool:
     return not case.diverged and case.improvement < STILL_IMPROVING and case.excess <= FAR_FROM_AUTOENCODER
 
 
-def _train(splits, config, report) -> tuple[list[DiffusionModel], float]:
+def _train(splits, config, store, report) -> tuple[list[DiffusionModel], float]:
     """Autoencoders and diffusion models of all seeds and dimensions; seconds of training per diffusion model."""
     shapes = {config.autoencoder: [(d,) for d in config.latent_dims]}
     pairs = [
         (seed, autoencoder)
         for seed, split in splits.items()
         for autoencoder in image_models.fit_autoencoders(
-            split, shapes, seed=seed, report=report, steps=config.autoencoder_steps
+            split, shapes, seed=seed, steps=config.autoencoder_steps, store=store, report=report
         )
     ]
     begin = time.perf_counter()
@@ -191,9 +231,11 @@ def _train(splits, config, report) -> tuple[list[DiffusionModel], float]:
         learning_rate=config.learning_rate,
         snapshot=max(1, int(0.8 * config.training_steps)),
         runs_per_batch=config.runs_per_batch,
+        store=store,
         report=report,
     )
-    return models, (time.perf_counter() - begin) / len(models)
+    seconds = store.piece("seconds of training", lambda: time.perf_counter() - begin)
+    return models, seconds / len(models)
 
 
 def _earlier(models: Sequence[DiffusionModel]) -> list[DiffusionModel]:
@@ -205,7 +247,7 @@ def _earlier(models: Sequence[DiffusionModel]) -> list[DiffusionModel]:
 def _measure(
     model: DiffusionModel,
     states: np.ndarray,
-    earlier_end: np.ndarray,
+    earlier: Mapping[tuple[str, str], np.ndarray],
     split: Split,
     measures: Mapping,
     config: Config,
@@ -214,7 +256,6 @@ def _measure(
     autoencoder = model.autoencoder
     read = image_models.read_out(states, config.sampling, config.readout)[config.kept]
     curves = image_models.stopping_pseudo_values(model, read, measures)
-    earlier = image_models.stopping_pseudo_values(model, earlier_end, measures)
     begin = time.perf_counter()
     z = autoencoder.standardise(autoencoder.encode(split.train))
     noisy = stopping.noisy_autoencoder(

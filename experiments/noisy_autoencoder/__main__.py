@@ -94,9 +94,9 @@ def main() -> None:
     dataset = shared.load_dataset()
     config = read_config(dataset, sampling)
     spaces = shared.load_features(dataset)
-    job = shared.open_job()
+    job = shared.open_job(lambda: noisy_autoencoder.plan(dataset, spaces, config))
     try:
-        outcome = noisy_autoencoder.run(dataset, spaces, config, job.report)
+        outcome = noisy_autoencoder.run(dataset, spaces, config, job.report, job.store)
     except ValueError as error:
         # Which latents an autoencoder can have is only known to it.
         raise shared.bad("latent_dims", FLAGS.latent_dims, str(error)) from error

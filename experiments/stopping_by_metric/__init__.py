@@ -1,4 +1,4 @@
-"""Does the best stopping time depend on the metric? The same chains read in every feature space by every metric.
+r"""Does the best stopping time depend on the metric? The same chains read in every feature space by every metric.
 
 On one set of ImageNet models the Fréchet distance asks for 94-100 % of sampling and the sliced Wasserstein distance and the
 MMD turn up after 87 % ([OS], slides to arXiv 2510.08409). So "stop at t*" says nothing without "under which metric". Here
@@ -8,13 +8,15 @@ between measures are not sampling noise. Every curve is read as in the main job 
 measures are compared two by two over all runs.
 
     python -m experiments.stopping_by_metric
-    python -m experiments.stopping_by_metric --data=fashion_mnist.npz --n=10000 --latent_dims=4,8,16,32
+    python -m experiments.stopping_by_metric --data=fashion_mnist.npz --n=10000 \
+        --latent_dims=4,8,16,32
 
 Two measures are compared over the same runs:
 
     overlap     share of runs whose two 90 % intervals of t* have a stop in common
-    same        share of runs with the same verdict; opposed: one says "stop early", the other "no gain from stopping"
-    difference  mean of t*(row) - t*(column) in logsnr, and a 90 % t interval that takes runs as independent
+    same        share of runs with the same verdict
+    opposed     one says "stop early", the other "no gain from stopping"
+    difference  mean of t*(row) - t*(column) in logsnr, and a 90 % t interval, runs independent
 
 Two independent 90 % intervals of one and the same time overlap in about 98 % of runs; wide ones overlap whatever they are
 of, so their median width stands beside them. Stops of the chain's second half are read; at its end logsnr may be infinite
@@ -29,15 +31,15 @@ classifier features contradict each other in 62 % of runs. The space decides mor
 """
 
 import dataclasses
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from experiments import image_models
+from experiments import image_models, image_plans, plans
 from ldmjax import metrics, stopping, training
+from ldmjax.checkpoints import NOTHING_KEPT, Store
 from ldmjax.data import Dataset
 from ldmjax.features import Features
 
@@ -149,8 +151,41 @@ class Agreement:
     half_width: np.ndarray
 
 
+def _network(config: Config) -> training.TrainingConfig:
+    """Of every diffusion model."""
+    return training.TrainingConfig(
+        model="mlp",
+        steps=config.training_steps,
+        batch_size=256,
+        hidden=config.hidden,
+        blocks=2,
+        schedule=config.sampling.schedule,
+        **config.sampling.trained_range,
+    )
+
+
+def plan(dataset: Dataset, spaces: Sequence[Features], config: Config) -> list[plans.Stage]:
+    """The stages of `run`."""
+    shapes = {kind: [(d,) for d in config.latent_dims] for kind in config.autoencoders}
+    seeds, sampling = len(config.seeds), config.sampling
+    dims = seeds * len(config.autoencoders) * list(config.latent_dims)
+    return [
+        *image_plans.autoencoders(shapes, dataset.image_shape, seeds=seeds, steps=config.autoencoder_steps),
+        *image_plans.diffusion([(_network(config), d) for d in dims], sampling),
+        image_plans.measuring(
+            "decode and measure", sets=len(dims) * (np.count_nonzero(config.read) + 1), samples=sampling.samples,
+            reference=config.reference, spaces=spaces, decoding=image_plans.decoding(shapes, dataset.image_shape),
+        ),
+        plans.host("read curves, draw figures", runs=1, seconds=5.0),
+    ]  # fmt: skip
+
+
 def run(
-    dataset: Dataset, spaces: Sequence[Features], config: Config, report: Callable[[str], None] = print
+    dataset: Dataset,
+    spaces: Sequence[Features],
+    config: Config,
+    report: Callable[[str], None] = print,
+    store: Store = NOTHING_KEPT,
 ) -> list[Run]:
     """Trains and samples all models, and reads every curve.
 
@@ -159,21 +194,20 @@ def run(
       spaces: feature spaces.
       config: of the experiment.
       report: receives progress lines.
+      store: where trainings and measured models are kept.
 
     Returns:
       Runs, by seed, then autoencoder, then latent dimension.
     """
-    problems = {seed: _make_problem(dataset, spaces, config, seed) for seed in config.seeds}
-    models, kinds = _train(problems, config, report)
-    found, begin = {}, time.perf_counter()
-    for i, states in image_models.sample_states(models, config.sampling, report=lambda line: None):
-        found[i] = _read(models[i], kinds[i], states, problems[models[i].seed], config)
-        seconds = time.perf_counter() - begin
-        report(
-            f"sampled and measured {len(found)}/{len(models)} models, {60 * len(found) / seconds:.1f} a minute, "
-            f"{seconds * (len(models) - len(found)) / len(found):.0f} s left"
-        )
-    return [found[i] for i in range(len(models))]
+    problems = {seed: _make_problem(dataset, spaces, config, seed, store) for seed in config.seeds}
+    models, kinds = _train(problems, config, store, report)
+
+    def measured(place: int) -> Run:
+        model = models[place]
+        states = image_models.sample_states(model, config.sampling, store=store, report=report)
+        return _read(model, kinds[place], states, problems[model.seed], config)
+
+    return image_models.of_each_model(models, measured, what="sampled and measured", store=store, report=report)
 
 
 class _Problem(NamedTuple):
@@ -184,31 +218,25 @@ class _Problem(NamedTuple):
     floors: dict[Measure, float]
 
 
-def _make_problem(dataset, spaces, config, seed):
+def _make_problem(dataset, spaces, config, seed, store):
     split = image_models.split_images(dataset, n=config.n, reference=config.reference, seed=seed)
     measures = image_models.make_measures(spaces, split.reference)
-    return _Problem(split, measures, _means(image_models.distances_of(split.train, measures)))
+    floors = store.piece(f"floors/seed{seed}", lambda: _means(image_models.distances_of(split.train, measures)))
+    return _Problem(split, measures, floors)
 
 
-def _train(problems, config, report):
+def _train(problems, config, store, report):
     """All diffusion models, in one program, and the kinds of their autoencoders."""
     shapes = {kind: [(d,) for d in config.latent_dims] for kind in config.autoencoders}
-    autoencoders, options = [], {"steps": config.autoencoder_steps, "report": report}
+    autoencoders, kept = [], {"store": store, "report": report}
     for seed, problem in problems.items():
-        autoencoders += image_models.fit_autoencoders(problem.split, shapes, seed=seed, **options)
+        autoencoders += image_models.fit_autoencoders(
+            problem.split, shapes, seed=seed, steps=config.autoencoder_steps, **kept
+        )
     owners = [(seed, kind) for seed in problems for kind in shapes for _ in config.latent_dims]
     seeds, kinds = zip(*owners, strict=True)
-    network = training.TrainingConfig(
-        model="mlp",
-        steps=config.training_steps,
-        batch_size=256,
-        hidden=config.hidden,
-        blocks=2,
-        schedule=config.sampling.schedule,
-        **config.sampling.trained_range,
-    )
     splits = [problems[seed].split for seed in seeds]
-    models = image_models.train_models(autoencoders, [network] * len(seeds), splits, seeds=seeds, report=report)
+    models = image_models.train_models(autoencoders, [_network(config)] * len(seeds), splits, seeds=seeds, **kept)
     return models, kinds
 
 

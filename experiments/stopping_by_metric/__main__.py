@@ -6,7 +6,7 @@ from absl import flags
 
 from experiments import flags as shared
 from experiments import image_models
-from experiments.stopping_by_metric import AUTOENCODERS, Config, compare, report, run
+from experiments.stopping_by_metric import AUTOENCODERS, Config, compare, plan, report, run
 from ldmjax import data, plotting, records
 
 FLAGS = flags.FLAGS
@@ -82,9 +82,9 @@ def main() -> None:
     dataset = shared.load_dataset()
     config = read_config(dataset, sampling)
     spaces = shared.load_features(dataset)
-    job = shared.open_job()
+    job = shared.open_job(lambda: plan(dataset, spaces, config))
     try:
-        runs = run(dataset, spaces, config, job.report)
+        runs = run(dataset, spaces, config, job.report, job.store)
         agreement = compare(runs, config.logsnrs)
     except ValueError as error:
         # Which latents an autoencoder can have is only known to it, and which models train once they have.

@@ -1,0 +1,29 @@
+"""Runs a job that is interrupted at given lines and started again, for tests that it ends as if it had been left alone."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from ldmjax.checkpoints import Store
+
+
+class Interruption(Exception):
+    """What stops a job in the middle."""
+
+
+def run_in_sessions(run: Callable, directory, *, at: Sequence[str]):
+    """Calls ``run(report, store)`` once for each of ``at``, stopped at the first line that holds it, then to its end.
+
+    Returns:
+      What the last call returned, and its lines.
+    """
+    for words in at:
+
+        def report(line, words=words):
+            if words in line:
+                raise Interruption
+
+        with pytest.raises(Interruption):
+            run(report, Store(directory, every=0.0))
+    lines = []
+    return run(lines.append, Store(directory, every=0.0)), lines
