@@ -7,6 +7,8 @@ devices. With several processes each computes its own rows; host arrays are equa
 
 import logging
 import os
+import platform
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,12 +50,21 @@ def start(
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / f"compiled-{_processor()}"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     if coordinator_address is not None:
         jax.distributed.initialize(coordinator_address, num_processes, process_id)
     elif int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         jax.distributed.initialize()
+
+
+def _processor() -> str:
+    """Names what this machine's processor can do: programs compiled for another one may not run here, and JAX does not ask."""
+    try:
+        described = next(line for line in Path("/proc/cpuinfo").open() if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        described = platform.processor()
+    return f"{platform.machine()}-{zlib.crc32(described.encode()):08x}"
 
 
 def is_first_process() -> bool:

@@ -4,7 +4,6 @@
 of the code, and library versions. Whoever starts a job with the same answers continues it; any other is refused.
 """
 
-import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -30,6 +29,7 @@ from ldmjax import devices, records
 from ldmjax.checkpoints import Store
 
 FLAGS = flags.FLAGS
+LOG = logging.getLogger("ldmjax")
 RESULTS = ("flags.txt", "metadata.json", "records.jsonl", "curves.npz", "recommend.json")
 WAYS_OUT = "the flags of the job resume it, --overwrite starts anew, another --workdir keeps both"
 # They say how a job is run, not what it computes.
@@ -80,7 +80,7 @@ def join_processes() -> None:
     )
     if not devices.is_first_process():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
-        logging.getLogger("ldmjax").setLevel(logging.ERROR)
+        LOG.setLevel(logging.ERROR)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -235,9 +235,12 @@ def _lock(workdir: Path) -> None:
     """Refuses a workdir that another process works in."""
     (workdir / "checkpoints").mkdir(exist_ok=True)
     handle = os.open(workdir / "checkpoints" / "lock", os.O_RDWR | os.O_CREAT)
-    with contextlib.suppress(BlockingIOError):
+    try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _LOCKS.append(handle)
-        return
-    os.close(handle)
-    raise bad("workdir", workdir, "another process is working in it: wait for its end, or use another --workdir")
+    except BlockingIOError:
+        os.close(handle)
+        raise bad("workdir", workdir, "another process is working in it: wait, or use another --workdir") from None
+    except OSError as error:  # file systems of some clusters have no locks
+        os.close(handle)
+        LOG.warning("%s cannot be locked (%s): let no other process work in it", workdir, error.strerror)
