@@ -31,12 +31,15 @@ def advance(shared, state, run):
     return state, total / (last - first)
 
 
+MAPPED = devices.map_runs(advance, donate=1)
+
+
 def start():
     return {"x": np.arange(4.0 * COUNT, dtype=np.float32).reshape(COUNT, 4), "steps": np.zeros(COUNT, np.int32)}
 
 
 def train(store=NOTHING_KEPT, report=lambda line: None, mapped=None, **options):
-    mapped = mapped or devices.map_runs(advance, donate=1)
+    mapped = mapped or MAPPED
     options = {"marks": (7, 23), "chunk": 5, "name": "toy", **options}
     return chunks.train(
         mapped, start, jnp.float32(1.7), {"key": jax.vmap(jax.random.key)(np.arange(COUNT))}, count=COUNT, steps=STEPS,
@@ -138,14 +141,14 @@ class OutOfMemoryOnce:
     """`MappedRuns` that fails at one call as a device does that has no memory left: the state's buffers are gone."""
 
     def __init__(self, call):
-        self.mapped, self.calls, self.call = devices.map_runs(advance, donate=1), 0, call
+        self.calls, self.call = 0, call
 
     def __call__(self, shared, state, runs):
         self.calls += 1
         if self.calls == self.call:
             jax.tree.map(lambda x: x.delete(), state)
             raise devices.StateLost
-        return self.mapped(shared, state, runs)
+        return MAPPED(shared, state, runs)
 
 
 @pytest.mark.parametrize("kept", [False, True])

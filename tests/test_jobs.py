@@ -1,0 +1,219 @@
+"""Jobs from the command line: kept whatever happens, refused if another would be mixed in, ended with the documented status."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SWEEP = (
+    "--latent_dims=1,2 --seeds=0 --caps=inf --linear_steps=400 --mlp_steps=200 --samples=128 --sampling_steps=20 --stops=5 "
+    "--n=100 --batch_size=16 --hidden=8"
+).split()
+DIAGRAM = ["--spectrum=power:1", "--data_dim=6", "--n=50"]
+
+
+def start(experiment, *words, cache=None, before=None):
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)} | ({"LDMJAX_CACHE": str(cache)} if cache else {})
+    command = [sys.executable, "-m", f"experiments.{experiment}", *map(str, words)]
+    return subprocess.Popen(
+        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=before
+    )
+
+
+def run(experiment, *words, **options):
+    process = start(experiment, *words, **options)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def snapshot(workdir):
+    return {p.relative_to(workdir): digest(p) for p in workdir.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache):
+    """The sweep without interruption; seconds of a start with compiled programs at hand."""
+    workdir = tmp_path_factory.mktemp("whole")
+    assert run("optimal_stopping", *SWEEP, f"--workdir={workdir}", cache=cache)[0] == 0
+    begin = time.perf_counter()
+    again = tmp_path_factory.mktemp("again")
+    assert run("optimal_stopping", *SWEEP, f"--workdir={again}", cache=cache)[0] == 0
+    assert digest(again / "records.jsonl") == digest(workdir / "records.jsonl")
+    return workdir, time.perf_counter() - begin
+
+
+def kill_at_random(workdir, whole, cache, *, kills, seed):
+    """Starts the sweep again and again, each time killed (-9) at a random moment, then lets it finish."""
+    expected, seconds = whole
+    rng, killed, starts = np.random.default_rng(seed), 0, 0
+    while killed < kills:
+        process = start("optimal_stopping", *SWEEP, f"--workdir={workdir}", "--checkpoint_every=0", cache=cache)
+        starts += 1
+        try:
+            process.communicate(timeout=rng.uniform(0.0, 1.1 * seconds))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            killed += 1
+            continue
+        assert process.returncode == 0
+        assert digest(workdir / "records.jsonl") == digest(expected / "records.jsonl")
+        shutil.rmtree(workdir)  # finished: the next kills hit a new one
+    code, _, err = run("optimal_stopping", *SWEEP, f"--workdir={workdir}", "--checkpoint_every=0", cache=cache)
+    assert code == 0, err
+    assert digest(workdir / "records.jsonl") == digest(expected / "records.jsonl")
+    with np.load(workdir / "curves.npz") as found, np.load(expected / "curves.npz") as wanted:
+        assert set(found) == set(wanted)
+        for name in wanted:
+            np.testing.assert_array_equal(found[name], wanted[name])
+    assert not list(workdir.rglob("*.partial")) and not list(workdir.rglob("*tmp*"))
+
+
+def test_a_sweep_killed_again_and_again_ends_the_same(tmp_path, whole, cache):
+    kill_at_random(tmp_path / "workdir", whole, cache, kills=3, seed=int(time.time()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(50))
+def test_fifty_kills(tmp_path, whole, cache, seed):
+    kill_at_random(tmp_path / "workdir", whole, cache, kills=1, seed=seed)
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+def test_a_signal_saves_and_ends_with_its_status(tmp_path, whole, cache, number, name):
+    process = start("optimal_stopping", *SWEEP, f"--workdir={tmp_path}", cache=cache)
+    for line in process.stdout:
+        if "step 100/" in line:
+            process.send_signal(number)
+            break
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, err
+    assert err.strip() == f"error: stopped by {name}: the same command goes on from the last checkpoint"
+    assert not (tmp_path / "records.jsonl").exists()
+    code, out, err = run("optimal_stopping", *SWEEP, f"--workdir={tmp_path}", cache=cache)
+    assert code == 0 and "from the checkpoint at step" in out, err
+    assert digest(tmp_path / "records.jsonl") == digest(whole[0] / "records.jsonl")
+    code, out, err = run("optimal_stopping", *SWEEP, f"--workdir={tmp_path}", cache=cache)
+    assert code == 0 and "step" not in out.replace("stopping", "") and "sampled" not in out, (
+        "finished runs are not redone"
+    )
+
+
+@pytest.fixture
+def diagram(tmp_path):
+    code, _, err = run("phase_diagram", *DIAGRAM, f"--workdir={tmp_path}")
+    assert code == 0, err
+    return tmp_path
+
+
+def test_other_flags_are_refused_and_overwrite_starts_anew(diagram):
+    before = snapshot(diagram)
+    code, out, err = run("phase_diagram", *DIAGRAM[:-1], "--n=60", f"--workdir={diagram}")
+    assert code == 2 and out == "" and len(err.splitlines()) == 1
+    assert "flag --n=60: the job in --workdir=" in err and "has --n=50" in err and "--overwrite starts anew" in err
+    code, _, err = run("capped_scores", f"--workdir={diagram}")
+    assert code == 2 and "holds results of experiments.phase_diagram" in err
+    assert snapshot(diagram) == before
+    (diagram / "mine.txt").write_text("not theirs")
+    (diagram / "old.png").write_text("a figure of the job before")
+    code, out, err = run("phase_diagram", *DIAGRAM[:-1], "--n=60", f"--workdir={diagram}", "--overwrite")
+    assert code == 0, err
+    assert (
+        "--n=60" in (diagram / "flags.txt").read_text()
+        and digest(diagram / "records.jsonl") != before[Path("records.jsonl")]
+    )
+    assert (diagram / "mine.txt").exists() and not (diagram / "old.png").exists()
+
+
+@pytest.mark.parametrize("change", ["file", "code", "versions", "no job", "not a job"])
+def test_what_else_is_not_the_same_job(tmp_path, change):
+    spectrum = tmp_path / "spectrum.npy"
+    np.save(spectrum, np.array([2.0, 1.0, 0.5]))
+    words, workdir = (f"--spectrum={spectrum}", "--n=50", f"--workdir={tmp_path / 'w'}"), tmp_path / "w"
+    assert run("phase_diagram", *words)[0] == 0
+    job = workdir / "checkpoints" / "job.json"
+    content = json.loads(job.read_text())
+    if change == "file":
+        np.save(spectrum, np.array([2.0, 1.0, 0.4]))
+    elif change == "code":
+        job.write_text(json.dumps(content | {"code": "0"}))
+    elif change == "versions":
+        job.write_text(json.dumps(content | {"versions": content["versions"] | {"jax": "0.1"}}))
+    elif change == "no job":
+        job.unlink()
+    else:
+        job.write_text("{")
+    before = snapshot(workdir)
+    code, out, err = run("phase_diagram", *words)
+    expected = {
+        "file": "its contents have changed", "code": "another state of ldmjax's code", "versions": "holds results of jax 0.1",
+        "no job": "unknown job", "not a job": "holds results of",
+    }[change]  # fmt: skip
+    assert code == 2 and expected in err and "--overwrite" in err and len(err.splitlines()) == 1
+    assert snapshot(workdir) == before
+
+
+def test_one_process_at_a_time_in_a_workdir(tmp_path):
+    import fcntl
+
+    (tmp_path / "checkpoints").mkdir()
+    with open(tmp_path / "checkpoints" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, _, err = run("phase_diagram", *DIAGRAM, f"--workdir={tmp_path}")
+    assert code == 2 and "another process is working in it" in err and len(err.splitlines()) == 1
+    assert run("phase_diagram", *DIAGRAM, f"--workdir={tmp_path}")[0] == 0, "a lock file alone is no lock"
+
+
+def test_dry_run_writes_nothing(tmp_path):
+    workdir = tmp_path / "w"
+    code, out, err = run("phase_diagram", *DIAGRAM, f"--workdir={workdir}", "--dry_run")
+    assert code == 0 and not workdir.exists(), err
+    assert "stage" in out and "time" in out and str(workdir) in out and "Nothing was run or written" in out
+
+
+def test_a_file_that_the_system_refuses_ends_with_status_3(diagram):
+    """Files may not grow beyond 20 kB: figures cannot be written, the results before stay whole."""
+    import resource
+
+    before = snapshot(diagram)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # noqa: E731
+    code, out, err = run("phase_diagram", *DIAGRAM, f"--workdir={diagram}", before=limit)
+    assert code == 3 and len(err.splitlines()) == 1 and "File too large" in err and "the same command goes on" in err
+    after = snapshot(diagram)
+    assert {k: v for k, v in after.items() if k.suffix in (".png", ".npz", ".jsonl")} == {
+        k: v for k, v in before.items() if k.suffix in (".png", ".npz", ".jsonl")
+    }
+    assert run("phase_diagram", *DIAGRAM, f"--workdir={diagram}")[0] == 0
+
+
+def can_mount():
+    return shutil.which("unshare") and subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not can_mount(), reason="needs a user namespace in which a small file system can be mounted")
+def test_a_full_disk_ends_with_status_3_and_one_line(tmp_path):
+    command = f"{sys.executable} -m experiments.phase_diagram {' '.join(DIAGRAM)} --workdir={tmp_path}/w"
+    script = f"mount -t tmpfs -o size=40k tmpfs {tmp_path} && {command}"
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, env=variables)
+    assert done.returncode == 3, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and "No space left on device" in lines[0]
