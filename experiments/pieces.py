@@ -1,11 +1,13 @@
-"""Many equal jobs, some of them at a time; each result is kept as a piece, so that only what is missing is computed."""
+"""What is kept of larger work: many equal jobs, of which only the missing are computed, and trainings that end in a piece."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
 from ldmjax.checkpoints import Store
+from ldmjax.devices import is_first_process
 
 
 def finish(
@@ -35,3 +37,18 @@ def finish(
             results[i] = result
         report(len(names) - len(missing) + first + len(indices))
     return results
+
+
+def after_training(name: str, compute: Callable[[Store], Any], *, store: Store) -> Any:
+    """The piece ``name``; the checkpoints of the training behind it are deleted once it is kept.
+
+    Args:
+      name: unique in the store.
+      compute: trains, with the store that it is given, and reduces the result to little.
+      store: where the piece is kept.
+    """
+    directory = store.directory and store.directory / "unfinished"
+    found = store.piece(name, lambda: compute(Store(directory, every=store.every, keep=store.keep)))
+    if directory is not None and is_first_process():
+        shutil.rmtree(directory, ignore_errors=True)
+    return found

@@ -14,6 +14,7 @@ from experiments.disentangled import contest, report, setup
 from experiments.disentangled.setup import Config, Run, Setting
 from experiments.flags import make_ladder
 from ldmjax import data, oracle, records
+from ldmjax.checkpoints import Store
 
 METRIC = "flow_error"
 KIND = ("karras", 8, 1, 2, "noise")
@@ -299,6 +300,30 @@ def test_rates_and_setting_are_chosen_on_the_selection_seed_and_reported_on_othe
     assert (kind[2], kind[4], sampler, outcome.ladder) == (8, "v", "ddim", "karras")
 
 
+def test_an_interrupted_contest_trains_only_what_is_missing(monkeypatch, tmp_path, planned):
+    calls = []
+
+    def train(self, settings, store):
+        calls.append(settings)
+        assert (store.directory is None) == (self.store.directory is None)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return [planned.run(self, s) for s in settings]
+
+    monkeypatch.setattr(contest, "Trainer", setup.Trainer)
+    monkeypatch.setattr(setup.Trainer, "_train", train)
+    config = dataclasses.replace(TINY, ladders=("karras",))
+    with pytest.raises(KeyboardInterrupt):
+        contest.run_task(GAUSSIAN, config, lambda line: None, Store(tmp_path))
+    resumed = contest.run_task(GAUSSIAN, config, lambda line: None, Store(tmp_path))
+    # Six sets of the grid and two of the joint models, chosen and reported: each once, the eighth twice.
+    assert len(calls) == 2 * 8 + 1 and calls[7] == calls[8]
+    plain = contest.run_task(GAUSSIAN, config, lambda line: None)
+    assert json.dumps(records.plain(report.make_records(resumed, config))) == json.dumps(
+        records.plain(report.make_records(plain, config))
+    )
+
+
 @pytest.mark.parametrize(
     ("rates", "best"), [((0.1, 0.4), 0.1), ((0.4, 0.1), 0.1), ((0.2, 0.3), 0.3), ((0.5, 0.1), 0.1)]
 )
@@ -312,7 +337,7 @@ def test_trainer_trains_what_the_setting_says(monkeypatch, levels, count, sample
     """Batch, steps and checkpoints handed to `experts.train`, and what of its result becomes whose run."""
     asked = {}
 
-    def train(specs, data, config, *, experts_per_batch):
+    def train(specs, data, config, *, experts_per_batch, store, report):
         asked.update(specs=specs, data=data, config=config, experts_per_batch=experts_per_batch)
         marks = np.array(config.checkpoints)
         failed_at = np.full((len(specs), config.experts), -1)
@@ -561,7 +586,7 @@ REFUSED = [
     ("--samples=100", "multiple of 64"), ("--sample_budget=63", ">= 64"), ("--seeds=100", "among the seeds"),
     ("--selection_seed=1", "among the seeds"), ("--tasks=moons", "mixture, gaussian, data"),
     ("--tasks=data --spectrum=power:1", "--spectrum=power:1"), ("--tasks=data --latent_dim=65", "1..61"),
-    ("--latent_dim=0", "latent_dim"), ("--many_levels=8", "> 8"), ("--many_levels=1001", "1000"),
+    ("--latent_dim=0", "latent_dim"), ("--many_levels=8", "> 8"), ("--many_levels=1001", "1_000"),
     ("--ladders=cosine,steps", "karras, uniform_logsnr"), ("--ladders=karras,karras", "none twice"),
     ("--ladders=rectified_flow", "rectified_flow"), ("--sigma_min=81", "< --sigma_max"), ("--sigma_min=nan", "> 0"),
     ("--levels=12 --many_levels=12", "> 12"), ("--learning_rates=0", "> 0"),
@@ -594,7 +619,7 @@ def test_command_writes_its_files_and_reruns_to_the_same_bytes(commands):
     assert first[0] == 0 and first[2] == "", first[2]
     assert again[0] == 0 and again[2] == "", again[2]
     assert sorted(p.name for p in (where / "a").iterdir()) == [
-        "contest_gaussian.png", "curves.npz", "flags.txt", "metadata.json", "records.jsonl",
+        "checkpoints", "contest_gaussian.png", "curves.npz", "flags.txt", "metadata.json", "records.jsonl",
     ]  # fmt: skip
     assert (where / "a/contest_gaussian.png").read_bytes().startswith(b"\x89PNG")
     for name in ("records.jsonl", "flags.txt"):

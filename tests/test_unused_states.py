@@ -15,6 +15,7 @@ from experiments import phase_diagram, unused_states
 from experiments.flags import parsers
 from experiments.unused_states import laws, learned, report
 from ldmjax import data, oracle, records, schedules
+from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10_spectrum.npy"
 
@@ -325,7 +326,7 @@ def test_sampler_stops_with_the_closed_forms_law(sampler, ladder_name):
     def denoiser(z, t):  # NaN on the levels that are not trained, as in `experts`
         return jnp.where(t[:, None] <= 2, jnp.nan, exact(z, t))
 
-    z = learned._sample(denoiser, ladder=ladder, start=start, learned=settings, final=2)
+    z = np.asarray(learned._chain(denoiser, start, ladder=ladder, learned=settings, final=2), np.float64)
     assert z.shape == (4, 4096, 2) and z.dtype == np.float64
     expected = laws.w2_squared(lam, lam[None], ladder, sampler)[0, 2]
     error = learned._standard_error(z[-1], lam) if sampler in learned.STOCHASTIC else 0.0
@@ -353,6 +354,34 @@ def test_latents_and_start_states_have_their_covariance_exactly():
     draws = np.random.default_rng(0).standard_normal((200, 640, 1))
     spread = np.std([learned._distance(1.5 * x, np.ones(1)) for x in draws])
     assert learned._standard_error(1.5 * draws[0], np.ones(1)) == pytest.approx(spread, rel=0.5)
+
+
+def test_an_interrupted_job_goes_on_to_the_same_records(tmp_path):
+    variances = np.exp(-0.25 * np.arange(4))
+    config = unused_states.Config(latent_dims=(2, 4), n=(np.inf, 40), ladders=("karras",), levels=5, draws=4)
+    training = learned.LearnedConfig(latent_dims=(2,), ladder="karras", sampler="ddim", steps=8, samples=128, hidden=4)
+
+    def start(store, until=""):
+        lines = []
+
+        def note(line):
+            lines.append(line)
+            if until and until in line:
+                raise KeyboardInterrupt
+
+        cases = unused_states.run(variances, config, note, store)
+        comparisons = learned.compare(variances, config, training, note, store)
+        rows = unused_states.make_records(cases, config) + learned.make_records(comparisons, training)
+        return json.dumps(records.plain(rows)), lines
+
+    store = Store(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        start(store, until="step 8/8")
+    assert len(list((tmp_path / "pieces").iterdir())) == 6
+    resumed, _ = start(store)
+    again, lines = start(store)
+    assert not any(" step " in line for line in lines)
+    assert resumed == again == start(NOTHING_KEPT)[0]
 
 
 SMALL = [
@@ -406,7 +435,7 @@ def test_command_writes_its_files_and_reruns_to_the_same_bytes(commands):
     where, answers, _ = commands
     for status, out, err in answers:
         assert status == 0 and err == "" and "results in" in out
-    common = ["curves.npz", "estimates.png", "flags.txt", "levels.png", "metadata.json", "records.jsonl"]
+    common = ["checkpoints", "curves.npz", "estimates.png", "flags.txt", "levels.png", "metadata.json", "records.jsonl"]
     assert sorted(p.name for p in (where / "learned").iterdir()) == sorted([*common, "learned.png"])
     assert sorted(p.name for p in (where / "closed").iterdir()) == common
     for file in ["records.jsonl", "flags.txt"]:

@@ -80,15 +80,15 @@ def main() -> None:
     config = read_config()
     dataset = shared.load_dataset()
     tasks = make_tasks(dataset, config)
-    job = shared.open_job()
+    job = shared.open_job(lambda: [stage for task in tasks for stage in contest.plan(task, config)])
     outcomes, rows = [], []
     for task in tasks:
-        outcomes.append(contest.run_task(task, config, lambda line: print(_stamp(start, line), flush=True)))
+        outcomes.append(contest.run_task(task, config, lambda line: job.report(_stamp(start, line)), job.store))
         rows += report.make_records(outcomes[-1], config)
         records.write_records(job.workdir, rows)
         records.write_curves(job.workdir, report.curve_arrays(outcomes))
         report.save_figure(job.workdir, outcomes[-1], config)
-        print(f"\n{report.tables(outcomes[-1], config)}\n", flush=True)
+        job.report(f"\n{report.tables(outcomes[-1], config)}\n")
     seconds = time.perf_counter() - start
     records.write_metadata(
         job.workdir, seconds=seconds, data_sha256=dataset.digest, training_seconds=report.seconds_of(outcomes)

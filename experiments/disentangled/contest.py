@@ -13,9 +13,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from experiments import plans
 from experiments import tasks as tasks_lib
 from experiments.disentangled.setup import SAMPLERS, Config, Run, Setting, Trainer
 from ldmjax import oracle
+from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 BASELINE_LADDER = "linear_beta"
 ALL_CHAINS = (*SAMPLERS, "ddim_all")
@@ -155,9 +157,38 @@ class TaskOutcome:
     best: tuple[tuple, str]
 
 
-def run_task(task: tasks_lib.Task, config: Config, report: Callable[[str], None]) -> TaskOutcome:
+def plan(task: tasks_lib.Task, config: Config) -> list[plans.Stage]:
+    """The stages of `run_task`."""
+    trainer, stages = Trainer(task, config, report=lambda line: None), []
+    repeats = {"choose": len(config.learning_rates), "report": len(config.seeds)}
+    for role, count in repeats.items():
+        # Programs that train as many models are the same.
+        programs = int(role == "choose" or count != repeats["choose"])
+        for levels_kind in kinds(config, config.ladders[0]):  # any ladder costs the same
+            setting = _setting(levels_kind, "v", 1.0, 0)
+            evaluations = len(SAMPLERS) * config.levels * config.checkpoints
+            if setting.levels == config.many_levels:
+                evaluations += config.many_levels
+            size = {"width": task.dim, "models": len(PARAMETERISATIONS) * count, "programs": programs}
+            training, name = trainer.training(setting), f"{task.name}: {role}"
+            sampling = {"evaluations": evaluations, "samples": config.samples}
+            stages.append(tasks_lib.training_stage(f"{name}, train", training, **size))
+            stages.append(tasks_lib.sampling_stage(f"{name}, sample", training, **size, **sampling))
+    names = dict.fromkeys(stage.what for stage in stages)
+    return [_together(what, [stage for stage in stages if stage.what == what]) for what in names]
+
+
+def _together(what: str, stages: list[plans.Stage]) -> plans.Stage:
+    """Stages of several programs, one after the other, as one."""
+    total = {name: sum(getattr(stage, name) for stage in stages) for name in ("runs", "programs", "seconds")}
+    return plans.Stage(what=what, bytes=max(stage.bytes for stage in stages), **total)
+
+
+def run_task(
+    task: tasks_lib.Task, config: Config, report: Callable[[str], None], store: Store = NOTHING_KEPT
+) -> TaskOutcome:
     """Selects on the selection seed, then trains every kind on the reported seeds."""
-    trainer = Trainer(task, config, report)
+    trainer = Trainer(task, config, report, store)
     ladder, scores = choose_ladder(trainer)
     report(f"{task.name}: ladder {ladder}, the best of {', '.join(config.ladders)} on the data's Gaussian twin")
     metric = primary_metric(task)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable
 
 import jax
@@ -9,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import flags as shared
+from experiments import pieces
 from experiments import tasks as tasks_lib
 from ldmjax import experts, schedules
+from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 SAMPLERS = ("ddim", "dpmpp_2m")
 
@@ -151,9 +154,11 @@ class Chain:
 class Trainer:
     """Trains and measures settings of one task; programs are compiled once per shape."""
 
-    def __init__(self, task: tasks_lib.Task, config: Config, report: Callable[[str], None]):
-        """Args: task. config. report: gets one line per trained program."""
-        self.task, self.config, self.report = task, config, report
+    def __init__(
+        self, task: tasks_lib.Task, config: Config, report: Callable[[str], None], store: Store = NOTHING_KEPT
+    ):
+        """Args: task. config. report: gets lines. store: where the runs of every trained program are kept."""
+        self.task, self.config, self.report, self.store = task, config, report, store
         self._chains: dict[tuple[str, int], Chain] = {}
 
     def chain(self, name: str, levels: int) -> "Chain":
@@ -179,36 +184,52 @@ class Trainer:
         rows = [chain.targets(self.starts(seed)) for seed in seeds]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
+    def training(self, setting: Setting) -> experts.ExpertsConfig:
+        """How a setting is trained."""
+        config, steps = self.config, self.config.steps(setting.samples_per_state)
+        return experts.ExpertsConfig(
+            ladder=self.chain(setting.ladder, setting.levels).trained, experts=setting.experts,
+            batch_size=-(-setting.samples_per_state * config.levels // setting.experts), steps=steps,
+            hidden=config.hidden, blocks=config.blocks,
+            checkpoints=tuple(steps >> i for i in range(config.checkpoints - 1, -1, -1)),
+        )  # fmt: skip
+
     def train(self, settings: list[Setting]) -> list[Run]:
         """Trains settings that differ in parameterisation, learning rate and seed only, as one program."""
-        config, first = self.config, settings[0]
-        chain = self.chain(first.ladder, first.levels)
-        batch = -(-first.samples_per_state * config.levels // first.experts)
-        steps = config.steps(first.samples_per_state)
-        marks = tuple(steps >> i for i in range(config.checkpoints - 1, -1, -1))
+        first, seeds = settings[0], ",".join(map(str, dict.fromkeys(s.seed for s in settings)))
+        name = (
+            f"{self.task.name}/{first.ladder}/T{first.levels}/K{first.experts}/{first.samples_per_state} per state/"
+            f"seeds {seeds}"
+        )
+        return pieces.after_training(name, lambda store: self._train(settings, store), store=self.store)
+
+    def _train(self, settings: list[Setting], store: Store) -> list[Run]:
+        first, training = settings[0], self.training(settings[0])
+        chain, batch = self.chain(first.ladder, first.levels), training.batch_size
         trained = experts.train(
             [
                 experts.ModelSpec(seed=s.seed, parameterisation=s.parameterisation, learning_rate=s.learning_rate)
                 for s in settings
             ],
             self.task.training,
-            experts.ExpertsConfig(
-                ladder=chain.trained, experts=first.experts, batch_size=batch, steps=steps,
-                hidden=config.hidden, blocks=config.blocks, checkpoints=marks,
-            ),
-            experts_per_batch=config.experts_per_batch,
-        )  # fmt: skip
+            training,
+            experts_per_batch=self.config.experts_per_batch,
+            store=store,
+            report=_now_and_then(lambda line: self.report(f"{self.task.name}: {line}")),
+        )
         targets = self.targets(chain, [s.seed for s in settings])
         summaries = trained.map_models(chain.measure, targets)
-        errors = [[self._errors(summaries, c, m) for c in range(len(marks))] for m in range(len(settings))]
+        errors = [
+            [self._errors(summaries, c, m) for c in range(len(training.checkpoints))] for m in range(len(settings))
+        ]
         errors = [
             {s: {k: np.array([row[s][k] for row in rows]) for k in rows[0][s]} for s in SAMPLERS} for rows in errors
         ]
-        if first.levels == config.many_levels:
+        if first.levels == self.config.many_levels:
             self._add_long_chain(chain, trained, targets, errors)
         self.report(
             f"{self.task.name}: {first.ladder} T = {first.levels}, K = {first.experts}, {first.samples_per_state} samples per "
-            f"state: {len(settings)} models, {steps} steps, {trained.seconds[-1]:.1f} s"
+            f"state: {len(settings)} models, {training.steps} steps, {trained.seconds[-1]:.1f} s"
         )
         return [
             Run(
@@ -242,6 +263,19 @@ class Trainer:
             error["ddim_all"] = {
                 k: np.array([v]) for k, v in self._error(jax.tree.map(lambda x, m=m: x[0, m], summary)).items()
             }
+
+
+def _now_and_then(report: Callable[[str], None], seconds: float = 10.0) -> Callable[[str], None]:
+    """Passes on the first line after every so many seconds: most trainings are shorter than that, and many."""
+    last = time.perf_counter()
+
+    def passed(line):
+        nonlocal last
+        if time.perf_counter() - last >= seconds:
+            last = time.perf_counter()
+            report(line)
+
+    return passed
 
 
 def _summary(samples: jax.Array, task: tasks_lib.Task, target: dict[str, jax.Array], sampler: str | None) -> dict:

@@ -45,10 +45,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments import plans
 from experiments.flags import make_ladder
 from experiments.phase_diagram import twin_estimates, wilson_interval
 from experiments.unused_states import laws
 from ldmjax import schedules
+from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 DROP, CANNOT_TELL, NO_GAIN = "drop", "cannot tell", "no gain"
 
@@ -173,13 +175,29 @@ def kept_variances(variances: np.ndarray, d: int, *, rescale: bool) -> tuple[np.
     return variances[:d] / scale, float(variances[d:].sum() / scale)
 
 
-def run(variances: np.ndarray, config: Config, report: Callable[[str], None] = lambda line: None) -> list[Case]:
+def plan(config: Config) -> list[plans.Stage]:
+    """The stages of `run`."""
+    chosen = pairs(config)
+    numbers = [
+        d * (config.levels + 1) * (1 if np.isinf(n) else config.draws) for n in config.n for d in config.latent_dims
+    ]
+    seconds = 2e-3 + 2e-8 * np.mean(numbers)
+    return [plans.host("closed forms", runs=len(numbers) * len(chosen), seconds=seconds)]
+
+
+def run(
+    variances: np.ndarray,
+    config: Config,
+    report: Callable[[str], None] = lambda line: None,
+    store: Store = NOTHING_KEPT,
+) -> list[Case]:
     """Every case, n outermost, then ladder, sampler and latent dimension; the function behind the command.
 
     Args:
       variances: ``[D]`` of the data, largest first.
       config: what to compute.
       report: receives a line for each sampler that a ladder does not allow.
+      store: where cases are kept.
 
     Raises:
       ValueError: if a latent dimension exceeds D, no variance is positive, or no sampler runs on any ladder.
@@ -191,7 +209,13 @@ def run(variances: np.ndarray, config: Config, report: Callable[[str], None] = l
     cases, chosen = [], pairs(config, report)
     for n in config.n:
         drawn, latents = _draws(variances, n, config), [_latents(variances, d, n, config) for d in config.latent_dims]
-        cases += [_case(one, n, drawn, *pair, config) for pair in chosen for one in latents]
+        for ladder, sampler in chosen:
+            cases += store.piece(
+                f"closed form/n{n}/{ladder}/{sampler}",
+                lambda given=(n, drawn, ladder, sampler), latents=latents: [
+                    _case(one, *given, config) for one in latents
+                ],
+            )
     return cases
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from absl import flags
 
 from experiments import flags as shared
-from experiments import unused_states
+from experiments import plans, unused_states
 from experiments.unused_states import laws, learned, report
 from ldmjax import data, gaussians, plotting, records
 
@@ -99,6 +99,14 @@ def read_learned(config: unused_states.Config, dataset: data.Dataset) -> learned
     )
 
 
+def plan(
+    variances: np.ndarray, config: unused_states.Config, training: learned.LearnedConfig | None
+) -> list[plans.Stage]:
+    """The stages of the job."""
+    of_training = [] if training is None else learned.plan(variances, config, training)
+    return [*unused_states.plan(config), *of_training, plans.host("tables, figures", runs=1, seconds=3.0)]
+
+
 def main() -> None:
     begin = time.perf_counter()
     check_flags()
@@ -112,10 +120,10 @@ def main() -> None:
         raise shared.bad(given, getattr(FLAGS, given), "every variance is 0")
     config = read_config(dataset)
     training = read_learned(config, dataset)
-    job = shared.open_job()
-    cases, rows, comparisons = unused_states.run(variances, config, print), [], []
+    job = shared.open_job(lambda: plan(variances, config, training))
+    cases, rows, comparisons = unused_states.run(variances, config, job.report, job.store), [], []
     if training is not None:
-        comparisons = learned.compare(variances, config, training, job.report)
+        comparisons = learned.compare(variances, config, training, job.report, job.store)
         rows = learned.make_records(comparisons, training)
     elif FLAGS.learned:
         print(

@@ -16,11 +16,12 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from experiments import plans, tasks
 from experiments.unused_states import Config, kept_variances, laws
-from ldmjax import experts, gaussians, oracle, samplers
+from ldmjax import devices, experts, gaussians, oracle, samplers
+from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 BLOCKS = 64
 STOCHASTIC = ("ddpm", "ddpm_exact")
@@ -112,8 +113,26 @@ def dropped_states(kept: np.ndarray, config: Config, learned: LearnedConfig) -> 
     return int(np.clip(laws.best_dropped(curve), min(1, config.levels - 1), config.levels - 1))
 
 
+def plan(variances: np.ndarray, config: Config, learned: LearnedConfig) -> list[plans.Stage]:
+    """The stages of `compare`."""
+    stages = []
+    for d in learned.latent_dims:
+        ladder, dropped = _stop(variances, d, config, learned)
+        for low in dict.fromkeys((1, dropped + 1)):
+            settings, size = _settings(ladder, low, learned), {"width": d, "models": 1}
+            name = f"d = {d}, levels {low}..{config.levels}"
+            sampling = {"evaluations": config.levels, "samples": learned.samples, "programs": 2}
+            stages.append(tasks.training_stage(f"train {name}", settings, **size))
+            stages.append(tasks.sampling_stage(f"sample {name}", settings, **size, **sampling))
+    return stages
+
+
 def compare(
-    variances: np.ndarray, config: Config, learned: LearnedConfig, report: Callable[[str], None] = lambda line: None
+    variances: np.ndarray,
+    config: Config,
+    learned: LearnedConfig,
+    report: Callable[[str], None] = lambda line: None,
+    store: Store = NOTHING_KEPT,
 ) -> list[Comparison]:
     """Trains and samples both models of every latent dimension in ``learned``.
 
@@ -122,64 +141,82 @@ def compare(
       config: its levels, range and scale of the latents.
       learned: how to train and sample.
       report: receives progress lines.
+      store: where trainings and what was measured are kept.
     """
-    return [_compare(variances, d, config, learned, report) for d in learned.latent_dims]
+    return [_compare(variances, d, config, learned, report, store) for d in learned.latent_dims]
 
 
-def _compare(variances, d, config, learned, report):
+def _stop(variances, d, config, learned):
+    """The ladder, and the level that sampling stops on."""
     kept, _ = kept_variances(variances, d, rescale=config.rescale)
-    ladder, dropped = config.ladder(learned.ladder, kept), dropped_states(kept, config, learned)
+    return config.ladder(learned.ladder, kept), dropped_states(kept, config, learned)
+
+
+def _settings(ladder, low, learned):
+    levels = int(ladder.t_max)
+    return experts.ExpertsConfig(
+        ladder=ladder, experts=levels, states=(low, levels), steps=learned.steps, batch_size=learned.batch_size,
+        hidden=learned.hidden,
+    )  # fmt: skip
+
+
+def _compare(variances, d, config, learned, report, store):
+    kept, _ = kept_variances(variances, d, rescale=config.rescale)
+    ladder, dropped = _stop(variances, d, config, learned)
     data = exact_samples(kept, learned.training_samples, [learned.seed, 0])
+    spec = experts.ModelSpec(seed=learned.seed, parameterisation="v", learning_rate=learned.learning_rate)
     models = {}
     for low in dict.fromkeys((1, dropped + 1)):
-        report(f"d = {d}: training a network for each of the levels {low}..{config.levels}")
-        models[low] = _train(data, ladder, (low, config.levels), learned, report)
-    full, kept_model, exact = models[1], models[dropped + 1], oracle.gaussian_denoiser(kept, ladder)
-    start = jnp.asarray(exact_samples(np.ones(d), learned.samples, [learned.seed, 1]), jnp.float32)
-    sample = partial(_sample, ladder=ladder, start=start, learned=learned)
-    everywhere = sample(full.denoiser(0), final=0)
-    # On the way to clean data Heun asks for every level that it passes, so it has to be told where to stop.
-    of_full = sample(full.denoiser(0), final=dropped)[-1] if learned.sampler == "heun" else everywhere[-1 - dropped]
-    of_partial, of_exact = (sample(m, final=dropped)[-1] for m in (kept_model.denoiser(0), exact))
-    stochastic = learned.sampler in STOCHASTIC
+        report(f"d = {d}: a network for each of the levels {low}..{config.levels}")
+        models[low] = experts.train([spec], data, _settings(ladder, low, learned), store=store, report=report)
+    full, kept_model = models[1], models[dropped + 1]
     return Comparison(
         latent_dim=d,
         dropped=dropped,
         full=full,
         partial=kept_model,
         closed_form=laws.w2_squared(kept, kept[None], ladder, learned.sampler)[0],
-        partial_w2=_distance(of_partial, kept),
-        exact_w2=_distance(of_exact, kept),
-        standard_error=_standard_error(of_exact, kept) if stochastic else 0.0,
-        trajectory_error=float(np.sqrt(np.mean(np.sum((of_partial - of_exact) ** 2, axis=1)))),
-        largest_difference=float(np.max(np.abs(of_partial - of_full))),
-        full_w2=np.array([_distance(z, kept) for z in everywhere[::-1]]),
         evaluations=tuple(laws.evaluations(learned.sampler, config.levels, j) for j in (0, dropped)),
+        **store.piece(f"learned/d{d}", lambda: _measure(full, kept_model, kept, dropped, learned)),
     )
 
 
-def _train(data, ladder, states, learned, report):
-    levels = int(ladder.t_max)
-    settings = experts.ExpertsConfig(
-        ladder=ladder, experts=levels, states=states, steps=learned.steps, batch_size=learned.batch_size,
-        hidden=learned.hidden,
-    )  # fmt: skip
-    spec = experts.ModelSpec(seed=learned.seed, parameterisation="v", learning_rate=learned.learning_rate)
-    return experts.train([spec], data, settings, report=report)
+def _measure(full, kept_model, kept, dropped, learned) -> dict:
+    """What a `Comparison` says of samples."""
+    ladder = full.config.ladder
+    start = exact_samples(np.ones(kept.size), learned.samples, [learned.seed, 1])[None].astype(np.float32)
+    chain = partial(_chain, ladder=ladder, learned=learned)
+
+    def sample(model, final):
+        return np.asarray(model.map_models(partial(chain, final=final), start)[0, 0], np.float64)
+
+    exact = devices.map_runs(lambda _, z: chain(oracle.gaussian_denoiser(kept, ladder), z, final=dropped), samples=True)
+    everywhere = sample(full, 0)
+    # On the way to clean data Heun asks for every level that it passes, so it has to be told where to stop.
+    of_full = sample(full, dropped)[-1] if learned.sampler == "heun" else everywhere[-1 - dropped]
+    of_partial = sample(kept_model, dropped)[-1]
+    of_exact = np.asarray(devices.collect(exact(0, start), 1)[0, -1], np.float64)
+    return {
+        "partial_w2": _distance(of_partial, kept),
+        "exact_w2": _distance(of_exact, kept),
+        "standard_error": _standard_error(of_exact, kept) if learned.sampler in STOCHASTIC else 0.0,
+        "trajectory_error": float(np.sqrt(np.mean(np.sum((of_partial - of_exact) ** 2, axis=1)))),
+        "largest_difference": float(np.max(np.abs(of_partial - of_full))),
+        "full_w2": np.array([_distance(z, kept) for z in everywhere[::-1]]),
+    }
 
 
-def _sample(denoiser, *, ladder, start, learned, final):
-    """States ``[S, B, d]`` on every level from T to ``final``, divided by hypot(alpha, sigma); float64.
+def _chain(denoiser, start, *, ladder, learned, final):
+    """States ``[S, B, d]`` on every level from T to ``final``, divided by hypot(alpha, sigma); traceable.
 
     The chain is told where it ends: Heun's last update must not ask for that level.
     """
     options = {"sampler": "ddim", "eta": 1.0} if learned.sampler == "ddpm" else {"sampler": learned.sampler}
     times = ladder.times[: int(ladder.t_max) - final + 1]
-    states = samplers.sample(
+    return samplers.sample(
         denoiser, ladder, start, jax.random.key(learned.seed), times=times, stops=range(len(times)),
         statistic=lambda z, t: z, readout="rescaled", **options,
     )  # fmt: skip
-    return np.asarray(states, np.float64)
 
 
 def _distance(z: np.ndarray, variances: np.ndarray) -> float:
