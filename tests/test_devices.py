@@ -54,7 +54,7 @@ def assert_same(found, expected):
         np.testing.assert_allclose(found[name], expected[name], atol=1e-6 * scale, rtol=0, err_msg=name)
 
 
-@pytest.mark.parametrize("count", [2, 4, 8])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow), 8])
 def test_the_number_of_devices_changes_nothing(tmp_path, one_device, count, cache):
     """With 8 devices a single run's samples lie on all of them, 3 runs on 2 groups of 4."""
     finish(start(tmp_path / "found.npz", tmp_path / "workdir", count=count, LDMJAX_CACHE=cache))
@@ -71,34 +71,45 @@ def slurm_environment(number, count):
     }
 
 
-@pytest.mark.parametrize("launcher", ["flags", "slurm"])
-def test_two_processes_find_the_same_and_resume(tmp_path, one_device, launcher, cache):
-    """Two processes of two devices, then killed at an arbitrary moment and started again, then one process goes on."""
+def both(tmp_path, name, launcher, cache):
+    """Two processes of two devices each."""
+    port = free_port()
+    how = [((port, 2, k), {}) if launcher == "flags" else ((), slurm_environment(k, 2)) for k in range(2)]
+    return [
+        start(tmp_path / f"{name}{k}.npz", tmp_path / "workdir", *words, count=2, LDMJAX_CACHE=cache, **variables)
+        for k, (words, variables) in enumerate(how)
+    ]
 
-    def both(name):
-        port = free_port()
-        how = [((port, 2, k), {}) if launcher == "flags" else ((), slurm_environment(k, 2)) for k in range(2)]
-        return [
-            start(tmp_path / f"{name}{k}.npz", tmp_path / "workdir", *words, count=2, LDMJAX_CACHE=cache, **variables)
-            for k, (words, variables) in enumerate(how)
-        ]
 
-    running = both("killed")
-    for line in running[0].stdout:
-        if "step 20/40" in line:
-            break
-    for process in running:
-        process.kill()
-        process.communicate()
-    first, second = finish(*both("whole"))
-    assert "from the checkpoint at step" in first and "from the checkpoint at step" in second
-    results = [np.load(tmp_path / f"whole{k}.npz") for k in range(2)]
-    assert [r["devices"] for r in results] == [4, 4]
-    for found in results:
+def check_both_and_go_on_alone(tmp_path, one_device, cache):
+    for k in range(2):
+        found = np.load(tmp_path / f"whole{k}.npz")
+        assert found["devices"] == 4
         assert_same(found, one_device)
     (alone,) = finish(start(tmp_path / "alone.npz", tmp_path / "workdir", count=1, LDMJAX_CACHE=cache))
     assert "step" not in alone, "finished trainings are not redone"
     assert_same(np.load(tmp_path / "alone.npz"), one_device)
+
+
+def test_two_processes_find_what_one_does(tmp_path, one_device, cache):
+    """And what they kept serves one process, on another number of devices."""
+    finish(*both(tmp_path, "whole", "flags", cache))
+    check_both_and_go_on_alone(tmp_path, one_device, cache)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["flags", "slurm"])
+def test_two_processes_that_were_killed_go_on(tmp_path, one_device, launcher, cache):
+    running = both(tmp_path, "killed", launcher, cache)
+    for line in running[0].stdout:
+        if "3 experts of 30 steps" in line:
+            break
+    for process in running:
+        process.kill()
+        process.communicate()
+    for output in finish(*both(tmp_path, "whole", launcher, cache)):
+        assert "mlp: step" not in output and "experts" in output
+    check_both_and_go_on_alone(tmp_path, one_device, cache)
 
 
 def test_place_pads_with_the_last_row_and_collect_removes_it():
