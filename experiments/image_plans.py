@@ -15,7 +15,6 @@ from experiments.image_models import SamplingConfig
 from ldmjax import training
 from ldmjax.autoencoders import AutoencoderConfig
 from ldmjax.autoencoders.convolutional import ConvolutionalNetwork, geometry_of
-from ldmjax.features import Features
 
 LINEAR = ("pca", "identity")
 KERNEL_ROWS = 2048  # reference rows that the MMD uses, at most
@@ -99,16 +98,24 @@ def diffusion(
 
 
 def measuring(
-    what: str, *, sets: int, samples: int, reference: int, spaces: Sequence[Features], decoding: float
+    what: str, *, sets: int, samples: int, reference: int, dims: Sequence[int], pixels: int, decoding: float
 ) -> plans.Stage:
-    """Distances of ``sets`` of decoded ``samples`` to ``reference`` images; ``decoding`` one takes so many operations."""
+    """Distances of decoded images to others.
+
+    Args:
+      what: is measured.
+      sets: of images.
+      samples: images of a set.
+      reference: images that it is compared with.
+      dims: of the feature spaces.
+      pixels: values of an image.
+      decoding: operations of decoding one.
+    """
     seconds = 0.0
-    for space in spaces:
+    for dim in dims:
         entries = samples * (min(reference, KERNEL_ROWS) + samples / 4)
-        seconds += entries * (KERNEL_ENTRY + KERNEL_ENTRY_FEATURE * space.dim)
-        seconds += MOMENT * space.dim**2 * (samples + 10 * space.dim)
+        seconds += entries * (KERNEL_ENTRY + KERNEL_ENTRY_FEATURE * dim) + MOMENT * dim**2 * (samples + 10 * dim)
     stage = plans.host(what, runs=sets, seconds=seconds, programs=1)
-    pixels = np.prod(spaces[0].image_shape)
     return plans.Stage(
         what=what, runs=sets, programs=stage.programs, bytes=16.0 * samples * pixels * jax.device_count(),
         seconds=stage.seconds + sets * samples * decoding * plans.probe().operation,

@@ -6,10 +6,11 @@ import re
 
 import numpy as np
 import pytest
+from interrupted import run_in_sessions
 from test_experiments_closed_form import run_commands
 
 from experiments import recommend
-from experiments.recommend import candidates, report
+from experiments.recommend import candidates, choice, report
 from ldmjax import autoencoders, features, gaussians, metrics, oracle, records, schedules, stopping
 
 EARLY, NONE, UNKNOWN = stopping.VERDICTS
@@ -271,7 +272,7 @@ def chosen(bests, *, comparable=True, noise=0.0, common=0.0):
         own = rng.standard_normal(64)
         own -= own.mean()
         pseudo[name, "pixels", "w2"] = best + noise * own + common * shared
-    return recommend.choose(rows, pseudo, comparable=comparable)
+    return choice.choose(rows, pseudo, comparable=comparable)
 
 
 def test_choice_is_the_smallest_and_names_what_is_as_good():
@@ -291,37 +292,37 @@ def test_one_choice_per_group():
     assert [(r["name"], r["tied"]) for r in apart] == [("a", ["a"]), ("b", ["b"])]
     rows = [made_record("a", 1.0), made_record("a", 1.0, metric="mmd"), made_record("b", 2.0, metric="mmd")]
     pseudo = {(r["name"], "pixels", r["metric"]): np.full(4, r["best"]) for r in rows}
-    assert [r["metric"] for r in recommend.choose(rows, pseudo, comparable=True)] == ["w2", "mmd"]
+    assert [r["metric"] for r in choice.choose(rows, pseudo, comparable=True)] == ["w2", "mmd"]
 
 
 def test_what_is_not_finite_is_not_chosen():
     rows = [made_record("a", np.inf), made_record("b", 3.0), made_record("c", np.nan)]
     pseudo = {(r["name"], "pixels", "w2"): np.full(4, r["best"]) for r in rows}
-    (found,) = recommend.choose(rows, pseudo, comparable=True)
+    (found,) = choice.choose(rows, pseudo, comparable=True)
     assert found["name"] == "b" and found["tied"] == ["b"]
-    assert recommend.choose(rows[:1], pseudo, comparable=True) == []
+    assert choice.choose(rows[:1], pseudo, comparable=True) == []
 
 
 def test_advice_for_every_verdict():
-    assert recommend.advice(made_record("a", 9.0)) == "stop at denoising_end = 0.900: the distance falls by 10.0 %"
-    assert recommend.advice(made_record("a", 9.9, verdict=NONE)) == "do not stop early: it gains less than 1 %"
-    text = recommend.advice(made_record("a", 9.0, divide_by=0.8))
+    assert choice.advice(made_record("a", 9.0)) == "stop at denoising_end = 0.900: the distance falls by 10.0 %"
+    assert choice.advice(made_record("a", 9.9, verdict=NONE)) == "do not stop early: it gains less than 1 %"
+    text = choice.advice(made_record("a", 9.0, divide_by=0.8))
     assert (
         text
         == "stop at denoising_end = 0.900 and divide the latent by 0.800 before decoding: the distance falls by 10.0 %"
     )
-    text = recommend.advice(made_record("a", 9.0, end_standard_error=6.0))
+    text = choice.advice(made_record("a", 9.0, end_standard_error=6.0))
     assert text == "stop at denoising_end = 0.900: the distance falls by 1, from an end that cannot be told from 0"
-    text = recommend.advice(made_record("a", 9.0, verdict=UNKNOWN, images_needed=12345))
+    text = choice.advice(made_record("a", 9.0, verdict=UNKNOWN, images_needed=12345))
     assert text == "cannot tell: run to the end; about 1.2e+04 held-out images would let it"
-    assert recommend.advice(made_record("a", 9.0, verdict=UNKNOWN)) == "cannot tell: run to the end"
+    assert choice.advice(made_record("a", 9.0, verdict=UNKNOWN)) == "cannot tell: run to the end"
 
 
 def test_what_is_unknown():
     one, two = [latents_only(np.ones((2, 2)))], [latents_only(np.ones((2, 2)))] * 2
-    assert len(recommend.unknowns(two, comparable=True)) == 1
-    assert "other latent dimensions" in recommend.unknowns(one, comparable=True)[1]
-    assert "Without a decoder" in recommend.unknowns(two, comparable=False)[1]
+    assert len(choice.unknowns(two, comparable=True)) == 1
+    assert "other latent dimensions" in choice.unknowns(one, comparable=True)[1]
+    assert "Without a decoder" in choice.unknowns(two, comparable=False)[1]
 
 
 # What users bring.
@@ -428,6 +429,28 @@ def test_candidates_see_the_same_images_and_noise():
     outcome = recommend.run(twice, recommend.Config(stops=4, samples=160), comparable=True, report=quiet)
     np.testing.assert_array_equal(outcome.curves["a/data/w2"], outcome.curves["b/data/w2"])
     assert outcome.recommendations[0]["tied"] == ["a", "b"]
+
+
+def test_interrupted_job_ends_with_the_same(tmp_path):
+    rng = np.random.default_rng(16)
+    x, held_out = rng.standard_normal((80, 5)), rng.standard_normal((128, 5))
+    both, config = (
+        [pca_candidate(x, held_out, d, name=f"pca {d}") for d in (2, 3)],
+        recommend.Config(stops=4, samples=160),
+    )
+    alone = recommend.run(both, config, comparable=False, report=quiet)
+    again, lines = run_in_sessions(
+        lambda report, store: recommend.run(both, config, comparable=False, report=report, store=store),
+        tmp_path, at=["pca 2: noisy autoencoder: level 2/4", "pca 3: noisy autoencoder: level 4/4"],
+    )  # fmt: skip
+    assert again.findings == alone.findings and set(alone.findings) < set(lines)
+    assert len(lines) == 2 + 4 and not any(line.startswith("pca 2: noisy") for line in lines)  # and 4 levels of pca 3
+    for where, found in (("alone", alone), ("again", again)):
+        (tmp_path / where).mkdir()
+        records.write_records(tmp_path / where, [*found.records, *found.recommendations])
+    assert (tmp_path / "again" / "records.jsonl").read_bytes() == (tmp_path / "alone" / "records.jsonl").read_bytes()
+    for name, values in again.curves.items():
+        np.testing.assert_array_equal(values, alone.curves[name])
 
 
 def test_configuration_levels():
@@ -657,11 +680,11 @@ def test_files_say_the_same_as_the_table(commands):
     )
     asked = {"metric", "latent_dim", "logsnr", "rf_time", "vp_alpha", "denoising_end", "low", "high",
              "gain", "gain_low", "gain_high", "verdict"}  # fmt: skip
-    for choice in summary["recommendations"]:
-        assert asked <= set(choice) and choice["advice"] in out
-        group = [r for r in rows if r["metric"] == choice["metric"]]
-        assert choice["best"] == min(r["best"] for r in group)
-        assert {k: choice[k] for k in group[0] if k != "schema_version"} | {"schema_version": 1} in group
+    for row in summary["recommendations"]:
+        assert asked <= set(row) and row["advice"] in out
+        group = [r for r in rows if r["metric"] == row["metric"]]
+        assert row["best"] == min(r["best"] for r in group)
+        assert {k: row[k] for k in group[0] if k != "schema_version"} | {"schema_version": 1} in group
     curves = np.load(workdir / "curves.npz")
     for r in rows:
         curve = curves[f"{r['name']}/{r['features']}/{r['metric']}"]

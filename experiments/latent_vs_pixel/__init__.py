@@ -188,7 +188,7 @@ def plan(dataset: Dataset, features: Sequence[Features], config: Config) -> list
         *image_plans.diffusion(networks, sampling),
         image_plans.measuring(
             "decode and measure", sets=len(networks) * len(sampling.readouts) * len(sampling.stop_steps),
-            samples=sampling.samples, reference=config.reference, spaces=features,
+            samples=sampling.samples, reference=config.reference, dims=[space.dim for space in features], pixels=dataset.dim,
             decoding=image_plans.decoding(shapes, image_shape),
         ),
         host("read curves, draw figures", runs=1, seconds=10.0),

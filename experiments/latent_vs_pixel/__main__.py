@@ -6,7 +6,7 @@ import time
 from absl import flags
 
 from experiments import flags as shared
-from experiments import image_models, latent_vs_pixel
+from experiments import image_models, latent_vs_pixel, unchanged
 from experiments.latent_vs_pixel import report
 from ldmjax import autoencoders, data, plotting, records
 
@@ -116,6 +116,7 @@ def main() -> None:
     config = read_config(dataset, sampling)
     features = shared.load_features(dataset)
     job = shared.open_job(lambda: latent_vs_pixel.plan(dataset, features, config))
+    unchanged.check("features", " ".join(space.digest for space in features), store=job.store)
     try:
         outcome = latent_vs_pixel.run(dataset, features, config, job.report, job.store)
     except ValueError as error:

@@ -139,7 +139,8 @@ def plan(dataset: Dataset, spaces: Sequence[Features], config: Config) -> list[p
     seeds, sampling = len(config.seeds), config.sampling
     dims, stops = seeds * list(config.latent_dims), len(config.logsnrs)
     measured = {
-        "reference": config.reference, "spaces": spaces, "decoding": image_plans.decoding(shapes, dataset.image_shape)
+        "reference": config.reference, "dims": [space.dim for space in spaces], "pixels": dataset.dim,
+        "decoding": image_plans.decoding(shapes, dataset.image_shape),
     }  # fmt: skip
     return [
         *image_plans.autoencoders(shapes, dataset.image_shape, seeds=seeds, steps=config.autoencoder_steps),

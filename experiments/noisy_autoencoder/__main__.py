@@ -5,7 +5,7 @@ import time
 from absl import flags
 
 from experiments import flags as shared
-from experiments import image_models, noisy_autoencoder
+from experiments import image_models, noisy_autoencoder, unchanged
 from experiments.noisy_autoencoder import report
 from ldmjax import data, plotting, records, stopping
 
@@ -95,6 +95,7 @@ def main() -> None:
     config = read_config(dataset, sampling)
     spaces = shared.load_features(dataset)
     job = shared.open_job(lambda: noisy_autoencoder.plan(dataset, spaces, config))
+    unchanged.check("features", " ".join(space.digest for space in spaces), store=job.store)
     try:
         outcome = noisy_autoencoder.run(dataset, spaces, config, job.report, job.store)
     except ValueError as error:

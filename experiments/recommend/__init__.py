@@ -22,19 +22,21 @@ diffusion models by `python -m experiments.noisy_autoencoder`.
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from experiments import image_plans, plans
 from experiments.recommend.candidates import Candidate
+from experiments.recommend.choice import NEGLIGIBLE, choose, unknowns
 from ldmjax import metrics, schedules, stopping
 from ldmjax.autoencoders import LatentScale
+from ldmjax.checkpoints import NOTHING_KEPT, Store
 
-__all__ = ["Candidate", "Config", "Outcome", "run"]
+__all__ = ["Candidate", "Config", "Outcome", "plan", "run"]
 
 SCHEDULES = {"rectified_flow": schedules.RectifiedFlow(), "linear_vp": schedules.LinearVP()}
-NEGLIGIBLE = 0.01
-ONE_SIDED_95 = 1.645
 WHITENED = 1.1  # latents whose components' standard deviations differ by less than this factor
 
 
@@ -94,8 +96,34 @@ class Outcome:
     seconds: dict[str, float]
 
 
+def plan(
+    measures: Mapping[str, metrics.Measure], config: Config, *, candidates: int, n: int, pixels: int, decoding: float
+) -> list[plans.Stage]:
+    """The stages of `run`.
+
+    Args:
+      measures: feature spaces by name.
+      config: how candidates are compared.
+      candidates: their number.
+      n: training images.
+      pixels: values of an image.
+      decoding: operations of decoding one image; those of a user's function are not known.
+    """
+    references = [measure.reference.features for measure in measures.values()]
+    measuring = image_plans.measuring(
+        "noisy autoencoder", sets=candidates * config.stops, samples=config.decoded(n), reference=len(references[0]),
+        dims=[features.shape[1] for features in references], pixels=pixels, decoding=decoding,
+    )  # fmt: skip
+    return [measuring, plans.host("choose, draw figure", runs=1, seconds=5.0)]
+
+
 def run(
-    candidates: Sequence[Candidate], config: Config, *, comparable: bool, report: Callable[[str], None] = print
+    candidates: Sequence[Candidate],
+    config: Config,
+    *,
+    comparable: bool,
+    report: Callable[[str], None] = print,
+    store: Store = NOTHING_KEPT,
 ) -> Outcome:
     """Measures every candidate and chooses; the function behind the command.
 
@@ -104,41 +132,70 @@ def run(
       config: how.
       comparable: whether the candidates' distances are in one space (images), so that dimensions can be compared.
       report: receives progress lines.
+      store: where measured candidates are kept.
     """
-    records, curves, findings, seconds, pseudo = [], {}, [], {}, {}
+    of = {}
     for candidate in candidates:
-        begin = time.perf_counter()
-        scale, finding = check_scale(candidate, config.latent_scale)
-        about = [finding] if candidate.training is None or not comparable else [finding, check_decoder(candidate)]
-        findings += about
-        for line in about:
-            report(line)
-        values = stopping.noisy_autoencoder(
-            scale.standardise(candidate.latents),
-            lambda z, c=candidate, s=scale: c.decode(s.unstandardise(z)),
-            candidate.measures,
-            logsnrs=config.logsnrs,
-            samples=config.decoded(len(candidate.latents)),
-            readout=config.readout,
-            seed=config.seed,
-            report=lambda line, c=candidate: report(f"{c.name}: {line}"),
-        )
-        floors = floor_of(candidate)
-        for (space, metric), p in values.items():
-            result = stopping.read_stopping_curve(p, negligible=NEGLIGIBLE)
-            key = f"{candidate.name}/{space}/{metric}"
-            curves |= {key: result.curve, f"{key}/standard_error": result.standard_error}
-            pseudo[candidate.name, space, metric] = p[:, -1 if result.best_stop is None else result.best_stop]
-            records.append(make_record(candidate, space, metric, result, floors, scale, config))
-        seconds[candidate.name] = time.perf_counter() - begin
+        name = f"measured/{candidate.name}"
+        found = store.get(name)
+        if found is None:
+            found = _measure(candidate, config, comparable=comparable, report=report)
+            store.put(name, found)
+        else:
+            _report_all(found.findings, report)
+        of[candidate.name] = found
+    rows = [record for found in of.values() for record in found.records]
+    pseudo = {(name, *key): p for name, found in of.items() for key, p in found.pseudo.items()}
+    curves = {key: curve for found in of.values() for key, curve in found.curves.items()}
     return Outcome(
-        records=records,
-        recommendations=choose(records, pseudo, comparable=comparable),
+        records=rows,
+        recommendations=choose(rows, pseudo, comparable=comparable),
         curves={"logsnr": config.logsnrs, **curves},
-        findings=findings,
+        findings=[line for found in of.values() for line in found.findings],
         unknown=unknowns(candidates, comparable=comparable),
-        seconds=seconds,
+        seconds={name: found.seconds for name, found in of.items()},
     )
+
+
+class _Measured(NamedTuple):
+    """What is kept of one candidate; ``pseudo`` are the values at its best stop by (feature space, metric)."""
+
+    findings: list[str]
+    records: list[dict]
+    curves: dict[str, np.ndarray]
+    pseudo: dict[tuple[str, str], np.ndarray]
+    seconds: float
+
+
+def _measure(candidate: Candidate, config: Config, *, comparable: bool, report: Callable[[str], None]) -> _Measured:
+    """Noise, decoding and distances of one candidate."""
+    begin = time.perf_counter()
+    scale, finding = check_scale(candidate, config.latent_scale)
+    findings = [finding] if candidate.training is None or not comparable else [finding, check_decoder(candidate)]
+    _report_all(findings, report)
+    values = stopping.noisy_autoencoder(
+        scale.standardise(candidate.latents),
+        lambda z: candidate.decode(scale.unstandardise(z)),
+        candidate.measures,
+        logsnrs=config.logsnrs,
+        samples=config.decoded(len(candidate.latents)),
+        readout=config.readout,
+        seed=config.seed,
+        report=lambda line: report(f"{candidate.name}: {line}"),
+    )
+    floors, rows, curves, pseudo = floor_of(candidate), [], {}, {}
+    for (space, metric), p in values.items():
+        result = stopping.read_stopping_curve(p, negligible=NEGLIGIBLE)
+        key = f"{candidate.name}/{space}/{metric}"
+        curves |= {key: result.curve, f"{key}/standard_error": result.standard_error}
+        pseudo[space, metric] = p[:, -1 if result.best_stop is None else result.best_stop]
+        rows.append(make_record(candidate, space, metric, result, floors, scale, config))
+    return _Measured(findings, rows, curves, pseudo, time.perf_counter() - begin)
+
+
+def _report_all(lines: Sequence[str], report: Callable[[str], None]) -> None:
+    for line in lines:
+        report(line)
 
 
 def check_scale(candidate: Candidate, latent_scale: float | None) -> tuple[LatentScale, str]:
@@ -245,66 +302,3 @@ def divisor(logsnr: float | None, config: Config) -> float:
         return 1.0
     flow = schedules.RectifiedFlow()
     return float(flow.radius(flow.inverse_logsnr(logsnr)))
-
-
-def choose(records: Sequence[dict], pseudo: dict, *, comparable: bool) -> list[dict]:
-    """The record with the smallest best distance of each group, and the latent dimensions that may be as good.
-
-    A dimension is tied with the best if the 95 % lower bound of its excess, each at its own best stop and paired over
-    reference images, is below `NEGLIGIBLE` of the best distance.
-    """
-    groups = {}
-    for record in records:
-        key = (record["features"], record["metric"]) + (() if comparable else (record["name"],))
-        groups.setdefault(key, []).append(record)
-    chosen = []
-    for group in groups.values():
-        finite = [r for r in group if np.isfinite(r["best"])]
-        if not finite:
-            continue
-        best, tied = min(finite, key=lambda r: r["best"]), []
-        for record in finite:
-            p, q = (pseudo[r["name"], r["features"], r["metric"]] for r in (record, best))
-            error = np.std(p - q, ddof=1) / np.sqrt(len(p))
-            if np.mean(p - q) - ONE_SIDED_95 * error < NEGLIGIBLE * abs(best["best"]):
-                tied.append(record["name"])
-        chosen.append({**best, "tied": tied, "advice": advice(best)})
-    return chosen
-
-
-def advice(record: dict) -> str:
-    """One sentence."""
-    if record["verdict"] == "stop early":
-        text = f"stop at denoising_end = {record['denoising_end']:.3f}"
-        if record["divide_by"] != 1.0:
-            text += f" and divide the latent by {record['divide_by']:.3f} before decoding"
-        if np.isnan(percent(record, "gain")):
-            return f"{text}: the distance falls by {record['gain']:.2g}, from an end that cannot be told from 0"
-        return f"{text}: the distance falls by {percent(record, 'gain'):.1f} %"
-    if record["verdict"] == "no gain from stopping":
-        return f"do not stop early: it gains less than {100 * NEGLIGIBLE:g} %"
-    needed = record["images_needed"]
-    more = "" if needed is None else f"; about {needed:.2g} held-out images would let it"
-    return f"cannot tell: run to the end{more}"
-
-
-def percent(record: dict, name: str) -> float:
-    """A gain in percent of the distance at the end; NaN where that cannot be told from 0."""
-    told = record["end"] > 2.0 * record["end_standard_error"]
-    return 100.0 * record[name] / record["end"] if told else float("nan")
-
-
-def unknowns(candidates: Sequence[Candidate], *, comparable: bool) -> list[str]:
-    """What the inputs do not contain."""
-    lines = [
-        "How well a diffusion model of a given size learns each latent space: the noisy autoencoder knows no network. The "
-        "largest latent space that it reconstructs best is often not the one that a small network learns best."
-    ]
-    if not comparable:
-        lines.append(
-            "Without a decoder distances are between latents: what the autoencoder loses is unknown, latent dimensions "
-            "cannot be compared, and the best stop for latents need not be the best one for images."
-        )
-    elif len(candidates) == 1:
-        lines.append("One latent space was given: nothing is said about other latent dimensions.")
-    return lines

@@ -2,14 +2,17 @@
 
 import json
 import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from absl import flags
 
 from experiments import flags as shared
-from experiments import recommend
+from experiments import image_plans, plans, recommend, unchanged
 from experiments.recommend import candidates, report
 from ldmjax import autoencoders, data, plotting, records, stopping
+from ldmjax.checkpoints import fingerprint
 
 FLAGS = flags.FLAGS
 QUICK = {"latent_dims": [2, 8], "autoencoders": ["pca"], "samples": 2048, "stops": 10}
@@ -120,29 +123,14 @@ def sample_sizes(count: int, flag: str) -> tuple[int, int]:
     return n, reference
 
 
-def make_autoencoders(dataset: data.Dataset, training: np.ndarray) -> dict[str, autoencoders.Autoencoder]:
-    """The candidates' autoencoders by name: the user's, or the suite's fitted on ``training``."""
-    if FLAGS.autoencoder is not None:
-        try:
-            return user_autoencoders(shared.import_named("autoencoder"))
-        except ValueError as error:
-            raise shared.bad("autoencoder", FLAGS.autoencoder, str(error)) from error
-    if FLAGS.latent_dims is None:
-        FLAGS.latent_dims = [d for d in (2, 4, 8, 16, 32, 64) if d <= min(dataset.dim, len(training))]
-    shared.check_latent_dims(dataset)
+def fit_autoencoders(training: np.ndarray, job: shared.Job) -> dict[str, autoencoders.Autoencoder]:
+    """The suite's autoencoders by name."""
+    shapes, named = [(d,) for d in FLAGS.latent_dims], {}
     for kind in FLAGS.autoencoders:
-        shared.check_latent_shapes("latent_dims", kind, [(d,) for d in FLAGS.latent_dims], dataset, n=len(training))
-    named = {}
-    for kind in FLAGS.autoencoders:
+        config = autoencoders.AutoencoderConfig(kind=kind, steps=FLAGS.autoencoder_steps)
+        options = {"seeds": [FLAGS.seed] * len(shapes), "store": job.store, "report": job.report}
         try:
-            config = autoencoders.AutoencoderConfig(kind=kind, steps=FLAGS.autoencoder_steps)
-            fitted = autoencoders.fit(
-                training,
-                [(d,) for d in FLAGS.latent_dims],
-                config,
-                seeds=[FLAGS.seed] * len(FLAGS.latent_dims),
-                report=show,
-            )
+            fitted = autoencoders.fit(training, shapes, config, **options)
         except ValueError as error:
             raise shared.bad("autoencoders", FLAGS.autoencoders, f"{kind}: {error}") from error
         named |= {f"{kind} {d}": fit for d, fit in zip(FLAGS.latent_dims, fitted, strict=True)}
@@ -163,20 +151,50 @@ def user_autoencoders(factory) -> dict[str, autoencoders.Autoencoder]:
     return named
 
 
-def make_candidates() -> tuple[list[candidates.Candidate], dict]:
-    """The candidates, and what metadata.json says of the data."""
+class Inputs(NamedTuple):
+    """What is known, and has been tried on a few images, before anything is written.
+
+    Attributes:
+      make: gives the candidates; trains and encodes where that is needed.
+      stages: what `make` and `recommend.run` will do, for a configuration.
+      about: what metadata.json says of the data.
+      digests: of what the user's functions give on a few images, by flag.
+    """
+
+    make: Callable[[shared.Job], list[candidates.Candidate]]
+    stages: Callable[[recommend.Config], list[plans.Stage]]
+    about: dict
+    digests: dict[str, str]
+
+
+def given(found: list[candidates.Candidate], about: dict, digests: dict[str, str]) -> Inputs:
+    """Candidates that need no training."""
+    size = {"candidates": len(found), "n": len(found[0].latents), "pixels": found[0].training[0].size}
+    return Inputs(
+        make=lambda job: found,
+        stages=lambda config: recommend.plan(found[0].measures, config, decoding=0.0, **size),
+        about=about,
+        digests=digests,
+    )
+
+
+def digest_of(tried: list[candidates.Candidate]) -> str:
+    """Of the latents and decoded images of two images."""
+    return fingerprint("", [(c.latents[:2], c.decode(c.latents[:2])) for c in tried])
+
+
+def read_inputs() -> Inputs:
+    """Reads what the flags name."""
+    arrays = None
     if FLAGS.latents is not None:
         try:
             arrays = candidates.load_latents(FLAGS.latents)
+            if FLAGS.decoder is None:
+                n, reference = sample_sizes(len(next(iter(arrays.values()))), "latents")
+                found = candidates.of_latents_alone(arrays, n=n, reference=reference, seed=FLAGS.seed)
+                return given(found, {"data": FLAGS.latents}, {})
         except ValueError as error:
             raise shared.bad("latents", FLAGS.latents, str(error)) from error
-        if FLAGS.decoder is None:
-            n, reference = sample_sizes(len(next(iter(arrays.values()))), "latents")
-            try:
-                found = candidates.of_latents_alone(arrays, n=n, reference=reference, seed=FLAGS.seed)
-            except ValueError as error:
-                raise shared.bad("latents", FLAGS.latents, str(error)) from error
-            return found, {"data": FLAGS.latents}
     dataset = shared.load_dataset()
     n, reference = sample_sizes(len(dataset.samples), "data")
     maps = {space.name: space for space in shared.load_features(dataset)}
@@ -192,14 +210,11 @@ def make_candidates() -> tuple[list[candidates.Candidate], dict]:
         "data_sha256": dataset.digest,
         "features_sha256": {name: space.digest for name, space in maps.items()},
     }
-    if FLAGS.latents is None:
-        begin = time.perf_counter()
-        named = make_autoencoders(dataset, training)
-        about["autoencoder_seconds"] = time.perf_counter() - begin
-        try:
-            return candidates.of_autoencoders(named, training, measures, batch=FLAGS.decode_batch), about
-        except ValueError as error:
-            raise shared.bad("autoencoder", FLAGS.autoencoder, str(error)) from error
+    digests = {"features": " ".join(space.digest for space in maps.values())}
+    if FLAGS.autoencoder is not None:
+        return inputs_of_own(training, measures, about, digests)
+    if arrays is None:
+        return inputs_of_suite(dataset, training, measures, about, digests)
     count = len(next(iter(arrays.values())))
     if count != len(dataset.samples):
         raise shared.bad(
@@ -207,27 +222,80 @@ def make_candidates() -> tuple[list[candidates.Candidate], dict]:
         )
     try:
         decoder = shared.import_named("decoder")
-        return candidates.of_latents(arrays, chosen, decoder, training, measures, batch=FLAGS.decode_batch), about
+        found = candidates.of_latents(arrays, chosen, decoder, training, measures, batch=FLAGS.decode_batch)
+        return given(found, about, digests | {"decoder": digest_of(found)})
     except ValueError as error:
         raise shared.bad("decoder", FLAGS.decoder, str(error)) from error
 
 
-def show(line: str) -> None:
-    print(line, flush=True)
+def inputs_of_own(training: np.ndarray, measures: Mapping, about: dict, digests: dict[str, str]) -> Inputs:
+    """Candidates of the user's autoencoders, tried on two images."""
+    try:
+        named = user_autoencoders(shared.import_named("autoencoder"))
+    except ValueError as error:
+        raise shared.bad("autoencoder", FLAGS.autoencoder, str(error)) from error
+    digests = digests | {"autoencoder": digest_of(encoded(named, training[:2], measures))}
+    size = {"candidates": len(named), "n": len(training), "pixels": training[0].size, "decoding": 0.0}
+    return Inputs(
+        make=lambda job: encoded(named, training, measures, store=job.store),
+        stages=lambda config: recommend.plan(measures, config, **size),
+        about=about,
+        digests=digests,
+    )
+
+
+def inputs_of_suite(
+    dataset: data.Dataset, training: np.ndarray, measures: Mapping, about: dict, digests: dict[str, str]
+) -> Inputs:
+    """Candidates of the suite's autoencoders."""
+    if FLAGS.latent_dims is None:
+        FLAGS.latent_dims = [d for d in (2, 4, 8, 16, 32, 64) if d <= min(dataset.dim, len(training))]
+    shared.check_latent_dims(dataset)
+    shapes = {kind: [(d,) for d in FLAGS.latent_dims] for kind in FLAGS.autoencoders}
+    for kind, wanted in shapes.items():
+        shared.check_latent_shapes("latent_dims", kind, wanted, dataset, n=len(training))
+
+    def make(job):
+        begin = time.perf_counter()
+        named = fit_autoencoders(training, job)
+        seconds = job.store.piece("seconds of autoencoders", lambda: time.perf_counter() - begin)
+        about["autoencoder_seconds"] = seconds
+        return encoded(named, training, measures, store=job.store)
+
+    def stages(config):
+        size = {"candidates": len(shapes) * len(FLAGS.latent_dims), "n": len(training), "pixels": dataset.dim}
+        decoding = image_plans.decoding(shapes, dataset.image_shape)
+        return [
+            *image_plans.autoencoders(shapes, dataset.image_shape, seeds=1, steps=FLAGS.autoencoder_steps),
+            *recommend.plan(measures, config, decoding=decoding, **size),
+        ]
+
+    return Inputs(make, stages, about, digests)
+
+
+def encoded(named: Mapping, training: np.ndarray, measures: Mapping, **options) -> list[candidates.Candidate]:
+    """Candidates that encode ``training``; `UsageError` if the user's functions fail."""
+    try:
+        return candidates.of_autoencoders(named, training, measures, batch=FLAGS.decode_batch, **options)
+    except ValueError as error:
+        raise shared.bad("autoencoder", FLAGS.autoencoder, str(error)) from error
 
 
 def main() -> None:
     start = time.perf_counter()
     check_flags()
-    chosen, about = make_candidates()
+    inputs = read_inputs()
     config = recommend.Config(
-        data=about["data"],
+        data=inputs.about["data"],
         **{name: FLAGS[name].value for name in ("stops", "samples", "readout", "schedule", "latent_scale", "seed")},
     )
-    job = shared.open_job()
+    job = shared.open_job(lambda: inputs.stages(config))
+    for flag, digest in inputs.digests.items():
+        unchanged.check(flag, digest, store=job.store)
+    chosen = inputs.make(job)
     comparable = FLAGS.latents is None or FLAGS.decoder is not None
     try:
-        outcome = recommend.run(chosen, config, comparable=comparable, report=show)
+        outcome = recommend.run(chosen, config, comparable=comparable, report=job.report, store=job.store)
     except ValueError as error:
         # From a user's decode or features, which the line names, on inputs that come late.
         raise shared.UsageError(str(error)) from error
@@ -243,7 +311,7 @@ def main() -> None:
     print(report.table(outcome))
     plotting.save(report.draw(outcome, config), job.workdir / "recommend.png")
     seconds = time.perf_counter() - start
-    records.write_metadata(job.workdir, seconds=seconds, candidate_seconds=outcome.seconds, **about)
+    records.write_metadata(job.workdir, seconds=seconds, candidate_seconds=outcome.seconds, **inputs.about)
     print(f"{len(chosen)} latent spaces in {seconds:.0f} s; recommend.json and recommend.png are in {job.workdir}")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ldmjax import autoencoders, features
 from ldmjax.autoencoders import Autoencoder
+from ldmjax.checkpoints import NOTHING_KEPT, Store
 from ldmjax.metrics import FeatureReference, Measure
 
 BLOCKS = 64
@@ -46,9 +47,14 @@ def measures_of(maps: Mapping[str, Callable], reference: np.ndarray, seed: int) 
 
 
 def of_autoencoders(
-    named: Mapping[str, Autoencoder], training: np.ndarray, measures: Mapping[str, Measure], *, batch: int
+    named: Mapping[str, Autoencoder],
+    training: np.ndarray,
+    measures: Mapping[str, Measure],
+    *,
+    batch: int,
+    store: Store = NOTHING_KEPT,
 ) -> list[Candidate]:
-    """Candidates that encode ``training`` ``[n, *image_shape]``.
+    """Candidates that encode ``training`` ``[n, *image_shape]``; their latents are kept.
 
     Raises:
       ValueError: with one line, if encode or decode fails or returns something else than arrays of one length.
@@ -56,7 +62,8 @@ def of_autoencoders(
     found = []
     for name, autoencoder in named.items():
         decode = batched(f"{name}: decode", autoencoder.decode, batch, shape=training.shape[1:])
-        latents = batched(f"{name}: encode", autoencoder.encode, batch)(training)
+        encode = batched(f"{name}: encode", autoencoder.encode, batch)
+        latents = store.piece(f"latents/{name}", lambda e=encode: e(training))
         decode(latents[:2])
         found.append(Candidate(name=name, latents=latents, decode=decode, measures=measures, training=training))
     return found

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from experiments.recommend import SCHEDULES, Config, Outcome, percent
+from experiments.recommend import SCHEDULES, Config, Outcome
+from experiments.recommend.choice import percent
 from experiments.tables import align
 from ldmjax import plotting
 

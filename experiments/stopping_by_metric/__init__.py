@@ -174,7 +174,8 @@ def plan(dataset: Dataset, spaces: Sequence[Features], config: Config) -> list[p
         *image_plans.diffusion([(_network(config), d) for d in dims], sampling),
         image_plans.measuring(
             "decode and measure", sets=len(dims) * (np.count_nonzero(config.read) + 1), samples=sampling.samples,
-            reference=config.reference, spaces=spaces, decoding=image_plans.decoding(shapes, dataset.image_shape),
+            reference=config.reference, dims=[space.dim for space in spaces], pixels=dataset.dim,
+            decoding=image_plans.decoding(shapes, dataset.image_shape),
         ),
         plans.host("read curves, draw figures", runs=1, seconds=5.0),
     ]  # fmt: skip

@@ -5,7 +5,7 @@ import time
 from absl import flags
 
 from experiments import flags as shared
-from experiments import image_models
+from experiments import image_models, unchanged
 from experiments.stopping_by_metric import AUTOENCODERS, Config, compare, plan, report, run
 from ldmjax import data, plotting, records
 
@@ -83,6 +83,7 @@ def main() -> None:
     config = read_config(dataset, sampling)
     spaces = shared.load_features(dataset)
     job = shared.open_job(lambda: plan(dataset, spaces, config))
+    unchanged.check("features", " ".join(space.digest for space in spaces), store=job.store)
     try:
         runs = run(dataset, spaces, config, job.report, job.store)
         agreement = compare(runs, config.logsnrs)
