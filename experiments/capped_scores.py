@@ -27,6 +27,7 @@ import numpy as np
 from absl import flags
 
 from experiments import flags as shared
+from experiments import plans
 from experiments.phase_diagram import twin_estimates
 from ldmjax import data, gaussians, oracle, plotting, records, schedules
 
@@ -121,6 +122,17 @@ def best_dims(
         for cap in caps
     ]
     return 1 + np.argmin(oracle.w2_squared_from_variances(variances, np.concatenate(end, axis=1)), axis=0)
+
+
+def plan(dataset: data.Dataset, config: Config) -> list[plans.Stage]:
+    """The stages of the experiment."""
+    # Two latent dimensions; a grid of 17 by 17 and the finer ones, each point with an eigenvalue problem of size D.
+    grids = 2 * (17**2 + config.zooms * config.points**2)
+    return [
+        plans.host("bounds", runs=len(config.n) * config.draws, seconds=2e-4 * len(config.caps)),
+        plans.host("tune", runs=len(config.n) * config.draws, seconds=grids * (8e-5 + 2.5e-9 * dataset.dim**3)),
+        plans.host("tables, figures", runs=1, seconds=2.0),
+    ]
 
 
 def run(dataset: data.Dataset, config: Config) -> CappedScores:
@@ -452,7 +464,7 @@ def main() -> None:
     begin = time.perf_counter()
     config = read_config()
     dataset = shared.load_dataset()
-    job = shared.open_job()
+    job = shared.open_job(lambda: plan(dataset, config))
     result = run(dataset, config)
     print(table(result, config))
     records.write_records(job.workdir, make_records(result, config))

@@ -27,6 +27,7 @@ from absl import flags
 from scipy import stats
 
 from experiments import flags as shared
+from experiments import plans
 from ldmjax import data, gaussians, oracle, plotting, records, schedules
 
 FLAGS = flags.FLAGS
@@ -139,6 +140,20 @@ def distance_at(variances: np.ndarray, estimated: np.ndarray, rows: np.ndarray, 
         curve = oracle.w2_squared_curve(variances, estimated, noise_var[part])
         result[part] = curve[rows[part], np.arange(part.size)]
     return result
+
+
+def plan(dataset: data.Dataset, config: Config) -> list[plans.Stage]:
+    """The stages of the experiment."""
+    dim, of_pca = dataset.dim, len(config.n) * config.pca_draws if dataset.samples is not None else 0
+    # The model of PCA is computed at powers of two, with two eigenvalue problems of size D for each stop.
+    bures = (2 + np.log2(dim)) * config.pca_levels * 8e-4 * (dim / 64) ** 3
+    return [
+        plans.host(
+            "diagonal model", runs=len(config.n) * config.draws, seconds=3e-3 + 1e-7 * dim * config.noise_levels
+        ),
+        plans.host("PCA model", runs=of_pca, seconds=bures),
+        plans.host("tables, figures", runs=1, seconds=3.0),
+    ]
 
 
 def run(dataset: data.Dataset, config: Config) -> PhaseDiagram:
@@ -477,7 +492,7 @@ def main() -> None:
         shared.check_latent_dims(dataset)
     if FLAGS.pca_draws:
         shared.check_n(dataset)
-    job = shared.open_job()
+    job = shared.open_job(lambda: plan(dataset, config))
     result = run(dataset, config)
     print(table(result, config))
     records.write_records(job.workdir, make_records(result, config))
