@@ -1,6 +1,7 @@
 """What is kept of larger work: many equal jobs, of which only the missing are computed, and trainings that end in a piece."""
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,14 +10,17 @@ import jax
 from ldmjax.checkpoints import Store
 from ldmjax.devices import is_first_process
 
+SECONDS_BETWEEN_LINES = 5.0
+
 
 def finish(
     names: Sequence[str],
     compute: Callable[[list[int]], Sequence],
     *,
     store: Store,
+    label: str,
+    report: Callable[[str], None],
     at_once: int | None = None,
-    report: Callable[[int], None] = lambda done: None,
 ) -> list[Any]:
     """The results of all jobs, in the order of ``names``.
 
@@ -24,18 +28,23 @@ def finish(
       names: of the pieces, unique in the store.
       compute: takes indices of jobs, gives their results; no result may depend on which jobs share a call.
       store: where results are kept.
+      label: says what the jobs are.
+      report: receives a line after the last job, and every few seconds before.
       at_once: most jobs in a call; by default one for each device.
-      report: gets the number of finished jobs after each call.
     """
     results = [store.get(name) for name in names]
     missing = [i for i, found in enumerate(results) if found is None]
-    size = at_once or jax.device_count()
+    size, begin = at_once or jax.device_count(), time.perf_counter()
+    last = begin
     for first in range(0, len(missing), size):
         indices = missing[first : first + size]
         for i, result in zip(indices, compute(indices), strict=True):
             store.put(names[i], result)
             results[i] = result
-        report(len(names) - len(missing) + first + len(indices))
+        left, now = len(missing) - first - len(indices), time.perf_counter()
+        if now - last >= SECONDS_BETWEEN_LINES or not left:
+            rate, last = (len(missing) - left) / (now - begin), now
+            report(f"{label}: {len(names) - left}/{len(names)}, {rate:.2g}/s, {left / rate:.0f} s left")
     return results
 
 

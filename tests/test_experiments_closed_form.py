@@ -15,6 +15,7 @@ import pytest
 from experiments import capped_scores, paper_figures, phase_diagram
 from experiments.paper_figures import learned, report
 from ldmjax import data, gaussians, oracle, plotting, records, schedules
+from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 ROOT = Path(__file__).parent.parent
 FILES = {
@@ -372,6 +373,32 @@ def test_learned_scores_reach_the_exact_law(panels, trained):
         assert np.all(np.abs(curve.deviation) < 5) and curve.failed_at == -1
 
 
+def test_interrupted_figures_go_on_to_the_same_records(tmp_path):
+    closed = paper_figures.Config(draws=3, levels=11)
+    config = learned.LearnedConfig(steps=20, samples=128, sampling_steps=10, stops=3)
+
+    def start(store, until=""):
+        lines = []
+
+        def note(line):
+            lines.append(line)
+            if until and until in line:
+                raise KeyboardInterrupt
+
+        panels = paper_figures.run(closed, store=store)
+        panels = {name: dataclasses.replace(p, latent_dims=(1, 2, 3)) for name, p in panels.items()}
+        curves = learned.measure(panels, config, note, store)
+        rows = paper_figures.make_records(panels) + learned.make_records(curves)
+        return json.dumps(records.plain(rows)), lines
+
+    store = Store(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        start(store, until="T = 2: 9/9")
+    resumed, lines = start(store)
+    assert lines and all("T = 3" in line for line in lines)
+    assert resumed == start(NOTHING_KEPT)[0]
+
+
 def test_learned_scores_are_trained_on_the_estimates_of_their_panel(panels):
     for panel in panels.values():
         latents = learned.training_latents(panel, 3)
@@ -454,7 +481,7 @@ def test_command_writes_its_files_and_reruns_to_the_same_bytes(commands, name):
         assert answer[0] == 0 and answer[2] == "" and "results in" in answer[1]
     first, second = where / name / "first", where / name / "second"
     assert sorted(p.name for p in first.iterdir()) == sorted(
-        [*FILES[name], "curves.npz", "flags.txt", "metadata.json", "records.jsonl"]
+        [*FILES[name], "checkpoints", "curves.npz", "flags.txt", "metadata.json", "records.jsonl"]
     )
     for file in ["records.jsonl", "flags.txt"]:
         assert (first / file).read_bytes() == (second / file).read_bytes(), file

@@ -1,6 +1,7 @@
 """Jobs whose results are kept one by one."""
 
 import jax
+import numpy as np
 import pytest
 
 from experiments import pieces
@@ -10,7 +11,8 @@ NAMES = [f"job {i}" for i in range(5)]
 
 
 def test_only_what_is_missing_is_computed(tmp_path):
-    calls, done = [], []
+    calls, lines = [], []
+    how = {"store": Store(tmp_path), "at_once": 2, "label": "jobs", "report": lines.append}
 
     def compute(indices):
         calls.append(indices)
@@ -19,15 +21,34 @@ def test_only_what_is_missing_is_computed(tmp_path):
         return [10 * i for i in indices]
 
     with pytest.raises(KeyboardInterrupt):
-        pieces.finish(NAMES, compute, store=Store(tmp_path), at_once=2, report=done.append)
-    assert done == [2]
-    found = pieces.finish(NAMES, compute, store=Store(tmp_path), at_once=2, report=done.append)
+        pieces.finish(NAMES, compute, **how)
+    assert lines == []
+    found = pieces.finish(NAMES, compute, **how)
     assert found == [0, 10, 20, 30, 40]
-    assert calls == [[0, 1], [2, 3], [2, 3], [4]] and done == [2, 4, 5]
-    assert pieces.finish(NAMES, None, store=Store(tmp_path)) == found
+    assert calls == [[0, 1], [2, 3], [2, 3], [4]]
+    assert len(lines) == 1 and lines[0].startswith("jobs: 5/5, ") and lines[0].endswith("/s, 0 s left")
+    assert pieces.finish(NAMES, None, **how) == found and len(lines) == 1
 
 
-def test_without_a_store_all_are_computed_one_per_device():
-    calls = []
-    pieces.finish(NAMES, lambda indices: calls.append(indices) or indices, store=NOTHING_KEPT)
+def test_without_a_store_all_are_computed_one_per_device(monkeypatch):
+    monkeypatch.setattr(pieces, "SECONDS_BETWEEN_LINES", 0.0)
+    calls, lines = [], []
+    how = {"store": NOTHING_KEPT, "label": "jobs", "report": lines.append}
+    pieces.finish(NAMES, lambda indices: calls.append(indices) or indices, **how)
     assert sum(calls, []) == list(range(5)) and max(map(len, calls)) == jax.device_count()
+    assert [line.split(",")[0] for line in lines] == [f"jobs: {done}/5" for done in np.cumsum([len(c) for c in calls])]
+
+
+def test_checkpoints_go_once_the_piece_behind_them_is_kept(tmp_path):
+    def compute(store):
+        with pytest.raises(RuntimeError), store.training("t") as checkpoints:
+            checkpoints.save(1, {"x": np.zeros(3)})
+            raise RuntimeError
+        assert [p.name for p in tmp_path.iterdir()] == ["unfinished"] and store.every == 7.0
+        return "result"
+
+    store = Store(tmp_path, every=7.0)
+    assert pieces.after_training("p", compute, store=store) == "result"
+    assert [p.name for p in tmp_path.iterdir()] == ["pieces"]
+    assert pieces.after_training("p", None, store=store) == "result"
+    assert pieces.after_training("p", lambda store: store.directory or "none", store=NOTHING_KEPT) == "none"

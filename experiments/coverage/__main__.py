@@ -34,22 +34,23 @@ def main() -> None:
             cases += [(name, ANALYSES[name].planted_case(FLAGS.planted, 500)) for name in FLAGS.analyses]
         except ValueError as error:
             raise shared.bad("planted", FLAGS.planted, str(error)) from error
-    job = shared.open_job()
+    # Planted effects are large, and slow to repeat.
+    draws = [FLAGS.draws if case.latent_dim < 100 else max(2, FLAGS.draws // 10) for _, case in cases]
+    job = shared.open_job(
+        lambda: [ANALYSES[name].plan(case, draws=count) for (name, case), count in zip(cases, draws, strict=True)]
+    )
     rows = []
-    for name, case in cases:
-        draws = FLAGS.draws if case.latent_dim < 100 else max(2, FLAGS.draws // 10)
-        own = ANALYSES[name].run_case(case, draws=draws, first_seed=FLAGS.first_seed, report=show)
+    for (name, case), count in zip(cases, draws, strict=True):
+        own = ANALYSES[name].run_case(
+            case, draws=count, first_seed=FLAGS.first_seed, store=job.store, report=job.report
+        )
         rows += [{"analysis": name, **row} for row in own]
-        records.write_records(job.workdir, rows)  # after every case: a later one may be interrupted
+    records.write_records(job.workdir, rows)
     for name in FLAGS.analyses:
         print(f"\n{name}:{coverage.table([row for row in rows if row['analysis'] == name])}")
     seconds = time.perf_counter() - begin
     records.write_metadata(job.workdir, seconds=seconds)
     print(f"{len(rows)} draws in {seconds:.0f} s; records are in {job.workdir}")
-
-
-def show(line: str) -> None:
-    print(line, flush=True)
 
 
 if __name__ == "__main__":

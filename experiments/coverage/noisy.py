@@ -7,14 +7,14 @@ true covariance exactly, where no stop can gain, and an encoder that whitens, wh
 """
 
 import dataclasses
-import time
 from collections.abc import Callable
 
 import numpy as np
 
-from experiments import recommend
+from experiments import pieces, plans, recommend
 from experiments.recommend import candidates
 from ldmjax import autoencoders, data, metrics, oracle, schedules
+from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,19 +42,30 @@ class Case:
     samples: int = 4096
 
 
-def run_case(case: Case, *, draws: int, first_seed: int = 0, report: Callable[[str], None] = print) -> list[dict]:
-    """One record per draw, as in the sampler's analysis."""
+def plan(case: Case, *, draws: int) -> plans.Stage:
+    """The stage of `run_case`."""
+    # Decoding and second moments of every level, and the distances of 64 jackknife blocks.
+    dim = len(case.covariance)
+    seconds = case.stops * (1e-9 * case.samples * dim * (case.latent_dim + dim) + 64 * 2e-9 * dim**3)
+    return plans.host(f"noisy autoencoder, {case.name}", runs=draws, seconds=seconds)
+
+
+def run_case(
+    case: Case,
+    *,
+    draws: int,
+    first_seed: int = 0,
+    store: Store = NOTHING_KEPT,
+    report: Callable[[str], None] = print,
+) -> list[dict]:
+    """One record per draw, each kept, as in the sampler's analysis."""
     values, vectors = np.linalg.eigh(case.covariance)
     root = vectors * np.sqrt(values.clip(0.0)) @ vectors.T
-    rows, begin = [], time.perf_counter()
-    for seed in range(first_seed, first_seed + draws):
-        rows.append(_draw(case, root, seed))
-        done, seconds = len(rows), time.perf_counter() - begin
-        if done % 20 == 0 or done == draws:
-            report(
-                f"{case.name}: {done}/{draws} draws, {done / seconds:.1f}/s, {seconds / done * (draws - done):.0f} s left"
-            )
-    return rows
+    names = [f"noisy autoencoder/{case.name}/seed {first_seed + i}" for i in range(draws)]
+    return pieces.finish(
+        names, lambda jobs: [_draw(case, root, first_seed + i) for i in jobs], store=store, at_once=1,
+        label=f"{case.name}: draws", report=report,
+    )  # fmt: skip
 
 
 def _draw(case, root, seed):

@@ -85,10 +85,10 @@ def main() -> None:
     for task in tasks:
         outcomes.append(contest.run_task(task, config, lambda line: job.report(_stamp(start, line)), job.store))
         rows += report.make_records(outcomes[-1], config)
-        records.write_records(job.workdir, rows)
-        records.write_curves(job.workdir, report.curve_arrays(outcomes))
         report.save_figure(job.workdir, outcomes[-1], config)
         job.report(f"\n{report.tables(outcomes[-1], config)}\n")
+    records.write_records(job.workdir, rows)
+    records.write_curves(job.workdir, report.curve_arrays(outcomes))
     seconds = time.perf_counter() - start
     records.write_metadata(
         job.workdir, seconds=seconds, data_sha256=dataset.digest, training_seconds=report.seconds_of(outcomes)

@@ -187,6 +187,7 @@ def sample_models(
     samples: int,
     sampler: str,
     store: Store,
+    report: Callable[[str], None],
 ) -> chains.Statistics:
     """Statistics ``[models, C, ...]`` of every model's chains of ``counts`` levels; models with equal seeds share x_T."""
     ladder, seeds = trained.config.ladder, np.array([spec.seed for spec in trained.specs])
@@ -205,7 +206,10 @@ def sample_models(
         return [jax.tree.map(lambda x: x[0], trained.map_models(of_model, (seeds, row)))]
 
     names = [f"learned/{task.name}/trained on {levels}/{sampler}/T{count}" for count in counts]
-    found = pieces.finish(names, compute, store=store, at_once=1)
+    label = (
+        f"{task.name}: sampled networks trained on {levels} levels, {sampler}, T out of {', '.join(map(str, counts))}"
+    )
+    found = pieces.finish(names, compute, store=store, label=label, report=report, at_once=1)
     return jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *found)
 
 
@@ -237,12 +241,8 @@ def run_task(
             report=lambda line: report(f"{task.name}: {line}"),
         )
         for sampler in SAMPLERS:
-            stacked = sample_models(trained, task, counts, samples=config.samples, sampler=sampler, store=store)
-            found += _read(trained, task, counts, sampler, stacked, floors)
-            report(
-                f"{task.name}: sampled {len(specs)} networks trained on {int(ladder.t_max)} levels, {sampler}, "
-                f"T = {', '.join(map(str, counts))}"
-            )
+            how = {"samples": config.samples, "sampler": sampler, "store": store, "report": report}
+            found += _read(trained, task, counts, sampler, sample_models(trained, task, counts, **how), floors)
     return found
 
 

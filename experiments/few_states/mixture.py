@@ -65,6 +65,7 @@ def run_chains(
     *,
     sampler: str,
     store: Store,
+    report: Callable[[str], None],
 ) -> tuple[chains.Statistics, np.ndarray]:
     """Statistics of the samples of every (name, T, ladder), and block means ``[C, K]`` of the squared distance to the flow."""
     ladder, numbers = chains.merge([ladder for _, _, ladder in named])
@@ -86,7 +87,8 @@ def run_chains(
         return [jax.tree.map(lambda x, k=k: x[k], done) for k in range(len(own))]
 
     names = [f"mixture/{sampler}/{name}/T{count}" for name, count, _ in named]
-    found = pieces.finish([names[i] for i in order], compute, store=store)
+    label = f"mixture: {sampler}, chains of {len(start)} samples"
+    found = pieces.finish([names[i] for i in order], compute, store=store, label=label, report=report)
     return jax.tree.map(lambda *leaves: np.stack(leaves), *(found[i] for i in np.argsort(order)))
 
 
@@ -157,11 +159,10 @@ def run(
         named = _chains(ladders, levels, sampler, variances, limits)
         if not named:
             continue
-        stacked, squared = run_chains(task, named, start, flow, sampler=sampler, store=store)
+        stacked, squared = run_chains(task, named, start, flow, sampler=sampler, store=store, report=report)
         sliced = chains.pseudo_values(stacked, task)["sliced_w2_squared"]
         for (name, count, _), values, distances in zip(named, sliced, squared, strict=True):
             found.append(_read(name, sampler, count, values, distances, of_flow, floor, tolerance))
-        report(f"mixture: {sampler}, {len(named)} chains of {samples} samples")
     return found, {"flow": float(of_flow.mean()), "floor": floor}
 
 

@@ -33,8 +33,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from experiments import plans
 from experiments.phase_diagram import twin_estimates, wilson_interval
 from ldmjax import oracle, plotting, schedules
+from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 SETTINGS = {
     "fig3_low_rank": {
@@ -120,18 +122,29 @@ class Panel:
     points: tuple[plotting.Points, ...]
 
 
-def run(config: Config, learned: Mapping[str, Sequence[plotting.Points]] | None = None) -> dict[str, Panel]:
+def plan(config: Config) -> list[plans.Stage]:
+    """The stages of `run`."""
+    return [plans.host("closed forms", runs=len(SETTINGS), seconds=1e-3 * config.draws)]
+
+
+def run(
+    config: Config,
+    learned: Mapping[str, Sequence[plotting.Points]] | None = None,
+    store: Store = NOTHING_KEPT,
+) -> dict[str, Panel]:
     """Computes every panel; the function behind the command.
 
     Args:
       config: what to compute.
       learned: per panel name (the keys of `SETTINGS`), measured stopping curves of learned scores to draw over the
         exact lines: one `plotting.Points` per latent dimension, with x in backward time.
+      store: where panels are kept.
 
     Returns:
       ``{name: Panel}``.
     """
-    return with_points({name: _panel(name, config) for name in SETTINGS}, learned or {})
+    panels = {name: store.piece(f"panel/{name}", lambda name=name: _panel(name, config)) for name in SETTINGS}
+    return with_points(panels, learned or {})
 
 
 def with_points(panels: Mapping[str, Panel], learned: Mapping[str, Sequence[plotting.Points]]) -> dict[str, Panel]:

@@ -1,11 +1,12 @@
 """The command line: flags, files and what is printed."""
 
+import dataclasses
 import time
 
 from absl import flags
 
 from experiments import flags as shared
-from experiments import paper_figures
+from experiments import paper_figures, plans
 from experiments.paper_figures import learned, report
 from ldmjax import plotting, records
 
@@ -20,14 +21,22 @@ def define_flags() -> None:
     shared.define_switch("learned", True, "Train a score for every curve and draw its samples' distances over it.")
 
 
+def plan(config: paper_figures.Config, settings: learned.LearnedConfig | None) -> list[plans.Stage]:
+    """The stages of the job."""
+    # The settings of the panels, which any number of draws has, say what is trained.
+    panels = paper_figures.run(dataclasses.replace(config, draws=1))
+    of_training = [] if settings is None else learned.plan(panels, settings)
+    return [*paper_figures.plan(config), *of_training, plans.host("tables, figures", runs=1, seconds=4.0)]
+
+
 def main() -> None:
     begin = time.perf_counter()
     config = paper_figures.Config(draws=min(FLAGS.draws, 50) if FLAGS.quick else FLAGS.draws, seed=FLAGS.seed)
-    job = shared.open_job()
-    panels, curves = paper_figures.run(config), []
-    if FLAGS.learned:
-        settings = learned.LearnedConfig(seed=FLAGS.seed, **(QUICK if FLAGS.quick else {}))
-        curves = learned.measure(panels, settings, job.report)
+    settings = learned.LearnedConfig(seed=FLAGS.seed, **(QUICK if FLAGS.quick else {})) if FLAGS.learned else None
+    job = shared.open_job(lambda: plan(config, settings))
+    panels, curves = paper_figures.run(config, store=job.store), []
+    if settings is not None:
+        curves = learned.measure(panels, settings, job.report, job.store)
         panels = paper_figures.with_points(panels, learned.points(curves))
     print(report.table(panels, curves))
     records.write_records(job.workdir, paper_figures.make_records(panels) + learned.make_records(curves))

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import pieces, plans
 from experiments.paper_figures import Panel
 from ldmjax import metrics, oracle, plotting, samplers, schedules, sweeps, training
+from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 BLOCKS = 64
 
@@ -97,12 +99,9 @@ def training_latents(panel: Panel, seed: int) -> sweeps.Latents:
     return sweeps.Latents(sample=sample, fresh_factor=np.diag(np.sqrt(panel.estimated_variances)))
 
 
-def train(
-    panels: Mapping[str, Panel], config: LearnedConfig, report: Callable[[str], None] = print
-) -> sweeps.TrainedRuns:
-    """Trains one score per panel and latent dimension drawn, all in one program."""
-    latents = {(name, config.seed, p.n or 2): training_latents(p, config.seed) for name, p in panels.items()}
-    specs = [
+def make_specs(panels: Mapping[str, Panel], config: LearnedConfig) -> list[sweeps.RunSpec]:
+    """One score per panel and latent dimension drawn."""
+    return [
         sweeps.RunSpec(
             model="linear", data=name, training_draws="sample" if p.n else "fresh", latent_dim=d, seed=config.seed,
             n=p.n or 2, learning_rate=config.learning_rate,
@@ -110,16 +109,26 @@ def train(
         for name, p in panels.items()
         for d in p.latent_dims
     ]  # fmt: skip
+
+
+def train(
+    panels: Mapping[str, Panel],
+    config: LearnedConfig,
+    report: Callable[[str], None] = print,
+    store: Store = NOTHING_KEPT,
+) -> sweeps.TrainedRuns:
+    """Trains all scores in one program."""
+    latents = {(name, config.seed, p.n or 2): training_latents(p, config.seed) for name, p in panels.items()}
     schedule = schedules.OrnsteinUhlenbeck(t_max=max(p.t_max for p in panels.values()))
     training_config = training.TrainingConfig(
         model="linear", steps=config.steps, batch_size=config.batch_size, schedule=schedule,
         logsnr_min=float(schedule.logsnr(schedule.t_max)), logsnr_max=config.logsnr_max,
     )  # fmt: skip
-    return sweeps.train(specs, latents, training_config, chunk=300, report=report)
+    return sweeps.train(make_specs(panels, config), latents, training_config, chunk=300, store=store, report=report)
 
 
-def _sample(trained, config, t_max, indices):
-    """Block means ``[runs, S, K, d]`` and second moments ``[runs, S, K, d, d]`` at every stop; d is the largest."""
+def _sampler(trained, config, t_max, width):
+    """Maps runs to block means ``[runs, S, K, width]`` and second moments ``[runs, S, K, width, width]`` at every stop."""
     schedule = schedules.OrnsteinUhlenbeck(t_max=t_max)
     times, stops = config.times(t_max), config.stop_steps(t_max)
 
@@ -134,13 +143,25 @@ def _sample(trained, config, t_max, indices):
             statistic=lambda z, _: metrics.block_moments(z, blocks=BLOCKS),
         )  # fmt: skip
 
-    width = max(trained.specs[i].latent_dim for i in indices)
-    call = sweeps.map_trained(trained, moments_of, np.zeros(len(trained.specs)), width=width)
-    return jax.tree.map(np.asarray, call(indices))
+    return sweeps.map_trained(trained, moments_of, np.zeros(len(trained.specs)), width=width)
+
+
+def plan(panels: Mapping[str, Panel], config: LearnedConfig) -> list[plans.Stage]:
+    """The stages of `measure`."""
+    specs = make_specs(panels, config)
+    width = max(spec.latent_dim for spec in specs)
+    size = {"runs": len(specs), "flops": 2 * 128 * width, "entries": width}
+    return [
+        plans.training("train", steps=config.steps, batch=config.batch_size, parameters=128 * width, **size),
+        plans.sampling("sample", steps=config.sampling_steps, samples=config.samples, noise=True, programs=2, **size),
+    ]
 
 
 def measure(
-    panels: Mapping[str, Panel], config: LearnedConfig, report: Callable[[str], None] = print
+    panels: Mapping[str, Panel],
+    config: LearnedConfig,
+    report: Callable[[str], None] = print,
+    store: Store = NOTHING_KEPT,
 ) -> list[LearnedCurve]:
     """Trains, samples and reads one score per panel and latent dimension drawn.
 
@@ -148,17 +169,28 @@ def measure(
       panels: from `experiments.paper_figures.run`.
       config: how.
       report: receives progress lines.
+      store: where the training and every curve are kept.
     """
-    trained = train(panels, config, report)
-    curves = {}
+    trained = train(panels, config, report, store)
+    specs, curves = trained.specs, {}
     for t_max in sorted({p.t_max for p in panels.values()}):
-        indices = [i for i, spec in enumerate(trained.specs) if panels[spec.data].t_max == t_max]
-        means, seconds = _sample(trained, config, t_max, indices)
-        for i, mean, second in zip(indices, means, seconds, strict=True):
-            spec = trained.specs[i]
-            curves[i] = _read(panels[spec.data], spec.latent_dim, config, mean, second, int(trained.failed_at[i]))
-        report(f"linear: sampled {len(indices)} runs with T = {t_max:g}")
-    return [curves[i] for i in range(len(trained.specs))]
+        runs = np.array([i for i, spec in enumerate(specs) if panels[spec.data].t_max == t_max])
+        sampler = _sampler(trained, config, t_max, max(specs[i].latent_dim for i in runs))
+
+        def compute(jobs, runs=runs, sampler=sampler):
+            # Always as many as there are devices: another number would be another program, with other roundings.
+            indices = np.pad(runs[jobs], (0, jax.device_count() - len(jobs)), mode="edge")
+            rows = zip(runs[jobs], *sampler(indices), strict=False)
+            return [
+                _read(panels[specs[i].data], specs[i].latent_dim, config, *moments, int(trained.failed_at[i]))
+                for i, *moments in rows
+            ]
+
+        names = [f"learned/{specs[i].data}/d{specs[i].latent_dim}" for i in runs]
+        label = f"linear: sampled runs with T = {t_max:g}"
+        found = pieces.finish(names, compute, store=store, label=label, report=report)
+        curves |= dict(zip(runs.tolist(), found, strict=True))
+    return [curves[i] for i in range(len(specs))]
 
 
 def _read(panel, d, config, mean, second, failed_at):
