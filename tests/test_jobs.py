@@ -50,13 +50,9 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, cache):
-    """The sweep without interruption; seconds of a start with compiled programs at hand."""
-    workdir = tmp_path_factory.mktemp("whole")
+    """The sweep without interruption, and the seconds it took."""
+    workdir, begin = tmp_path_factory.mktemp("whole"), time.perf_counter()
     assert run("optimal_stopping", *SWEEP, f"--workdir={workdir}", cache=cache)[0] == 0
-    begin = time.perf_counter()
-    again = tmp_path_factory.mktemp("again")
-    assert run("optimal_stopping", *SWEEP, f"--workdir={again}", cache=cache)[0] == 0
-    assert digest(again / "records.jsonl") == digest(workdir / "records.jsonl")
     return workdir, time.perf_counter() - begin
 
 
@@ -88,7 +84,7 @@ def kill_at_random(workdir, whole, cache, *, kills, seed):
 
 
 def test_a_sweep_killed_again_and_again_ends_the_same(tmp_path, whole, cache):
-    kill_at_random(tmp_path / "workdir", whole, cache, kills=3, seed=int(time.time()))
+    kill_at_random(tmp_path / "workdir", whole, cache, kills=2, seed=int(time.time()))
 
 
 @pytest.mark.slow
@@ -97,16 +93,15 @@ def test_fifty_kills(tmp_path, whole, cache, seed):
     kill_at_random(tmp_path / "workdir", whole, cache, kills=1, seed=seed)
 
 
-@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
-def test_a_signal_saves_and_ends_with_its_status(tmp_path, whole, cache, number, name):
+def test_sigterm_saves_and_ends_with_its_status(tmp_path, whole, cache):
     process = start("optimal_stopping", *SWEEP, f"--workdir={tmp_path}", cache=cache)
     for line in process.stdout:
         if "step 100/" in line:
-            process.send_signal(number)
+            process.send_signal(signal.SIGTERM)
             break
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 128 + number, err
-    assert err.strip() == f"error: stopped by {name}: the same command goes on from the last checkpoint"
+    assert process.returncode == 143, err
+    assert err.strip() == "error: stopped by SIGTERM: the same command goes on from the last checkpoint"
     assert not (tmp_path / "records.jsonl").exists()
     code, out, err = run("optimal_stopping", *SWEEP, f"--workdir={tmp_path}", cache=cache)
     assert code == 0 and "from the checkpoint at step" in out, err
@@ -143,32 +138,31 @@ def test_other_flags_are_refused_and_overwrite_starts_anew(diagram):
     assert (diagram / "mine.txt").exists() and not (diagram / "old.png").exists()
 
 
-@pytest.mark.parametrize("change", ["file", "code", "versions", "no job", "not a job"])
-def test_what_else_is_not_the_same_job(tmp_path, change):
-    spectrum = tmp_path / "spectrum.npy"
+def test_what_else_is_not_the_same_job(tmp_path):
+    spectrum, workdir = tmp_path / "spectrum.npy", tmp_path / "w"
     np.save(spectrum, np.array([2.0, 1.0, 0.5]))
-    words, workdir = (f"--spectrum={spectrum}", "--n=50", f"--workdir={tmp_path / 'w'}"), tmp_path / "w"
+    words, job = (f"--spectrum={spectrum}", "--n=50", f"--workdir={workdir}"), workdir / "checkpoints" / "job.json"
     assert run("phase_diagram", *words)[0] == 0
-    job = workdir / "checkpoints" / "job.json"
     content = json.loads(job.read_text())
-    if change == "file":
-        np.save(spectrum, np.array([2.0, 1.0, 0.4]))
-    elif change == "code":
-        job.write_text(json.dumps(content | {"code": "0"}))
-    elif change == "versions":
-        job.write_text(json.dumps(content | {"versions": content["versions"] | {"jax": "0.1"}}))
-    elif change == "no job":
-        job.unlink()
-    else:
-        job.write_text("{")
-    before = snapshot(workdir)
-    code, out, err = run("phase_diagram", *words)
-    expected = {
-        "file": "its contents have changed", "code": "another state of ldmjax's code", "versions": "holds results of jax 0.1",
-        "no job": "unknown job", "not a job": "holds results of",
-    }[change]  # fmt: skip
-    assert code == 2 and expected in err and "--overwrite" in err and len(err.splitlines()) == 1
-    assert snapshot(workdir) == before
+    changed = {
+        "another state of ldmjax's code": json.dumps(content | {"code": "0"}),
+        "holds results of jax 0.1": json.dumps(content | {"versions": content["versions"] | {"jax": "0.1"}}),
+        "its contents have changed": json.dumps(content | {"files": {"spectrum": "0"}}),
+        "holds results of": "{",
+        "unknown job": None,
+    }
+    for expected, text in changed.items():
+        if text is None:
+            job.unlink()
+        else:
+            job.write_text(text)
+        before = snapshot(workdir)
+        code, out, err = run("phase_diagram", *words)
+        assert code == 2 and expected in err and "--overwrite" in err and len(err.splitlines()) == 1
+        assert snapshot(workdir) == before
+    np.save(spectrum, np.array([2.0, 1.0, 0.4]))
+    job.write_text(json.dumps(content))
+    assert "its contents have changed" in run("phase_diagram", *words)[2]
 
 
 def test_one_process_at_a_time_in_a_workdir(tmp_path):
