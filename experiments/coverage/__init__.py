@@ -110,13 +110,14 @@ def estimate(case: Case, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return variances[:d], basis[:, :d]
 
 
-def plan(case: Case, *, draws: int) -> plans.Stage:
-    """The stage of `run_case`."""
+def plan(case: Case, *, draws: int) -> list[plans.Stage]:
+    """The stages of `run_case`."""
     # The score is diagonal; block moments take 2 d operations for every entry, at every second step.
-    return plans.sampling(
-        f"sampler, {case.name}", runs=draws, steps=STEPS, samples=case.samples, flops=2.0 * case.latent_dim**2,
+    sampling = plans.sampling(
+        f"sample {case.name}", runs=draws, steps=STEPS, samples=case.samples, flops=2.0 * case.latent_dim**2,
         entries=case.latent_dim, noise=True,
     )  # fmt: skip
+    return [sampling, plans.host(f"read {case.name}", runs=draws, seconds=0.1 + 0.02 * case.latent_dim)]
 
 
 def run_case(

@@ -25,6 +25,11 @@ def define_flags() -> None:
     )  # fmt: skip
 
 
+def draws_of(case: coverage.Case | noisy.Case) -> int:
+    """A tenth for planted effects: they are large, and slow to repeat."""
+    return FLAGS.draws if case.latent_dim < 100 else max(2, FLAGS.draws // 10)
+
+
 def main() -> None:
     begin = time.perf_counter()
     shared.apply_quick({"draws": 10})
@@ -34,16 +39,10 @@ def main() -> None:
             cases += [(name, ANALYSES[name].planted_case(FLAGS.planted, 500)) for name in FLAGS.analyses]
         except ValueError as error:
             raise shared.bad("planted", FLAGS.planted, str(error)) from error
-    # Planted effects are large, and slow to repeat.
-    draws = [FLAGS.draws if case.latent_dim < 100 else max(2, FLAGS.draws // 10) for _, case in cases]
-    job = shared.open_job(
-        lambda: [ANALYSES[name].plan(case, draws=count) for (name, case), count in zip(cases, draws, strict=True)]
-    )
-    rows = []
-    for (name, case), count in zip(cases, draws, strict=True):
-        own = ANALYSES[name].run_case(
-            case, draws=count, first_seed=FLAGS.first_seed, store=job.store, report=job.report
-        )
+    job = shared.open_job(lambda: [s for name, case in cases for s in ANALYSES[name].plan(case, draws=draws_of(case))])
+    how, rows = {"first_seed": FLAGS.first_seed, "store": job.store, "report": job.report}, []
+    for name, case in cases:
+        own = ANALYSES[name].run_case(case, draws=draws_of(case), **how)
         rows += [{"analysis": name, **row} for row in own]
     records.write_records(job.workdir, rows)
     for name in FLAGS.analyses:
