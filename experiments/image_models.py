@@ -13,7 +13,6 @@ one. Nothing here reads flags.
 
 import dataclasses
 import functools
-import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -266,18 +265,10 @@ def of_each_model(
       compute: gives what can be pickled and depends on nothing but the job.
       what: is done, for the names of pieces and the lines.
       store: where results are kept.
-      report: receives a line after each model.
+      report: receives lines.
     """
-    begin, computed = time.perf_counter(), itertools.count(1)
-
-    def say(done):
-        rate = next(computed) / (time.perf_counter() - begin)
-        report(
-            f"{what} {done}/{len(models)} models, {60 * rate:.1f} a minute, {(len(models) - done) / rate:.0f} s left"
-        )
-
-    names = [f"{what}/{model.spec.name}" for model in models]
-    return pieces.finish(names, lambda places: map(compute, places), store=store, at_once=1, report=say)
+    names, label = [f"{what}/{model.spec.name}" for model in models], f"models {what}"
+    return pieces.finish(names, lambda places: map(compute, places), store=store, label=label, report=report, at_once=1)
 
 
 @functools.lru_cache(maxsize=16)

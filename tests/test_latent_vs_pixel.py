@@ -10,7 +10,7 @@ import pytest
 from interrupted import run_in_sessions
 from test_experiments_closed_form import run_commands
 
-from experiments import image_models, latent_vs_pixel
+from experiments import image_models, latent_vs_pixel, pieces
 from experiments.image_models import SamplingConfig
 from experiments.latent_vs_pixel import report
 from ldmjax import data, features, gaussians, metrics, records, samplers, stopping, sweeps, training
@@ -234,13 +234,14 @@ def outcome(dataset):
     return latent_vs_pixel.run(dataset, [features.load("pixels", dataset)], small(), lambda line: None)
 
 
-def test_interrupted_job_ends_with_the_same_records(outcome, dataset, tmp_path):
+def test_interrupted_job_ends_with_the_same_records(outcome, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "SECONDS_BETWEEN_LINES", 0.0)
     spaces = [features.load("pixels", dataset)]
     again, lines = run_in_sessions(
         lambda report, store: latent_vs_pixel.run(dataset, spaces, small(), report, store),
-        tmp_path, at=["step 20/20", "measured 1/4", "measured 3/4"],
+        tmp_path, at=["step 20/20", "measured: 1/4", "measured: 3/4"],
     )  # fmt: skip
-    assert len(lines) == 1 and "measured 4/4" in lines[0]  # nothing else is left to do
+    assert len(lines) == 1 and "measured: 4/4" in lines[0]  # nothing else is left to do
     for where, result in (("alone", outcome), ("again", again)):
         (tmp_path / where).mkdir()
         records.write_records(tmp_path / where, report.make_records(result, dataset, spaces, small()))

@@ -8,7 +8,7 @@ import pytest
 from interrupted import run_in_sessions
 from scipy.spatial.distance import cdist
 
-from experiments import image_models, noisy_autoencoder
+from experiments import image_models, noisy_autoencoder, pieces
 from experiments.noisy_autoencoder import predictors, report
 from ldmjax import data, features, gaussians, metrics, records, schedules, stopping
 
@@ -379,7 +379,8 @@ def test_compared_stops_are_the_clean_ones_of_the_chain():
     assert CONFIG.network.steps == 7 and CONFIG.network.model == "mlp"
 
 
-def test_interrupted_job_ends_with_the_same_records(tmp_path):
+def test_interrupted_job_ends_with_the_same_records(tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "SECONDS_BETWEEN_LINES", 0.0)
     images = np.random.default_rng(9).standard_normal((600, 12)) * np.geomspace(1.0, 0.1, 12)
     dataset = data.from_samples("images", images, (4, 3))
     spaces = [features.load("pixels", dataset)]
@@ -387,9 +388,9 @@ def test_interrupted_job_ends_with_the_same_records(tmp_path):
     alone = noisy_autoencoder.run(dataset, spaces, config, quiet)
     again, lines = run_in_sessions(
         lambda report, store: noisy_autoencoder.run(dataset, spaces, config, report, store),
-        tmp_path, at=["step 7/7", "training 1/2", "predicted 1/2"],
+        tmp_path, at=["step 7/7", "training: 1/2", "predicted: 1/2"],
     )  # fmt: skip
-    assert len(lines) == 1 and "predicted 2/2" in lines[0]  # nothing else is left to do
+    assert len(lines) == 1 and "predicted: 2/2" in lines[0]  # nothing else is left to do
     for where, found in (("alone", alone), ("again", again)):
         (tmp_path / where).mkdir()
         records.write_records(tmp_path / where, report.make_records(found, dataset, config))

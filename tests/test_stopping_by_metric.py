@@ -8,7 +8,7 @@ from interrupted import run_in_sessions
 from scipy import stats
 from test_experiments_closed_form import run_commands
 
-from experiments import image_models, stopping_by_metric
+from experiments import image_models, pieces, stopping_by_metric
 from experiments.stopping_by_metric import report
 from ldmjax import data, features, records, stopping
 
@@ -101,13 +101,14 @@ def result(digits, spaces):
     return stopping_by_metric.run(digits, spaces, config, lambda line: None), config
 
 
-def test_interrupted_job_ends_with_the_same_runs(result, digits, spaces, tmp_path):
+def test_interrupted_job_ends_with_the_same_runs(result, digits, spaces, tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "SECONDS_BETWEEN_LINES", 0.0)
     runs, config = result
     again, lines = run_in_sessions(
         lambda report, store: stopping_by_metric.run(digits, spaces, config, report, store),
-        tmp_path, at=["step 60/60", "measured 1/4", "measured 2/4"],
+        tmp_path, at=["step 60/60", "measured: 1/4", "measured: 2/4"],
     )  # fmt: skip
-    assert ["measured 3/4" in lines[0], "measured 4/4" in lines[1], len(lines)] == [True, True, 2]
+    assert ["measured: 3/4" in lines[0], "measured: 4/4" in lines[1], len(lines)] == [True, True, 2]
     for where, found in (("alone", runs), ("again", again)):
         (tmp_path / where).mkdir()
         agreement = stopping_by_metric.compare(found, config.logsnrs)
