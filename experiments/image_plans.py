@@ -3,6 +3,7 @@
 Constants were measured on the machine of plans.py.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -17,6 +18,7 @@ from ldmjax.autoencoders import AutoencoderConfig
 from ldmjax.autoencoders.convolutional import ConvolutionalNetwork, geometry_of
 
 LINEAR = ("pca", "identity")
+UNET_SLOWNESS = 4.0  # of an operation in the small convolutions of a U-Net, relative to one in an MLP
 KERNEL_ROWS = 2048  # reference rows that the MMD uses, at most
 KERNEL_ENTRY, KERNEL_ENTRY_FEATURE, MOMENT = 1e-8, 5e-11, 1e-10  # seconds
 
@@ -78,8 +80,9 @@ def diffusion(
     stages = []
     for network in dict.fromkeys(network for network, _ in models):
         dims = [dim for other, dim in models if other == network]
-        flops, width = training.flops(network, max(dims)), max(dims)
-        state = jax.eval_shape(lambda n=network, w=width: training.init_state(n, w, jax.random.key(0), w))
+        width = max(dims)
+        flops = training.flops(network, width) * (UNET_SLOWNESS if network.model == "unet" else 1.0)
+        state = jax.eval_shape(functools.partial(training.init_state, network, width), jax.random.key(0), width)
         parameters = sum(x.size for x in jax.tree.leaves(state.params))
         size = {"flops": flops, "entries": width}
         chains = sampling.samples // sampling.chunk
