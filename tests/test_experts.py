@@ -299,9 +299,11 @@ def test_checkpoints_are_shorter_runs(disentangled, watched):
     assert full.losses.shape == (2, 5, 6) and np.all(full.losses[1, :2].mean(axis=1) < full.losses[0, :2].mean(axis=1))
     for trained in (full, other):
         assert trained.seconds.shape == (2,) and np.all(np.diff([0.0, *trained.seconds]) > 0)
-    assert (
-        len(lines) == 2 and f"step {STEPS}/{STEPS}" in lines[-1] and "K = 6" in lines[-1] and "30 experts" in lines[-1]
-    )
+    began, *steps = lines
+    assert began.startswith(f"K = 6, 5 models: 30 experts of {STEPS} steps, compiled in")
+    assert [line.split(" of 30 experts")[0] for line in steps] == [
+        f"K = 6, 5 models: step {done}/{STEPS}" for done in (EARLY, STEPS)
+    ]
 
 
 def test_learning_rate_rises_from_a_fiftieth(disentangled):
