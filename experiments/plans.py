@@ -120,6 +120,7 @@ def host(what: str, *, runs: int, seconds: float, programs: int = 0, bytes: floa
 
 def table(stages: Sequence[Stage], *, workdir: str) -> str:
     """The plan as text."""
+    stages = [stage for stage in stages if stage.runs]
     count, compiling = jax.device_count(), COMPILE_SECONDS * probe().slowness
     rows = [("stage", "runs", "programs", "memory", "time")]
     for s in stages:
