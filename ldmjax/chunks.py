@@ -129,13 +129,13 @@ class _Loop:
         template = {"state": rows, "kept": empty, "losses": self.losses, "seconds": self.seconds}
         found = self.checkpoints.restore(template)
         if found is None:
-            self.done, self.state, self.kept = 0, start, empty
+            self.done, self.state, self.kept = 0, place(start), empty
             return
         self.done, host = found
         self.kept, self.losses, self.seconds = (
             jax.tree.map(np.array, host[key]) for key in ("kept", "losses", "seconds")
         )
-        self.state = host["state"]
+        self.state = place(host["state"])
 
     def compile(self) -> float:
         """Places all arrays and compiles, by a call of no steps; its seconds. Nothing if training is finished."""
@@ -143,12 +143,10 @@ class _Loop:
             return 0.0
         begin = time.perf_counter()
         self.shared, self.runs = replicate(self.shared), place(self.runs)
-        self.state = place(self.state)
         try:
             self.state, _ = self.advance((self.shared, jnp.asarray(0), jnp.asarray(0)), self.state, self.runs)
         except StateLost:
             self.begin()
-            self.state = place(self.state)
         return time.perf_counter() - begin
 
     def step(self) -> bool:
@@ -159,7 +157,6 @@ class _Loop:
             self.state, loss = self.advance((self.shared, *bounds), self.state, self.runs)
         except StateLost:
             self.begin()
-            self.state = place(self.state)
             return False
         self.done = int(self.ends[k])
         self.losses[:, k] = collect(loss, self.count)
@@ -173,7 +170,10 @@ class _Loop:
 
     @property
     def last_loss(self) -> float:
-        return float(np.nanmean(self.losses[:, np.searchsorted(self.ends, self.done)]))
+        """Mean over the runs that are finite; NaN if none is."""
+        losses = self.losses[:, np.searchsorted(self.ends, self.done)]
+        fine = losses[np.isfinite(losses)]
+        return float(fine.mean()) if fine.size else np.nan
 
     def save(self) -> None:
         host = {"state": collect(self.state, self.count), "kept": self.kept, "losses": self.losses}
