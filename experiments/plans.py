@@ -136,7 +136,7 @@ def table(stages: Sequence[Stage], *, workdir: str) -> str:
             *align(rows, left=1),
             f"On {count} {device.platform} device{'s' * (count > 1)}. Times are estimates, good to a factor of two or three; "
             "programs that were compiled before come from the cache.",
-            f"Results would go to {workdir}. Nothing was run or written.",
+            f"Results would go to {workdir}; nothing was written there.",
         ]
     )
 

@@ -15,7 +15,12 @@
 set -uo pipefail
 name=${1:?"the name of an experiment is missing; python -m experiments lists them"}
 workdir=${SCRATCH:-$PWD/results}/ldmjax/$name
-srun --cpus-per-task="$SLURM_CPUS_PER_TASK" "${PYTHON:-.venv/bin/python}" -m "experiments.$name" --workdir="$workdir" "${@:2}"
+flags=()
+for flag in "${@:2}"; do
+  # A later turn goes on with what the first one began.
+  [[ $flag == --overwrite* && ${SLURM_RESTART_COUNT:-0} -gt 0 ]] || flags+=("$flag")
+done
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" "${PYTHON:-.venv/bin/python}" -m "experiments.$name" --workdir="$workdir" "${flags[@]}"
 status=$?
 # 143: stopped by SIGTERM, and saved. After scancel or a preemption the job is no longer running: SLURM decides what follows.
 if ((status == 143)) && [[ $(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID") == RUNNING ]]; then

@@ -128,7 +128,9 @@ class TrainingCheckpoints:
             return
         ocp = _orbax()
         described = {"step": step, "sha256": digest(state)}
-        items = ocp.args.Composite(state=ocp.args.StandardSave(_named_leaves(state)), described=ocp.args.JsonSave(described))
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave({"bytes": _joined(state)}), described=ocp.args.JsonSave(described)
+        )
         self._guarded(lambda: self._open().save(step, args=items, force=True))
 
     def close(self) -> None:
@@ -168,27 +170,27 @@ class TrainingCheckpoints:
         return self._manager
 
     def _newest_good(self, template: PyTree) -> tuple[int, PyTree] | None:
-        """Walks back from the newest checkpoint; damaged ones are deleted, as nothing can be saved before them."""
+        """Walks back from the newest checkpoint; damaged ones lose their name, as nothing can be saved before them."""
         self._delete_halves()
         steps = sorted((int(p.name) for p in self.directory.glob("*") if p.name.isdigit()), reverse=True)
         for step in steps:
             try:
                 return step, self._read(step, template)
+            except MemoryError:
+                raise
             except Exception as error:
                 LOG.warning("checkpoint at step %d of %s is damaged and left out: %s", step, self.name, _reason(error))
                 self.close()
-                shutil.rmtree(self.directory / str(step))
+                shutil.rmtree(self.directory / f"{step}.damaged", ignore_errors=True)
+                (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
         return None
 
     def _read(self, step: int, template: PyTree) -> PyTree:
         ocp = _orbax()
-        template = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
-        like = _named_leaves(template)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(like), described=ocp.args.JsonRestore())
+        like = _joined(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template))
+        items = ocp.args.Composite(state=ocp.args.StandardRestore({"bytes": like}), described=ocp.args.JsonRestore())
         found = self._open().restore(step, args=items)
-        state = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: np.asarray(found.state[_leaf_name(path)]) if leaf.size else leaf, template
-        )
+        state = _split(np.asarray(found.state["bytes"]), template)
         if found.described["step"] != step or found.described["sha256"] != digest(state):
             raise ValueError("its contents do not match their sha256")
         return state
@@ -204,13 +206,20 @@ def digest(state: PyTree) -> str:
     return total.hexdigest()
 
 
-def _named_leaves(state: PyTree) -> dict[str, np.ndarray]:
-    """What orbax is given: it takes no empty arrays."""
-    return {_leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state) if leaf.size}
+def _joined(state: PyTree) -> np.ndarray:
+    """All leaves as one vector of bytes: a file for each would make as many errors of one."""
+    leaves = [np.ascontiguousarray(leaf).reshape(-1).view(np.uint8) for leaf in jax.tree.leaves(state)]
+    return np.concatenate(leaves) if leaves else np.zeros(0, np.uint8)
 
 
-def _leaf_name(path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
+def _split(joined: np.ndarray, template: PyTree) -> PyTree:
+    """The inverse of `_joined`, with the shapes and types of ``template``."""
+    leaves, structure = jax.tree.flatten(template)
+    sizes = [int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in leaves]
+    parts = np.split(joined, np.cumsum(sizes)[:-1])
+    return jax.tree.unflatten(
+        structure, [part.view(x.dtype).reshape(x.shape) for part, x in zip(parts, leaves, strict=True)]
+    )
 
 
 def fingerprint(description: str, arrays: PyTree = ()) -> str:
@@ -265,4 +274,4 @@ def _write_piece(path: Path, content: bytes) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return (str(error) or type(error).__name__).splitlines()[0][:160]

@@ -38,9 +38,8 @@ def start(
 ) -> None:
     """Prepares JAX for a job; call before any other JAX function.
 
-    Offers every CPU core as a device (unless XLA_FLAGS sets their number), keeps compiled programs on disk (unless
-    JAX_COMPILATION_CACHE_DIR names another place), and joins the other processes: those of the SLURM step if there is one with
-    several tasks, or those of the coordinator that is named.
+    Offers every CPU core as a device (unless XLA_FLAGS sets their number), keeps compiled programs on disk, and joins the other
+    processes: those of the SLURM step if there is one with several tasks, or those of the coordinator that is named.
 
     Args:
       coordinator_address: HOST:PORT of process 0.
@@ -49,13 +48,18 @@ def start(
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / f"compiled-{_processor()}"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    keep_compiled_programs()
     if coordinator_address is not None:
         jax.distributed.initialize(coordinator_address, num_processes, process_id)
     elif int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         jax.distributed.initialize()
+
+
+def keep_compiled_programs() -> None:
+    """Keeps compiled programs on disk, unless JAX_COMPILATION_CACHE_DIR names another place."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / f"compiled-{_processor()}"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def _processor() -> str:

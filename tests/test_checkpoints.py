@@ -10,7 +10,8 @@ import pytest
 from ldmjax import checkpoints
 from ldmjax.checkpoints import Store
 
-STATE = {
+SMALL = {f"leaf {k}": np.full(3, k, np.float16) for k in range(20)}  # a job has many leaves, and one error is one line
+STATE = SMALL | {
     "a": np.arange(60_000, dtype=np.float32).reshape(3, -1),
     "empty": np.zeros((0, 3)),
     "b": (np.int32(7) + np.zeros(3, int),),
@@ -70,7 +71,10 @@ def test_walks_back_from_a_damaged_checkpoint(tmp_path, caplog, damage):
     good = 20 if damage in ("empty directory", "half written") else 10
     assert_state(restore(store), good)
     if damage != "half written":
-        assert f"checkpoint at step {30 if good == 20 else 20} of linear/1 is damaged" in caplog.text
+        bad = 30 if good == 20 else 20
+        (said,) = [record.getMessage() for record in caplog.records if record.name == "ldmjax"]
+        assert f"checkpoint at step {bad} of linear/1 is damaged" in said
+        assert not (own / str(bad)).exists() and (own / f"{bad}.damaged").exists()
     save(store, [25])
     assert_state(restore(store), 25)
     assert not list(tmp_path.glob("linear*/*tmp*"))
@@ -88,6 +92,38 @@ def test_a_changed_number_is_found_by_the_digest_alone(tmp_path, monkeypatch, ca
     assert "sha256" in caplog.text
 
 
+def test_a_checkpoint_of_another_step_is_not_taken_for_its_own(tmp_path):
+    store = Store(tmp_path)
+    save(store, [10, 20])
+    (own,) = tmp_path.glob("linear*")
+    (own / "20").rename(own / "30")
+    assert_state(restore(store), 10)
+
+
+def test_a_checkpoint_is_due_after_so_many_seconds(tmp_path):
+    with Store(tmp_path, every=1000.0).training("x") as training:
+        assert not training.due
+        for renew in (lambda: training.save(1, STATE), lambda: training.restore(STATE)):
+            training._last -= 2000.0
+            assert training.due
+            renew()
+            assert not training.due
+    with checkpoints.NOTHING_KEPT.training("x") as training:
+        training._last -= 2000.0
+        assert not training.due
+
+
+def test_what_is_renamed_is_on_the_disk_first(tmp_path, monkeypatch):
+    """A machine that loses its power must not find a name without the contents."""
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, name=name, real=real: calls.append(name) or real(*a))
+    with checkpoints.written_whole(tmp_path / "x") as partial:
+        partial.write_text("x")
+    assert calls == ["fsync", "replace"]
+
+
 def test_digest_sees_values_places_types_and_shapes():
     base = {"a": np.zeros(4, np.float32), "b": np.ones(2)}
     others = [
@@ -98,6 +134,7 @@ def test_digest_sees_values_places_types_and_shapes():
     ]
     assert len({checkpoints.digest(x) for x in [base, *others]}) == 5
     assert checkpoints.digest(base) == checkpoints.digest({"b": np.ones(2), "a": np.zeros(4, np.float32)})
+    assert len({checkpoints.fingerprint("x", x) for x in [base, *others]}) == 5
     assert checkpoints.fingerprint("x", base) != checkpoints.fingerprint("y", base)
 
 
@@ -155,16 +192,15 @@ import logging, pathlib, sys, numpy as np
 from ldmjax.checkpoints import Store
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 disk = pathlib.Path(sys.argv[1])
-store, state = Store(disk / "store"), {"a": np.random.default_rng(0).standard_normal(150_000)}
+store = Store(disk / "store")
+state = {f"leaf {k}": np.zeros(3) for k in range(20)} | {"a": np.random.default_rng(0).standard_normal(150_000)}
 (disk / "filler").write_bytes(bytes(5 << 20))
-with store.training("x") as training:
-    training.save(10, state)
 store.put("piece", state)
 assert store.get("piece") is None
 with store.training("x") as training:
-    assert training.restore(state) is None
-(disk / "filler").unlink()
-with store.training("x") as training:
+    training.save(10, state)
+    assert training.restore(state) is None and not list(disk.rglob("*tmp*"))
+    (disk / "filler").unlink()
     training.save(20, state)
 with store.training("x") as training:
     step, found = training.restore(state)
@@ -180,4 +216,4 @@ def test_a_full_disk_is_said_and_survived(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stderr.strip().splitlines()
-    assert len(lines) == 2 and "a checkpoint of x could not be written" in lines[0] and "No space left" in lines[1]
+    assert len(lines) == 2 and "No space left" in lines[0] and "a checkpoint of x could not be written" in lines[1]

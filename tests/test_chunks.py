@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldmjax import chunks, devices
+from ldmjax import checkpoints, chunks, devices
 from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 ROOT = Path(__file__).parent.parent
@@ -126,6 +126,71 @@ def test_restored_on_another_number_of_devices(tmp_path, whole):
     done = subprocess.run([sys.executable, "-c", script, tmp_path / "x.npy"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(np.load(tmp_path / "x.npy"), whole.state["x"], rtol=1e-6)
+
+
+def test_seconds_go_on_after_an_interruption(tmp_path):
+    with pytest.raises(Stop):
+        train(Store(tmp_path, every=0), stop_after("step 15/"))
+    seconds = train(Store(tmp_path)).seconds
+    assert seconds[0] > 0 and np.all(np.diff(seconds) > 0)
+
+
+class Clock:
+    """Ten seconds pass in every call of `advance`, or of what stands for it."""
+
+    def __init__(self, monkeypatch, inner=MAPPED):
+        self.now, self.inner = 0.0, inner
+        monkeypatch.setattr(chunks.time, "perf_counter", lambda: self.now)
+
+    def __call__(self, *arguments):
+        self.now += 10.0
+        return self.inner(*arguments)
+
+
+def test_rates_count_this_session_and_all_runs(tmp_path, monkeypatch):
+    lines = []
+    with pytest.raises(Stop):
+        train(Store(tmp_path, every=0), stop_after("step 15/"), Clock(monkeypatch))
+    train(Store(tmp_path, every=1e6), lines.append, Clock(monkeypatch))
+    assert "compiled in 10.0 s, from the checkpoint at step 10" in lines[0]
+    assert ", 2 run-steps/s, 16 s left" in lines[1], "5 steps of 3 runs in 10 s, 8 steps to go"
+
+
+def test_the_clock_starts_anew_when_memory_ran_out(monkeypatch):
+    lines = []
+    train(report=lines.append, mapped=Clock(monkeypatch, OutOfMemoryOnce(4)))
+    assert "step 5/" in lines[1] and ", 2 run-steps/s, 36 s left" in lines[1]
+    assert "step 5/" in lines[3] and lines[3] == lines[1]
+
+
+def test_a_run_that_failed_does_not_hide_the_loss_of_the_others():
+    def failing(shared, state, run):
+        state, loss = advance(shared, state, run)
+        return state, jnp.where(run["bad"], jnp.nan, loss)
+
+    for bad, shown in [([True, False, False], True), ([True] * 3, False)]:
+        lines, runs = [], {"key": jax.vmap(jax.random.key)(np.arange(COUNT)), "bad": np.array(bad)}
+        found = chunks.train(
+            devices.map_runs(failing), start, jnp.float32(1.7), runs, name="toy", count=COUNT, steps=10, chunk=5,
+            report=lines.append, label="toy",
+        )  # fmt: skip
+        for line, losses in zip(lines[1:], found.losses.T, strict=True):
+            assert (f"loss {losses[1:].mean():.4f}" if shown else "loss nan") in line
+
+
+def test_a_signal_to_another_process_ends_this_one_too(monkeypatch):
+    monkeypatch.setattr(chunks, "any_process", lambda decisions: np.array([False, True]))
+    with pytest.raises(SystemExit) as ending:
+        train()
+    assert ending.value.code == 143
+
+
+def test_what_is_being_written_does_not_change(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(checkpoints.TrainingCheckpoints, "save", lambda self, step, state: kept.append((step, state)))
+    train(Store(tmp_path, every=0))
+    first = kept[0][1]
+    assert kept[0][0] == 5 and np.all(first["losses"][:, 1:] == 0) and np.all(first["kept"] == 0)
 
 
 def test_progress_lines(tmp_path):

@@ -54,7 +54,7 @@ def assert_same(found, expected):
         np.testing.assert_allclose(found[name], expected[name], atol=1e-6 * scale, rtol=0, err_msg=name)
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize("count", [*(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 8])
 def test_the_number_of_devices_changes_nothing(tmp_path, one_device, count, cache):
     """With 8 devices a single run's samples lie on all of them, 3 runs on 2 groups of 4."""
     finish(start(tmp_path / "found.npz", tmp_path / "workdir", count=count, LDMJAX_CACHE=cache))
@@ -81,20 +81,16 @@ def both(tmp_path, name, launcher, cache):
     ]
 
 
-def check_both_and_go_on_alone(tmp_path, one_device, cache):
+def check_both(tmp_path, one_device):
     for k in range(2):
         found = np.load(tmp_path / f"whole{k}.npz")
         assert found["devices"] == 4
         assert_same(found, one_device)
-    (alone,) = finish(start(tmp_path / "alone.npz", tmp_path / "workdir", count=1, LDMJAX_CACHE=cache))
-    assert "step" not in alone, "finished trainings are not redone"
-    assert_same(np.load(tmp_path / "alone.npz"), one_device)
 
 
 def test_two_processes_find_what_one_does(tmp_path, one_device, cache):
-    """And what they kept serves one process, on another number of devices."""
     finish(*both(tmp_path, "whole", "flags", cache))
-    check_both_and_go_on_alone(tmp_path, one_device, cache)
+    check_both(tmp_path, one_device)
 
 
 @pytest.mark.slow
@@ -109,7 +105,10 @@ def test_two_processes_that_were_killed_go_on(tmp_path, one_device, launcher, ca
         process.communicate()
     for output in finish(*both(tmp_path, "whole", launcher, cache)):
         assert "mlp: step" not in output and "experts" in output
-    check_both_and_go_on_alone(tmp_path, one_device, cache)
+    check_both(tmp_path, one_device)
+    (alone,) = finish(start(tmp_path / "alone.npz", tmp_path / "workdir", count=1, LDMJAX_CACHE=cache))
+    assert "step" not in alone, "what two processes kept serves one, on another number of devices"
+    assert_same(np.load(tmp_path / "alone.npz"), one_device)
 
 
 def test_place_pads_with_the_last_row_and_collect_removes_it():
@@ -185,6 +184,37 @@ def test_out_of_memory_with_a_single_run_is_an_error():
     done = run_out_of_memory(400_000)  # 1.6 GB a run
     assert done.returncode != 0 and "going on with 1" in done.stderr
     assert "MemoryError: one run at a time on each device is too much" in done.stderr
+
+
+def test_other_errors_of_the_device_are_not_taken_for_memory(monkeypatch):
+    mapped = devices.map_runs(lambda shared, run: run, runs_per_batch=4)
+
+    def broken(*_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    monkeypatch.setattr(mapped, "_program", lambda mesh: broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        mapped(0, np.zeros(8))
+    assert mapped.runs_per_batch == 4
+
+
+def test_products_of_matrices_are_not_rounded_on_accelerators():
+    mapped = devices.map_runs(lambda shared, run: run @ run.T)
+    rows = devices.place(np.zeros((2, 3, 3), np.float32))
+    assert "HIGHEST" in str(jax.make_jaxpr(mapped._program(devices._mesh(jax.device_count())))(0, rows))
+
+
+def test_a_job_starts_with_all_cores_and_a_cache_of_its_own(tmp_path):
+    script = (
+        "import os, jax; from ldmjax import devices; devices.start()\n"
+        "print(jax.device_count(), len(os.sched_getaffinity(0)), jax.config.jax_compilation_cache_dir)"
+    )
+    variables = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
+    for extra, place in [({}, str(tmp_path)), ({"JAX_COMPILATION_CACHE_DIR": "/tmp/elsewhere"}, "/tmp/elsewhere")]:
+        variables |= {"LDMJAX_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)} | extra
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=variables)
+        count, cores, cache = done.stdout.split()
+        assert count == cores and cache.startswith(place), done.stderr
 
 
 def test_the_batch_divides_the_runs_if_it_can():

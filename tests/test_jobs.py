@@ -83,17 +83,8 @@ def kill_at_random(workdir, whole, cache, *, kills, seed):
     assert not list(workdir.rglob("*.partial")) and not list(workdir.rglob("*tmp*"))
 
 
-def test_a_sweep_killed_again_and_again_ends_the_same(tmp_path, whole, cache):
-    kill_at_random(tmp_path / "workdir", whole, cache, kills=2, seed=int(time.time()))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(50))
-def test_fifty_kills(tmp_path, whole, cache, seed):
-    kill_at_random(tmp_path / "workdir", whole, cache, kills=1, seed=seed)
-
-
-def test_sigterm_saves_and_ends_with_its_status(tmp_path, whole, cache):
+def test_a_sweep_stopped_and_killed_ends_the_same(tmp_path, whole, cache):
+    """SIGTERM saves and has its status; after a kill -9 at a random moment the records are the same."""
     process = start("optimal_stopping", *SWEEP, f"--workdir={tmp_path}", cache=cache)
     for line in process.stdout:
         if "step 100/" in line:
@@ -101,15 +92,27 @@ def test_sigterm_saves_and_ends_with_its_status(tmp_path, whole, cache):
             break
     out, err = process.communicate(timeout=120)
     assert process.returncode == 143, err
-    assert err.strip() == "error: stopped by SIGTERM: the same command goes on from the last checkpoint"
+    assert err.strip() == "error: stopped by SIGTERM: the same command (without --overwrite) goes on"
     assert not (tmp_path / "records.jsonl").exists()
+    process = start("optimal_stopping", *SWEEP, f"--workdir={tmp_path}", cache=cache)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "step" in line:
+            time.sleep(np.random.default_rng().uniform(0.0, 0.5 * whole[1]))
+            break
+    process.kill()
+    process.communicate()
+    assert any("from the checkpoint at step" in line for line in lines)
     code, out, err = run("optimal_stopping", *SWEEP, f"--workdir={tmp_path}", cache=cache)
-    assert code == 0 and "from the checkpoint at step" in out, err
+    assert code == 0, err
     assert digest(tmp_path / "records.jsonl") == digest(whole[0] / "records.jsonl")
-    code, out, err = run("optimal_stopping", *SWEEP, f"--workdir={tmp_path}", cache=cache)
-    assert code == 0 and "step" not in out.replace("stopping", "") and "sampled" not in out, (
-        "finished runs are not redone"
-    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(50))
+def test_fifty_kills(tmp_path, whole, cache, seed):
+    kill_at_random(tmp_path / "workdir", whole, cache, kills=1, seed=seed)
 
 
 @pytest.fixture
@@ -138,31 +141,98 @@ def test_other_flags_are_refused_and_overwrite_starts_anew(diagram):
     assert (diagram / "mine.txt").exists() and not (diagram / "old.png").exists()
 
 
-def test_what_else_is_not_the_same_job(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"code": "0"}, "holds results of another state of ldmjax's code"),
+        ({"versions": {"jax": "0.1", "numpy": "2"}}, "holds results of jax 0.1: "),
+        ({"files": {"data": "0"}}, "flag --data=a.npz: its contents have changed"),
+        ({"experiment": "y"}, "holds results of experiments.y"),
+        ({"flags": {"n": "--n=5", "data": "--data=a.npz"}}, "flag --n=6: the job in --workdir=w has --n=5"),
+        (
+            {"flags": {"data": "--data=a.npz", "old": "--old"}},
+            "flag --n=6, no --old: the job in --workdir=w has no --n, --old",
+        ),
+        ({"more": 1}, "job.json is damaged"),
+    ],
+)
+def test_what_is_not_the_same_job(change, expected):
+    from experiments.flags import jobs
+
+    asked = {
+        "experiment": "x", "flags": {"n": "--n=6", "data": "--data=a.npz"}, "files": {"data": "1"}, "code": "1",
+        "versions": {"jax": "0.2", "numpy": "2"},
+    }  # fmt: skip
+    line = jobs._difference(Path("w"), asked | change, asked)
+    assert expected in line and "--overwrite" in line and len(line.splitlines()) == 1
+
+
+def test_a_file_that_changed_and_a_damaged_description_are_refused(tmp_path):
     spectrum, workdir = tmp_path / "spectrum.npy", tmp_path / "w"
     np.save(spectrum, np.array([2.0, 1.0, 0.5]))
-    words, job = (f"--spectrum={spectrum}", "--n=50", f"--workdir={workdir}"), workdir / "checkpoints" / "job.json"
+    words = f"--spectrum={spectrum}", "--n=50", f"--workdir={workdir}"
     assert run("phase_diagram", *words)[0] == 0
-    content = json.loads(job.read_text())
-    changed = {
-        "another state of ldmjax's code": json.dumps(content | {"code": "0"}),
-        "holds results of jax 0.1": json.dumps(content | {"versions": content["versions"] | {"jax": "0.1"}}),
-        "its contents have changed": json.dumps(content | {"files": {"spectrum": "0"}}),
-        "holds results of": "{",
-        "unknown job": None,
-    }
-    for expected, text in changed.items():
-        if text is None:
-            job.unlink()
-        else:
-            job.write_text(text)
-        before = snapshot(workdir)
-        code, out, err = run("phase_diagram", *words)
-        assert code == 2 and expected in err and "--overwrite" in err and len(err.splitlines()) == 1
-        assert snapshot(workdir) == before
     np.save(spectrum, np.array([2.0, 1.0, 0.4]))
-    job.write_text(json.dumps(content))
-    assert "its contents have changed" in run("phase_diagram", *words)[2]
+    before = snapshot(workdir)
+    code, out, err = run("phase_diagram", *words)
+    assert code == 2 and "its contents have changed" in err and snapshot(workdir) == before
+    (workdir / "checkpoints" / "job.json").write_text("[]")
+    code, out, err = run("phase_diagram", *words)
+    assert code == 2 and "job.json is damaged" in err and len(err.splitlines()) == 1
+    (workdir / "checkpoints" / "job.json").unlink()
+    assert "unknown job" in run("phase_diagram", *words)[2]
+
+
+def test_pieces_of_an_unknown_job_are_not_used_and_not_deleted(tmp_path):
+    """Without job.json nobody knows which flags they were made with, or whose they are."""
+    pieces = tmp_path / "checkpoints" / "pieces"
+    pieces.mkdir(parents=True)
+    (pieces / "x.pickle").write_text("")
+    for words in ([], ["--overwrite"]):
+        code, _, err = run("phase_diagram", *DIAGRAM, f"--workdir={tmp_path}", *words)
+        assert code == 2 and "not of a job that is known" in err and len(err.splitlines()) == 1
+        assert (pieces / "x.pickle").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        ("MemoryError('one run at a time')", 4, "out of memory: one run at a time"),
+        ("jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: of 5 bytes')", 4, "out of memory: RESOURCE_EXHAUSTED: of 5"),
+        ("jax.errors.JaxRuntimeError('INTERNAL: x')", 1, "Traceback"),
+        ("OSError(28, 'No space left on device')", 3, "No space left on device; what was finished is kept"),
+        ("SystemExit(130)", 130, "stopped by Ctrl-C: the same command (without --overwrite) goes on"),
+        ("SystemExit(143)", 143, "stopped by SIGTERM"),
+        ("ZeroDivisionError()", 1, "Traceback"),
+    ],
+)
+def test_statuses(error, status, text):
+    script = (
+        "import jax; from experiments import flags as shared\ndef main(): raise " + error + "\n"
+        "shared.define_common_flags('x'); shared.run(main)"
+    )
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=variables)
+    assert done.returncode == status and text in done.stderr
+    assert status == 1 or len(done.stderr.splitlines()) == 1
+
+
+def test_a_job_is_described_by_all_that_its_results_depend_on():
+    import jax
+
+    from experiments.flags import jobs
+
+    described = jobs.describe_job()
+    assert set(described) == {"experiment", "flags", "files", "code", "versions"}
+    assert described["versions"]["jax"] == jax.__version__ and described["code"] == jobs._code_digest()
+    for package in ("ldmjax", "experiments"):
+        sources = sorted((ROOT / package).rglob("*.py"))
+        assert sources and (ROOT / package / "__init__.py") in sources
+    total = hashlib.sha256()
+    for package in ("ldmjax", "experiments"):
+        for source in sorted((ROOT / package).rglob("*.py")):
+            total.update(source.read_bytes())
+    assert total.hexdigest() == described["code"]
 
 
 def test_one_process_at_a_time_in_a_workdir(tmp_path):
@@ -180,7 +250,7 @@ def test_dry_run_writes_nothing(tmp_path):
     workdir = tmp_path / "w"
     code, out, err = run("phase_diagram", *DIAGRAM, f"--workdir={workdir}", "--dry_run")
     assert code == 0 and not workdir.exists(), err
-    assert "stage" in out and "time" in out and str(workdir) in out and "Nothing was run or written" in out
+    assert "stage" in out and "time" in out and str(workdir) in out and "nothing was written there" in out
 
 
 def test_a_file_that_the_system_refuses_ends_with_status_3(diagram):

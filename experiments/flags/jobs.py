@@ -4,6 +4,7 @@
 of the code, and library versions. Whoever starts a job with the same answers continues it; any other is refused.
 """
 
+import atexit
 import dataclasses
 import fcntl
 import hashlib
@@ -32,11 +33,9 @@ FLAGS = flags.FLAGS
 LOG = logging.getLogger("ldmjax")
 RESULTS = ("flags.txt", "metadata.json", "records.jsonl", "curves.npz", "recommend.json")
 WAYS_OUT = "the flags of the job resume it, --overwrite starts anew, another --workdir keeps both"
+PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
 # They say how a job is run, not what it computes.
-HOW = (
-    "workdir", "overwrite", "checkpoint_every", "keep_checkpoints", "dry_run", "coordinator_address", "num_processes",
-    "process_id",
-)  # fmt: skip
+HOW = ("workdir", "overwrite", "checkpoint_every", "keep_checkpoints", "dry_run", *PROCESS_FLAGS)
 
 
 def define_job_flags() -> None:
@@ -64,13 +63,10 @@ def _check_address(address: str) -> None:
 
 def join_processes() -> None:
     """Prepares JAX, with all processes of the job; only the first one's output is seen."""
-    given = [FLAGS[name].value is not None for name in ("coordinator_address", "num_processes", "process_id")]
+    given = [FLAGS[name].value is not None for name in PROCESS_FLAGS]
     if any(given) and not all(given):
-        raise bad(
-            "coordinator_address",
-            FLAGS.coordinator_address,
-            "allowed only together with --num_processes and --process_id",
-        )
+        flag = next(name for name in PROCESS_FLAGS if FLAGS[name].value is not None)
+        raise bad(flag, FLAGS[flag].value, f"allowed only together with {', '.join(f'--{n}' for n in PROCESS_FLAGS)}")
     if all(given) and FLAGS.process_id >= FLAGS.num_processes:
         raise bad("process_id", FLAGS.process_id, f"must be 0..{FLAGS.num_processes - 1}, below --num_processes")
     devices.start(
@@ -79,7 +75,7 @@ def join_processes() -> None:
         process_id=FLAGS.process_id,
     )
     if not devices.is_first_process():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         LOG.setLevel(logging.ERROR)
 
 
@@ -123,7 +119,10 @@ def open_job(plan: Callable[[], Sequence[plans.Stage]]) -> Job:
             problem = str(error)
     if problem := devices.from_first_process(problem and problem.encode()):
         raise UsageError(problem.decode())
-    workdir = Path(FLAGS.workdir) if devices.is_first_process() else Path(tempfile.mkdtemp(prefix="ldmjax-"))
+    workdir = Path(FLAGS.workdir)
+    if not devices.is_first_process():
+        workdir = Path(tempfile.mkdtemp(prefix="ldmjax-"))
+        atexit.register(shutil.rmtree, workdir, ignore_errors=True)
     store = Store(workdir / "checkpoints", every=FLAGS.checkpoint_every, keep=FLAGS.keep_checkpoints)
     return Job(workdir=workdir, store=store)
 
@@ -135,12 +134,16 @@ def _claim(workdir: Path) -> None:
         raise bad("workdir", workdir, str(error)) from error
     _lock(workdir)
     asked, held = describe_job(), _read_job(workdir)
+    if held is None and any(path.name != "lock" for path in (workdir / "checkpoints").iterdir()):
+        raise bad(
+            "workdir", workdir, "its checkpoints/ are not of a job that is known: delete them, or use another --workdir"
+        )
     if FLAGS.overwrite:
         _delete_results(workdir)
-    elif held is not None and held != asked:
-        raise UsageError(_difference(workdir, held, asked))
     elif held is None and (workdir / "records.jsonl").exists():
         raise bad("workdir", workdir, f"holds results of an unknown job: {WAYS_OUT}")
+    elif held is not None and held != asked:
+        raise UsageError(_difference(workdir, held, asked))
     records.write_text(_job_file(workdir), json.dumps(asked, indent=1))
     own, common = command_line.experiment_flags()
     lines = sorted(f.serialize() for f in own + common if f.name not in HOW and f.value is not None)
@@ -188,18 +191,20 @@ def _code_digest() -> str:
 
 def _difference(workdir: Path, held: dict, asked: dict) -> str:
     """One line that names what differs."""
-    if held.get("experiment") != asked["experiment"]:
-        return f"flag --workdir={workdir}: holds results of experiments.{held.get('experiment')}: {WAYS_OUT}"
-    theirs, ours = held.get("flags", {}), asked["flags"]
+    if set(held) != set(asked):
+        return f"flag --workdir={workdir}: its checkpoints/job.json is damaged: --overwrite starts anew"
+    if held["experiment"] != asked["experiment"]:
+        return f"flag --workdir={workdir}: holds results of experiments.{held['experiment']}: {WAYS_OUT}"
+    theirs, ours = held["flags"], asked["flags"]
     changed = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
     if changed:
         now = ", ".join(ours.get(name, f"no --{name}") for name in changed)
         then = ", ".join(theirs.get(name, f"no --{name}") for name in changed)
         return f"flag {now}: the job in --workdir={workdir} has {then}: {WAYS_OUT}"
     for name, digest in asked["files"].items():
-        if held.get("files", {}).get(name) != digest:
+        if held["files"].get(name) != digest:
             return f"flag {ours[name]}: its contents have changed since the job in --workdir={workdir}: {WAYS_OUT}"
-    versions = {name: v for name, v in held.get("versions", {}).items() if asked["versions"].get(name) != v}
+    versions = {name: v for name, v in held["versions"].items() if asked["versions"].get(name) != v}
     code = ", ".join(f"{name} {v}" for name, v in versions.items()) or "another state of ldmjax's code"
     return f"flag --workdir={workdir}: holds results of {code}: {WAYS_OUT}"
 
@@ -209,12 +214,14 @@ def _job_file(workdir: Path) -> Path:
 
 
 def _read_job(workdir: Path) -> dict | None:
+    """What `describe_job` gave; {} for something else, None for nothing."""
     try:
-        return json.loads(_job_file(workdir).read_text())
+        found = json.loads(_job_file(workdir).read_text())
     except FileNotFoundError:
         return None
-    except ValueError:  # it is written whole: not ours
+    except ValueError:
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _delete_results(workdir: Path) -> None:
@@ -222,10 +229,11 @@ def _delete_results(workdir: Path) -> None:
     figures = workdir.glob("*.png") if _job_file(workdir).exists() else ()
     for path in [*figures, *(workdir / name for name in RESULTS)]:
         path.unlink(missing_ok=True)
-    for path in (workdir / "checkpoints").glob("*"):
-        if path.name == "lock":
-            continue
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in (workdir / "checkpoints").iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    # Last: until here a kill leaves a job that is known, and that --overwrite deletes.
+    _job_file(workdir).unlink(missing_ok=True)
 
 
 _LOCKS: list[int] = []  # open as long as the process lives: the system drops them with it, however it ends

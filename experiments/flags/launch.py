@@ -60,9 +60,7 @@ def run(main: Callable[[], None]) -> None:
         _end(f"{error}; what was finished is kept: the same command goes on once this is mended", EXIT_SYSTEM)
     except SystemExit as ending:
         if ending.code in INTERRUPTED:
-            _end(
-                f"stopped by {INTERRUPTED[ending.code]}: the same command goes on from the last checkpoint", ending.code
-            )
+            _end(f"stopped by {INTERRUPTED[ending.code]}: the same command (without --overwrite) goes on", ending.code)
         raise
 
 
