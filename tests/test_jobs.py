@@ -1,7 +1,6 @@
 """Jobs from the command line: kept whatever happens, refused if another would be mixed in, ended with the documented status."""
 
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -151,7 +150,7 @@ def test_other_flags_are_refused_and_overwrite_starts_anew(diagram):
         ({"flags": {"n": "--n=5", "data": "--data=a.npz"}}, "flag --n=6: the job in --workdir=w has --n=5"),
         (
             {"flags": {"data": "--data=a.npz", "old": "--old"}},
-            "flag --n=6, no --old: the job in --workdir=w has no --n, --old",
+            "flag no --old, --n=6: the job in --workdir=w has --old, no --n",
         ),
         ({"more": 1}, "job.json is damaged"),
     ],
