@@ -91,7 +91,7 @@ TOGETHER = {
         ("--latent_dims=1,65", "latent_dims", "1..64"),
         ("--n=20 --latent_dims=21", "latent_dims", "1..20 or 64"),
         ("--data=digits --spectrum=power:1", "spectrum", "only without --data"),
-        ("--process_id=0", "coordinator_address", "only together with"),
+        ("--process_id=0", "process_id", "only together with"),
     ],
     "paper_figures": [("--coordinator_address=localhost:1234", "coordinator_address", "only together with")],
     "phase_diagram": [
