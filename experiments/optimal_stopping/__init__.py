@@ -11,7 +11,7 @@ stopping curve is read per metric with intervals.
 
 Takes 189 s on two cores. Obtained: linear scores within .0016 to .0074 of Prop. 4's (relative error of the predicted
 noise; .16 to .45 before training), their curves within 3.7 standard errors of the exact discretised law at every
-stop; MLPs on fresh draws within .013 (d <= 4), .018 (8), .023 (16), .030 (32), .080 (64) of the exact score. Squared
+stop; MLPs on fresh draws within .013 (d <= 4), .018 (8), .023 (16), .030 (32), .079 (64) of the exact score. Squared
 W2 gains nothing from stopping with MLPs on fresh draws (21 of 21 runs); with MLPs on 500 digits at d = 32 stopping at
 logsnr 3.7 saves 1.8 to 3.0 %, "stop early" in 3 of 3 seeds and by every metric, each at its own time (MMD and sliced
 W2: 2.2). The paper's claim shows there, and is tiny (<= .3 %) elsewhere.
