@@ -94,9 +94,10 @@ def from_first_process(content: bytes | None) -> bytes | None:
     return multihost_utils.broadcast_one_to_all(own).tobytes()
 
 
-def padded_count(runs: int) -> int:
-    """The smallest multiple of the device count that holds ``runs``."""
-    return -(-runs // jax.device_count()) * jax.device_count()
+def padded_count(runs: int, multiple: int | None = None) -> int:
+    """The smallest multiple of ``multiple``, by default the device count, that holds ``runs``."""
+    multiple = multiple or jax.device_count()
+    return -(-runs // multiple) * multiple
 
 
 def place(rows: PyTree) -> PyTree:
@@ -238,7 +239,7 @@ def _place(rows: PyTree, mesh: Mesh) -> PyTree:
     def one(x):
         if isinstance(x, jax.Array) and x.sharding == sharding:
             return x
-        return _put(x[np.minimum(np.arange(-(-len(x) // multiple) * multiple), len(x) - 1)], sharding)
+        return _put(x[np.minimum(np.arange(padded_count(len(x), multiple)), len(x) - 1)], sharding)
 
     return jax.tree.map(one, rows)
 

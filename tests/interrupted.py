@@ -11,6 +11,18 @@ class Interruption(Exception):
     """What stops a job in the middle."""
 
 
+def lines_until(words: str) -> tuple[list[str], Callable[[str], None]]:
+    """A list, and a report that adds lines to it and stops the job, as Ctrl-C does, at the first that holds ``words``."""
+    lines = []
+
+    def report(line):
+        lines.append(line)
+        if words and words in line:
+            raise KeyboardInterrupt
+
+    return lines, report
+
+
 def run_in_sessions(run: Callable, directory, *, at: Sequence[str]):
     """Calls ``run(report, store)`` once for each of ``at``, stopped at the first line that holds it, then to its end.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from interrupted import lines_until
 
 from experiments import capped_scores, paper_figures, phase_diagram
 from experiments.paper_figures import learned, report
@@ -378,13 +379,7 @@ def test_interrupted_figures_go_on_to_the_same_records(tmp_path):
     config = learned.LearnedConfig(steps=20, samples=128, sampling_steps=10, stops=3)
 
     def start(store, until=""):
-        lines = []
-
-        def note(line):
-            lines.append(line)
-            if until and until in line:
-                raise KeyboardInterrupt
-
+        lines, note = lines_until(until)
         panels = paper_figures.run(closed, store=store)
         panels = {name: dataclasses.replace(p, latent_dims=(1, 2, 3)) for name, p in panels.items()}
         curves = learned.measure(panels, config, note, store)

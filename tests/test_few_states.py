@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from interrupted import lines_until
 from test_experiments_closed_form import run_commands
 
 from experiments import few_states, tasks
@@ -494,13 +495,7 @@ def test_an_interrupted_job_goes_on_to_the_same_records(tmp_path):
     dataset, store = data.spectrum("exponential:0.5", 8), Store(tmp_path, every=0)
 
     def start(store, until=""):
-        lines = []
-
-        def note(line):
-            lines.append(line)
-            if until and until in line:
-                raise KeyboardInterrupt
-
+        lines, note = lines_until(until)
         outcome = few_states.run(dataset, config, note, store=store)
         return json.dumps(records.plain(report.make_records(outcome, config))), lines
 

@@ -246,6 +246,13 @@ def test_one_process_at_a_time_in_a_workdir(tmp_path):
     assert run("phase_diagram", *DIAGRAM, f"--workdir={tmp_path}")[0] == 0, "a lock file alone is no lock"
 
 
+def test_a_job_killed_while_it_described_itself_starts(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "job.json.partial").write_text("{")
+    code, _, err = run("phase_diagram", *DIAGRAM, f"--workdir={tmp_path}")
+    assert code == 0 and not (tmp_path / "checkpoints" / "job.json.partial").exists(), err
+
+
 def test_dry_run_writes_nothing(tmp_path):
     workdir = tmp_path / "w"
     code, out, err = run("phase_diagram", *DIAGRAM, f"--workdir={workdir}", "--dry_run")

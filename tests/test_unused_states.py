@@ -7,6 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from interrupted import lines_until
 from scipy import special, stats
 from test_experiments_closed_form import run_commands
 
@@ -362,13 +363,7 @@ def test_an_interrupted_job_goes_on_to_the_same_records(tmp_path):
     training = learned.LearnedConfig(latent_dims=(2,), ladder="karras", sampler="ddim", steps=8, samples=128, hidden=4)
 
     def start(store, until=""):
-        lines = []
-
-        def note(line):
-            lines.append(line)
-            if until and until in line:
-                raise KeyboardInterrupt
-
+        lines, note = lines_until(until)
         cases = unused_states.run(variances, config, note, store)
         comparisons = learned.compare(variances, config, training, note, store)
         rows = unused_states.make_records(cases, config) + learned.make_records(comparisons, training)

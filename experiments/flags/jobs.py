@@ -134,7 +134,8 @@ def _claim(workdir: Path) -> None:
         raise bad("workdir", workdir, str(error)) from error
     _lock(workdir)
     asked, held = describe_job(), _read_job(workdir)
-    if held is None and any(path.name != "lock" for path in (workdir / "checkpoints").iterdir()):
+    # A kill may leave half a description of a job that had not begun.
+    if held is None and {path.name for path in (workdir / "checkpoints").iterdir()} - {"lock", "job.json.partial"}:
         raise bad(
             "workdir", workdir, "its checkpoints/ are not of a job that is known: delete them, or use another --workdir"
         )
