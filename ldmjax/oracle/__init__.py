@@ -9,6 +9,7 @@ column k is ``noise_var[k]``. Every distance is squared and says so.
 - `capped`: laws and bounds with a cap on the score, §3
 - `general`: any covariance, any linear autoencoder, §4
 - `discretised`: laws of samplers with finitely many steps, §5
+- `tables`: the squared W2 of many such samplers at once
 - `levels`: what a ladder of noise levels costs and which is best, T_SPACE.md §1, §2
 - `denoisers`: the exact score as a `Denoiser`
 - `propositions`: every proposition of arXiv 2510.08409 checked on a given spectrum
@@ -39,6 +40,7 @@ from ldmjax.oracle.stopped import (
     w2_squared_curve,
     w2_squared_from_variances,
 )
+from ldmjax.oracle.tables import discretisation_table
 
 __all__ = [
     "PropositionCheck",
@@ -54,6 +56,7 @@ __all__ = [
     "component_is_useful",
     "corollary_dimensions",
     "dimension_bounds",
+    "discretisation_table",
     "discretisation_weights",
     "effective_states",
     "error_split",
