@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 
 from experiments import pieces
-from ldmjax import devices, metrics, samplers, schedules, sweeps, training
+from ldmjax import devices, metrics, samplers, schedules, sweeps, threefry, training
 from ldmjax.autoencoders import AutoencoderConfig, FittedAutoencoder, fit
 from ldmjax.checkpoints import NOTHING_KEPT, Store
 from ldmjax.data import Dataset
@@ -279,8 +279,8 @@ def _chain_program(network: training.TrainingConfig, width: int, sampling: Sampl
     def chain(model, key):
         params, inputs = model
         start_key, chain_key = jax.random.split(key)
-        # The padded axis is drawn first, so that latents of all lengths start from the same noise.
-        start = jax.random.normal(start_key, (width, sampling.chunk)).T * inputs.mask
+        # Latents of all lengths start from the same noise.
+        start = threefry.normal(start_key, sampling.chunk, width) * inputs.mask
         return samplers.sample(
             as_denoiser(nnx.merge(graphdef, params), inputs), sampling.schedule, start, chain_key, times=sampling.times,
             stops=sampling.stop_steps, sampler=sampling.sampler, statistic=lambda z, t: z, mask=inputs.mask,
@@ -313,7 +313,7 @@ def sample_states(
     program = _chain_program(trained.config, trained.width, sampling)
     own = jax.tree.map(lambda x: x[model.index], (trained.params, trained.runs.inputs))
     # A key of the seed alone; 11 keeps it from those that training uses.
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(model.seed), 11), chains)
+    keys = jax.random.split(jax.random.fold_in(threefry.key(model.seed), 11), chains)
     size, name, kept = min(jax.device_count(), chains), f"{what}/{model.spec.name}", time.perf_counter()
     states = store.get(name) or []
     while len(states) < chains:

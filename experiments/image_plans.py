@@ -13,7 +13,7 @@ from flax import nnx
 
 from experiments import plans
 from experiments.image_models import SamplingConfig
-from ldmjax import training
+from ldmjax import threefry, training
 from ldmjax.autoencoders import AutoencoderConfig
 from ldmjax.autoencoders.convolutional import ConvolutionalNetwork, geometry_of
 
@@ -82,7 +82,7 @@ def diffusion(
         dims = [dim for other, dim in models if other == network]
         width = max(dims)
         flops = training.flops(network, width) * (UNET_SLOWNESS if network.model == "unet" else 1.0)
-        state = jax.eval_shape(functools.partial(training.init_state, network, width), jax.random.key(0), width)
+        state = jax.eval_shape(functools.partial(training.init_state, network, width), threefry.key(0), width)
         parameters = sum(x.size for x in jax.tree.leaves(state.params))
         size = {"flops": flops, "entries": width}
         chains = sampling.samples // sampling.chunk

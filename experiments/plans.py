@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.tables import align
-from ldmjax import devices
+from ldmjax import devices, threefry
 
 COMPILE_SECONDS = 4.0  # of one program on the machine of REFERENCE_NORMALS
 REFERENCE_NORMALS = 1e-8  # seconds per normal of one core there; other constants were measured there too
@@ -64,7 +64,7 @@ def probe() -> Machine:
         return jax.lax.fori_loop(0, 20, lambda i, x: jnp.tanh(x @ x[:WIDE]), x)
 
     def normals(_, x):
-        return jax.lax.fori_loop(0, 4, lambda i, x: x + jax.random.normal(jax.random.key(i), x.shape), x)
+        return jax.lax.fori_loop(0, 4, lambda i, x: x + jax.random.normal(threefry.key(i), x.shape), x)
 
     seconds = []
     for function in (products, normals):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import plans
-from ldmjax import data, experts, gaussians, metrics, mixtures, oracle, samplers, schedules
+from ldmjax import data, experts, gaussians, metrics, mixtures, oracle, samplers, schedules, threefry
 from ldmjax.networks import BUMPS
 from ldmjax.process import Denoiser
 
@@ -159,7 +159,7 @@ def run_chain(
     """Samples ``[N, D]`` of the chain from ``start`` down to level ``stop`` (0: clean data); traceable."""
     times = ladder.times[: len(ladder.times) - stop]
     states = samplers.sample(
-        denoiser, ladder, start, jax.random.key(seed), times=times, stops=[len(times) - 1], statistic=lambda z, t: z,
+        denoiser, ladder, start, threefry.key(seed), times=times, stops=[len(times) - 1], statistic=lambda z, t: z,
         sampler=sampler,
     )  # fmt: skip
     return states[0]

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ldmjax import chunks
+from ldmjax import chunks, threefry
 from ldmjax.checkpoints import NOTHING_KEPT, Store, fingerprint
 from ldmjax.devices import collect, map_runs
 from ldmjax.networks import BUMPS, ResidualMLP, bump_features
@@ -300,7 +300,7 @@ def _network(config: ExpertsConfig, width: int, key: jax.Array) -> ResidualMLP:
 
 def _rebuild(config: ExpertsConfig, width: int) -> Callable[[jax.Array], ResidualMLP]:
     """The function from flat parameters ``[P]`` to a network. Flat, Adam and EMA are a few operations and not dozens."""
-    graphdef, params = nnx.split(_network(config, width, jax.random.key(0)))
+    graphdef, params = nnx.split(_network(config, width, threefry.key(0)))
     unravel = jax.flatten_util.ravel_pytree(params)[1]
     return lambda flat: nnx.merge(graphdef, unravel(flat))
 
@@ -386,7 +386,7 @@ def _stack_runs(specs: Sequence[ModelSpec], config: ExpertsConfig, data_std: flo
         for k, block in config.trained_levels.items():
             # The key names the expert by its place on the ladder, so it does not depend on which others are trained.
             name = f"K{config.experts}/{k}/{spec.parameterisation}/lr{spec.learning_rate:g}"
-            keys.append(jax.random.fold_in(jax.random.key(spec.seed), zlib.crc32(name.encode())))
+            keys.append(jax.random.fold_in(threefry.key(spec.seed), zlib.crc32(name.encode())))
             rates.append(spec.learning_rate)
             tables.append(level_table(config.ladder, block, spec.parameterisation, data_std, timed=config.timed))
             counts.append(len(block))
@@ -421,7 +421,7 @@ def _expert_loss(config, rebuild, run, data, key, params):
     index_key, level_key, noise_key = jax.random.split(key, 3)
     batch = config.batch_size
     x0 = data[jax.random.randint(index_key, (batch,), 0, len(data))]
-    noise = jax.random.normal(noise_key, x0.shape[::-1]).T
+    noise = threefry.normal(noise_key, *x0.shape)
     share = (jnp.arange(batch) + jax.random.uniform(level_key, (batch,))) / batch
     row = jnp.minimum((share * run.count).astype(int), run.count - 1)
     level = jax.tree.map(lambda x: x[row], run.table)

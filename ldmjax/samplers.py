@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldmjax import threefry
 from ldmjax.devices import spread_samples
 from ldmjax.process import Denoiser, epsilon_from_x0, score_from_x0, velocity_from_x0
 from ldmjax.schedules import ContinuousSchedule, Ladder, Schedule, VariancePreserving
@@ -217,8 +218,7 @@ def _make_advance(step: Step, key: jax.Array, mask):
         mean, std, memory = step.update(z, times[k], times[k + 1], memory)
         if std is None:
             return mean, memory
-        # The padded axis is drawn first, so that padding does not change a run's numbers.
-        noise = jax.random.normal(jax.random.fold_in(key, k), z.shape[::-1], z.dtype).T
+        noise = threefry.normal(jax.random.fold_in(key, k), *z.shape).astype(z.dtype)
         return mean + std * noise * mask, memory
 
     return advance

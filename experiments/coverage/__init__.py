@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import pieces, plans
-from ldmjax import data, devices, metrics, oracle, samplers, schedules, stopping
+from ldmjax import data, devices, metrics, oracle, samplers, schedules, stopping, threefry
 from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 STEPS = 250  # of Euler-Maruyama
@@ -74,15 +74,15 @@ def make_sampler(case: Case, steps: int) -> tuple[Callable, np.ndarray, np.ndarr
         def statistic(z, _):
             return metrics.block_moments(z, blocks=case.blocks)
 
-        shape = (case.latent_dim, case.samples)
+        shape = case.samples, case.latent_dim
         if case.estimate == "whitened":
             # The continuous law, which is exactly flat: Euler-Maruyama's own error is not.
-            x0, noise = jax.random.normal(start_key, shape).T, jax.random.normal(chain_key, shape).T
+            x0, noise = threefry.normal(start_key, *shape), threefry.normal(chain_key, *shape)
             stop_times = jnp.asarray(times[stops], jnp.float32)
             return jax.lax.map(lambda t: statistic(schedule.alpha(t) * x0 + schedule.sigma(t) * noise, t), stop_times)
         t = jnp.asarray(times[0], jnp.float32)
         std = jnp.sqrt(schedule.alpha(t) ** 2 * estimated + schedule.sigma(t) ** 2)
-        start = std * jax.random.normal(start_key, shape).T
+        start = std * threefry.normal(start_key, *shape)
         return samplers.sample(
             denoiser,
             schedule,
@@ -137,7 +137,7 @@ def run_case(
         seeds = [first_seed + i for i in jobs]
         laws = [estimate(case, seed) for seed in seeds]
         latent = [np.ones(case.latent_dim) if case.estimate == "whitened" else v for v, _ in laws]
-        keys = jnp.stack([jax.random.fold_in(jax.random.key(seed), 7) for seed in seeds])
+        keys = jnp.stack([jax.random.fold_in(threefry.key(seed), 7) for seed in seeds])
         moments = zip(*sampler(np.stack(latent).astype(np.float32), keys), strict=True)
         rows = zip(seeds, laws, latent, moments, strict=True)
         return [_record(case, *row, times, stops, logsnrs) for row in rows]

@@ -19,7 +19,7 @@ from experiments import plans, tasks
 from experiments.few_states import chains
 from experiments.few_states.learned import SAMPLERS
 from experiments.few_states.mixture import MIXTURE_SECONDS
-from ldmjax import devices, experts, mixtures
+from ldmjax import devices, experts, mixtures, threefry
 from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 SHARE = 0.1
@@ -136,7 +136,7 @@ def run(
     trained = experts.train(
         [spec], task.training, settings, store=store, report=lambda line: report(f"acceptance: {line}")
     )
-    start = np.asarray(jax.random.normal(jax.random.key(config.seed), (1, config.count, task.dim)))
+    start = np.asarray(jax.random.normal(threefry.key(config.seed), (1, config.count, task.dim)))
     floor, found = task.sliced_floor(config.count), []
     for sampler in SAMPLERS:
         exact, learned = store.piece(

@@ -19,7 +19,7 @@ from scipy import stats
 from experiments import flags as shared
 from experiments import pieces, plans, tasks
 from experiments.few_states import chains
-from ldmjax import experts, schedules
+from ldmjax import experts, schedules, threefry
 from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 SAMPLERS = ("ddim", "dpmpp_2m")
@@ -196,8 +196,8 @@ def sample_models(
 
     def of_model(denoiser, given):
         seed, row = given
-        start = jax.random.normal(jax.random.fold_in(jax.random.key(seed), 7), (samples, task.dim))
-        made = chains.run_row(denoiser, ladder, start, *row, sampler=sampler, key=jax.random.key(0))
+        start = jax.random.normal(jax.random.fold_in(threefry.key(seed), 7), (samples, task.dim))
+        made = chains.run_row(denoiser, ladder, start, *row, sampler=sampler, key=threefry.key(0))
         return chains.statistics(made, task)
 
     def compute(indices):

@@ -18,7 +18,7 @@ from experiments import pieces, plans, tasks
 from experiments.few_states import chains
 from experiments.few_states.exact import SAMPLERS
 from experiments.unused_states.laws import evaluations, is_defined
-from ldmjax import devices, schedules
+from ldmjax import devices, schedules, threefry
 from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 STOCHASTIC = ("ddpm",)
@@ -73,7 +73,7 @@ def run_chains(
 
     def one_row(common, row):
         start, flow = common
-        samples = chains.run_row(task.exact(ladder), ladder, start, *row, sampler=sampler, key=jax.random.key(1))
+        samples = chains.run_row(task.exact(ladder), ladder, start, *row, sampler=sampler, key=threefry.key(1))
         squared = jnp.mean((samples - flow) ** 2, axis=1).reshape(tasks.BLOCKS, -1).mean(axis=1)
         return chains.statistics(samples, task), squared
 
@@ -151,7 +151,7 @@ def run(
       The chains, and squared sliced W2 of "flow", the exact flow's samples, and the "floor".
     """
     task = tasks.mixture_task()
-    start = jax.random.normal(jax.random.key(seed), (samples, task.dim))
+    start = jax.random.normal(threefry.key(seed), (samples, task.dim))
     flow, of_flow, floor = store.piece("mixture/exact flow", lambda: exact_flow(task, start))
     variances = np.linalg.eigvalsh(task.covariance)[::-1]
     found = []

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.optimal_stopping.setup import BLOCKS, Config, Problem, Problems
-from ldmjax import losses, metrics, oracle, process, samplers, stopping, sweeps
+from ldmjax import losses, metrics, oracle, process, samplers, stopping, sweeps, threefry
 from ldmjax.checkpoints import Store
 
 METRIC_PREFIX = {"w2": "w2_squared", "mmd": "mmd_squared", "sliced_w2": "sliced_w2_squared", "kl": "kl"}
@@ -77,7 +77,7 @@ def stopping_results(
     def statistics_of(denoiser, run, sources, group):
         start_key, noise_key, chain_key = jax.random.split(jax.random.fold_in(run.key, 3), 3)
         x0 = sweeps.draw_latents(sources, run, start_key, config.samples)
-        noise = jax.random.normal(noise_key, x0.shape[::-1]).T * run.inputs.mask
+        noise = threefry.normal(noise_key, *x0.shape) * run.inputs.mask
         t = jnp.asarray(times[0], x0.dtype)
         start = process.perturb(x0, noise, config.schedule, t)
         reference = jax.tree.map(lambda x: x[group], stacked)

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments import pieces, plans
 from experiments.paper_figures import Panel
-from ldmjax import metrics, oracle, plotting, samplers, schedules, sweeps, training
+from ldmjax import metrics, oracle, plotting, samplers, schedules, sweeps, threefry, training
 from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 BLOCKS = 64
@@ -135,7 +135,7 @@ def _sampler(trained, config, t_max, width):
     def moments_of(denoiser, run, sources, _):
         start_key, noise_key, chain_key = jax.random.split(jax.random.fold_in(run.key, 3), 3)
         x0 = sweeps.draw_latents(sources, run, start_key, config.samples)
-        noise = jax.random.normal(noise_key, x0.shape[::-1]).T * run.inputs.mask
+        noise = threefry.normal(noise_key, *x0.shape) * run.inputs.mask
         t = jnp.asarray(times[0], x0.dtype)
         return samplers.sample(
             denoiser, schedule, schedule.alpha(t) * x0 + schedule.sigma(t) * noise, chain_key, times=times,

@@ -15,12 +15,11 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 
-import jax
 import numpy as np
 
 from experiments import plans, tasks
 from experiments.unused_states import Config, kept_variances, laws
-from ldmjax import devices, experts, gaussians, oracle, samplers
+from ldmjax import devices, experts, gaussians, oracle, samplers, threefry
 from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 BLOCKS = 64
@@ -214,7 +213,7 @@ def _chain(denoiser, start, *, ladder, learned, final):
     options = {"sampler": "ddim", "eta": 1.0} if learned.sampler == "ddpm" else {"sampler": learned.sampler}
     times = ladder.times[: int(ladder.t_max) - final + 1]
     return samplers.sample(
-        denoiser, ladder, start, jax.random.key(learned.seed), times=times, stops=range(len(times)),
+        denoiser, ladder, start, threefry.key(learned.seed), times=times, stops=range(len(times)),
         statistic=lambda z, t: z, readout="rescaled", **options,
     )  # fmt: skip
 

@@ -25,7 +25,7 @@ import optax
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
-from ldmjax import chunks
+from ldmjax import chunks, threefry
 from ldmjax.autoencoders.config import AutoencoderConfig
 from ldmjax.autoencoders.convolutional import ConvolutionalNetwork, Geometry
 from ldmjax.autoencoders.quantiser import Codebook, empty_codebook, nearest, reseed, straight_through, updated
@@ -265,4 +265,4 @@ def _stacked(trees):
 
 def _key(spec: RunSpec) -> jax.Array:
     seed, name = spec.entropy
-    return jax.random.fold_in(jax.random.key(seed), name)
+    return jax.random.fold_in(threefry.key(seed), name)

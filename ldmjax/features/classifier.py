@@ -21,6 +21,7 @@ import optax
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
+from ldmjax import threefry
 from ldmjax.data import Dataset
 from ldmjax.devices import cache_directory, is_first_process
 from ldmjax.features.maps import pixels
@@ -167,7 +168,7 @@ def _train(network, inputs, targets, config, report):
     held_out, rows = np.split(order, [max(1, round(config.held_out * len(inputs)))])
     data = jnp.asarray(inputs[rows], jnp.float32), jnp.asarray(targets[rows], jnp.int32)
     state = jnp.array(network.initial), network.start(network.initial)
-    keys = jax.random.split(jax.random.key(config.seed), config.steps).reshape(CHUNKS, -1)
+    keys = jax.random.split(threefry.key(config.seed), config.steps).reshape(CHUNKS, -1)
     begin = time.perf_counter()
     for done, chunk_keys in enumerate(keys, start=1):
         state, loss = network.chunk(state, *data, chunk_keys)
