@@ -193,7 +193,9 @@ class MappedRuns:
                 # Accelerators round the factors of a matrix product to 10 or 8 bits unless told not to.
                 with jax.default_matmul_precision("highest"):
                     batch = _batch(_length(rows), runs_per_batch)
-                    return jax.lax.map(lambda run: self._function(shared, *run), rows, batch_size=batch)
+                    # One run at a time needs no vmap: on a CPU its axis of length 1 makes programs up to twice as slow.
+                    batch_size = None if batch == 1 else batch
+                    return jax.lax.map(lambda run: self._function(shared, *run), rows, batch_size=batch_size)
             finally:
                 _SAMPLES_SPREAD = False
 

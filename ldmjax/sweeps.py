@@ -1,7 +1,8 @@
 """Many training runs as one program: runs stacked on a leading axis, latents padded to the widest and masked.
 
-A run's random numbers come from its own seed and name, and the padded axis is drawn first, so run i of a batch equals run i
-alone, whatever its neighbours, up to float tolerance. All runs of one model class share one compiled program.
+A run's random numbers come from its own seed and name, and those of its first components do not depend on the padding
+(`threefry.normal`), so run i of a batch equals run i alone, whatever its neighbours, up to float tolerance. All runs of one
+model class share one compiled program.
 """
 
 import dataclasses
@@ -15,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ldmjax import chunks
+from ldmjax import chunks, threefry
 from ldmjax.checkpoints import NOTHING_KEPT, Store, fingerprint
 from ldmjax.devices import collect, map_runs
 from ldmjax.networks import RunInputs, as_denoiser
 from ldmjax.process import Denoiser
-from ldmjax.training import TrainingConfig, graph_definition, init_state, train_step
+from ldmjax.training import Form, TrainingConfig, graph_definition, init_state, map_parameters, train_step
 
 DRAWS = ("sample", "fresh")
 
@@ -70,7 +71,7 @@ class RunSpec:
     @property
     def key(self) -> jax.Array:
         """The run's random key, from its seed and name alone."""
-        return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(self.name.encode()))
+        return jax.random.fold_in(threefry.key(self.seed), zlib.crc32(self.name.encode()))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,11 +183,12 @@ def stack_runs(
 def draw_latents(sources: Sources, run: StackedRuns, key: jax.Array, count: int) -> jax.Array:
     """``count`` clean training latents of one run ``[count, D]``: uniform from its sample, or fresh Gaussian draws."""
     index_key, normal_key = jax.random.split(key)
-    sampled = sources.sample[run.source, jax.random.randint(index_key, (count,), 0, run.n)]
+    index = jax.random.randint(index_key, (count,), 0, run.n)
+    sampled = sources.sample.at[run.source, index].get(mode="promise_in_bounds")
     # No run draws afresh. jaxlib 0.11 crashes on the empty product below, on several CPU devices.
     if sources.factor.shape[2] == 0:
         return sampled * run.inputs.mask
-    normal = jax.random.normal(normal_key, (sources.factor.shape[2], count)).T
+    normal = threefry.normal(normal_key, count, sources.factor.shape[2])
     return jnp.where(run.fresh, normal @ sources.factor[run.source].T, sampled) * run.inputs.mask
 
 
@@ -267,18 +269,20 @@ def train(
 def _train_chunk(config, graphdef, shared, state, run):
     """Steps first..last - 1 of one run; returns the state and the mean loss."""
     sources, first, last = shared
+    form = Form.of(state.params)
 
     def step_of(step, carry):
         state, total = carry
         data_key, step_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(run.key, 1), step))
         x0 = draw_latents(sources, run, data_key, config.batch_size)
         state, loss = train_step(
-            config, graphdef, state, run.inputs, x0=x0, key=step_key, step=step, learning_rate=run.learning_rate
+            config, graphdef, form, state, run.inputs, x0=x0, key=step_key, step=step, learning_rate=run.learning_rate
         )
         return state, total + loss
 
-    state, total = jax.lax.fori_loop(first, last, step_of, (state, jnp.zeros(())))
-    return state, total / (last - first)
+    carry = map_parameters(form.ravel, state), jnp.zeros(())
+    state, total = jax.lax.fori_loop(first, last, step_of, carry)
+    return map_parameters(form.unravel, state), total / (last - first)
 
 
 def map_trained(

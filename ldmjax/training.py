@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import optax
 from flax import nnx
 from jaxtyping import PyTree
 
+from ldmjax import threefry
 from ldmjax.losses import denoising_score_matching, edm_weight, linear_score_matching
 from ldmjax.networks import (
     DiagonalLinearScore,
@@ -166,7 +168,7 @@ def _moved(channels: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 
 def graph_definition(config: TrainingConfig, width: int) -> nnx.GraphDef:
     """The static half of the network; `nnx.merge` with parameters gives the network back."""
-    return nnx.split(nnx.eval_shape(lambda: make_network(config, width, jax.random.key(0), 1)))[0]
+    return nnx.split(nnx.eval_shape(lambda: make_network(config, width, threefry.key(0), 1)))[0]
 
 
 def init_state(config: TrainingConfig, width: int, key: jax.Array, latent_dim: jax.Array) -> TrainState:
@@ -179,14 +181,41 @@ def fresh_state(params: PyTree) -> TrainState:
     return TrainState(params, ADAM.init(params), params, jnp.full((), -1, jnp.int32))
 
 
+class Form(NamedTuple):
+    """Parameters as one vector and back. On a vector Adam, EMA and freezing are a few operations and not dozens.
+
+    A tree of one leaf needs no vector: it stands for its leaf.
+    """
+
+    ravel: Callable[[PyTree], jax.Array]
+    unravel: Callable[[jax.Array], PyTree]
+
+    @classmethod
+    def of(cls, params: PyTree) -> "Form":
+        """The form of trees like ``params``."""
+        leaves, treedef = jax.tree.flatten(params)
+        if len(leaves) == 1:
+            return cls(lambda tree: jax.tree.leaves(tree)[0], lambda leaf: jax.tree.unflatten(treedef, [leaf]))
+        return cls(lambda tree: jax.flatten_util.ravel_pytree(tree)[0], jax.flatten_util.ravel_pytree(params)[1])
+
+
+def map_parameters(function: Callable[[PyTree], PyTree], state: TrainState) -> TrainState:
+    """The state with ``function`` of everything that has the shape of its parameters."""
+    adam = state.optimiser
+    return state._replace(
+        params=function(state.params),
+        optimiser=adam._replace(mu=function(adam.mu), nu=function(adam.nu)),
+        ema=function(state.ema),
+    )
+
+
 def batch_loss(config: TrainingConfig, network: nnx.Module, run: RunInputs, x0: jax.Array, key: jax.Array) -> jax.Array:
     """Denoising score matching on one batch of clean latents ``[B, D]``: noise-weighted (linear) or EDM-weighted.
 
     The linear class sees the batch on every level of its table, the others on one level per latent, stratified over logsnr.
     """
     time_key, noise_key = jax.random.split(key)
-    # The padded axis is drawn first, so that a wider batch does not change a run's numbers.
-    noise = jax.random.normal(noise_key, x0.shape[::-1]).T * run.mask
+    noise = threefry.normal(noise_key, *x0.shape) * run.mask
     schedule, dim = config.schedule, jnp.sum(run.mask)
     if config.model == "linear":
         t = schedule.inverse_logsnr(jnp.asarray(network.level_logsnrs, jnp.float32))
@@ -201,6 +230,7 @@ def batch_loss(config: TrainingConfig, network: nnx.Module, run: RunInputs, x0: 
 def train_step(
     config: TrainingConfig,
     graphdef: nnx.GraphDef,
+    form: Form,
     state: TrainState,
     run: RunInputs,
     *,
@@ -211,19 +241,21 @@ def train_step(
 ) -> tuple[TrainState, jax.Array]:
     """One optimiser step on clean latents ``x0`` ``[B, D]``; returns the new state and the loss (noise or EDM weighted).
 
-    A run whose loss or gradient is not finite keeps its last state, for good, and remembers the step.
+    The state's parameters are in ``form``. A run whose loss or gradient is not finite keeps its last state, for good, and
+    remembers the step.
     """
-    loss, gradient = jax.value_and_grad(lambda params: batch_loss(config, nnx.merge(graphdef, params), run, x0, key))(
-        state.params
-    )
 
-    def project(params):
+    def build(vector):
+        return nnx.merge(graphdef, form.unravel(vector))
+
+    def project(vector):
         if config.model != "linear":
-            return params
-        network = nnx.merge(graphdef, params)
+            return vector
+        network = build(vector)
         network.project(run)
-        return nnx.split(network)[1]
+        return form.ravel(nnx.split(network)[1])
 
+    loss, gradient = jax.value_and_grad(lambda vector: batch_loss(config, build(vector), run, x0, key))(state.params)
     rate = learning_rate * _unit_learning_rate(step, config.steps)
     options = {"step": step, "rate": rate, "ema_gamma": config.ema_gamma, "project": project}
     return apply_gradient(state, loss, gradient, **options), loss

@@ -1,4 +1,4 @@
-"""Tables of discretisation errors: the recursions of `discretised` for many samplers at once, nothing computed twice.
+"""Tables of discretisation errors: the recursions of `discretised` for many samplers at once, one compiled float64 program.
 
 On a grid of N equal steps from t_max to t_end, with m, w2, dt and DB as there and Euler's factor e = 1 + dt w2 (1 - m):
 
@@ -8,13 +8,17 @@ On a grid of N equal steps from t_max to t_end, with m, w2, dt and DB as there a
         euler_ode       f = e                         n = 0
         heun_ode        f = (1 + e e') / 2            n = 0        e' is Euler's factor of the next, equally long step
 
-All schemes share the weights m of a time, and all t_end one loop over N steps, on ``[T, D]`` arrays that stay in the cache.
+A row of the program is one (N, t_end). All schemes share its weights m, and N is a traced number: one program serves all rows.
 """
 
+import functools
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from ldmjax.devices import MappedRuns, collect, map_runs, padded_count
 from ldmjax.oracle.capped import STARTS, check_cap, check_choice
 from ldmjax.oracle.discretised import SCHEMES
 from ldmjax.oracle.stopped import check_spectra, stopped_variances
@@ -35,7 +39,9 @@ def discretisation_table(
 ) -> np.ndarray:
     """Squared W2 between the data and the end of each discretised sampler, all D components kept.
 
-    The same numbers as `sampler_variances` on `uniform_times` and `w2_squared_from_variances`, one call for all.
+    The same numbers as `sampler_variances` on `uniform_times` and `w2_squared_from_variances`, one call for all. The first call
+    with new schemes or new sizes compiles. Several processes share the work, so all of them have to call. On a TPU, which has no
+    float64, XLA puts two float32 in its place and digits are lost (not tried): set JAX_PLATFORMS=cpu there.
 
     Args:
       variances: ``[D]``, largest first.
@@ -48,59 +54,87 @@ def discretisation_table(
       cap: bound C > 1 on the score's weights, inf for none.
 
     Returns:
-      ``[schemes, steps, T, starts]``. An end law that is infinite or undefined is infinitely far: heun_ode at
+      float64 ``[schemes, steps, T, starts]``. An end law that is infinite or undefined is infinitely far: heun_ode at
       t_end = 0 where lamh = 0, without a cap.
 
     Raises:
-      ValueError: if the schedule is not variance preserving, or an argument is out of range.
+      ValueError: if the schedule is not variance preserving, or an argument is empty or out of range.
     """
     if not isinstance(schedule, VariancePreserving):
         raise ValueError(f"discretisation_table needs a variance-preserving schedule, got {type(schedule).__name__}")
     variances, estimated = check_spectra(variances, estimated_variances)
     cap, t_ends = check_cap(cap), np.atleast_1d(np.asarray(t_ends, np.float64))
+    if not (len(schemes) and len(steps) and t_ends.size and len(starts)):
+        raise ValueError("schemes, steps, t_ends and starts must not be empty")
     for scheme in schemes:
         check_choice("scheme", scheme, SCHEMES)
     for start in starts:
         check_choice("start", start, STARTS)
-    start_laws = {"marginal": stopped_variances(estimated, schedule.sigma(schedule.t_max) ** 2)[:, 0], "standard": 1.0}
-    result = np.empty((len(schemes), len(steps), t_ends.size, len(starts)))
-    # An infinite weight (lamh = 0 at t = 0 without a cap) makes heun_ode's end law infinite or NaN.
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        for j, count in enumerate(steps):
-            times = np.stack([uniform_times(schedule, count, t_min=float(t_end)) for t_end in t_ends])
-            gains, noises = _all_steps(estimated, schedule, times, schemes=schemes, cap=cap)
-            for i, scheme in enumerate(schemes):
-                for s, start in enumerate(starts):
-                    end = gains[scheme] ** 2 * start_laws[start] + noises[scheme]
-                    result[i, j, :, s] = _distance(variances, end)
-    return result
+    marginal = stopped_variances(estimated, schedule.sigma(schedule.t_max) ** 2)[:, 0]
+    start_laws = np.stack([marginal if start == "marginal" else np.ones_like(marginal) for start in starts])
+    grids = [uniform_times(schedule, count, t_min=float(t_end)) for count in steps for t_end in t_ends]
+    counts, coefficients = _rows(schedule, grids)
+    order = _dealt(counts)
+    distinct = tuple(scheme for scheme in SCHEMES if scheme in schemes)  # in one order: one program for a set
+    # In float32 the sums would lose half of their digits. No random numbers are drawn, and nothing outside sees the float64.
+    with jax.enable_x64(True):
+        spectra = variances, estimated, start_laws, np.float64(cap)
+        dealt = collect(_program(distinct)(spectra, counts[order], coefficients[order]), len(order))
+    found = np.empty_like(dealt)
+    found[order] = dealt
+    table = found[: len(grids)].reshape(len(steps), t_ends.size, len(distinct), len(starts))
+    return np.moveaxis(table, 2, 0)[[distinct.index(scheme) for scheme in schemes]]
 
 
-def _all_steps(estimated, schedule, times, *, schemes, cap):
-    """Gain and noise of equation (1), ``[T, D]`` for each scheme, on the grids ``times`` ``[T, N + 1]``."""
-    # The step after the last is not taken; heun_ode asks what Euler's factor would be there.
-    dt = -np.diff(times, append=2.0 * times[:, -1:] - times[:, -2:-1])
-    # One [T, 1] per time, against the components.
-    noise_var, drift, growth = (
-        x.T[:, :, None]
-        for x in (schedule.sigma(times) ** 2, dt * schedule.w_squared(times), np.expm1(-np.diff(schedule.B(times))))
-    )
-    gains, noises = {scheme: np.ones((len(times), estimated.size)) for scheme in schemes}, dict.fromkeys(schemes, 0.0)
+def _rows(schedule, grids):
+    """Each grid's N ``[R]`` and (noise_var, dt w2, expm1(DB)) ``[R, N_max + 1, 3]``, R padded with rows of no steps."""
+    counts = np.zeros(padded_count(len(grids)), int)
+    coefficients = np.zeros((counts.size, max(map(len, grids)), 3))
+    for row, times in enumerate(grids):
+        counts[row] = times.size - 1
+        # The step after the last is not taken; heun_ode asks what Euler's factor would be there.
+        dt = -np.diff(times, append=2.0 * times[-1] - times[-2])
+        growth = np.expm1(-np.diff(schedule.B(times), append=0.0))
+        coefficients[row, : times.size] = np.stack(
+            [schedule.sigma(times) ** 2, dt * schedule.w_squared(times), growth], axis=1
+        )
+    return counts, coefficients
+
+
+def _dealt(counts):
+    """The order in which devices, a block of rows each, get equal work: dealt like cards, the longest first."""
+    return np.argsort(-counts, kind="stable").reshape(-1, jax.device_count()).T.ravel()
+
+
+@functools.lru_cache
+def _program(schemes: tuple[str, ...]) -> MappedRuns:
+    return map_runs(functools.partial(_distances, schemes))
+
+
+def _distances(schemes, spectra, count, coefficients):
+    """One row: squared W2 ``[schemes, starts]``, inf where the end law is infinite or undefined."""
+    variances, estimated, start_laws, cap = spectra
 
     def weights_and_euler(k):
-        weights = np.minimum(cap, 1.0 / (estimated * (1.0 - noise_var[k]) + noise_var[k]))  # Prop. 4
-        return weights, (1.0 + drift[k]) - drift[k] * weights
+        noise_var, drift, _ = coefficients[k]
+        weights = jnp.minimum(cap, 1.0 / (estimated * (1.0 - noise_var) + noise_var))  # Prop. 4
+        return weights, (1.0 + drift) - drift * weights
 
-    weights, euler = weights_and_euler(0)
-    for k in range(times.shape[1] - 1):
+    def advance(k, carry):
+        weights, euler, gains, noises = carry
         weights_next, euler_next = weights_and_euler(k + 1)
-        for scheme, gain in gains.items():
-            factor, added = _step(scheme, weights, euler, euler_next, drift[k], growth[k])
-            gain *= factor
-            if not scheme.endswith("ode"):
-                noises[scheme] = noises[scheme] * factor**2 + added
-        weights, euler = weights_next, euler_next
-    return gains, noises
+        _, drift, growth = coefficients[k]
+        steps = {scheme: _step(scheme, weights, euler, euler_next, drift, growth) for scheme in schemes}
+        gains = {scheme: steps[scheme][0] * gain for scheme, gain in gains.items()}
+        noises = {scheme: steps[scheme][0] ** 2 * noise + steps[scheme][1] for scheme, noise in noises.items()}
+        return weights_next, euler_next, gains, noises
+
+    gains = {scheme: jnp.ones_like(estimated) for scheme in schemes}
+    noises = {scheme: jnp.zeros_like(estimated) for scheme in schemes if not scheme.endswith("ode")}
+    *_, gains, noises = jax.lax.fori_loop(0, count, advance, (*weights_and_euler(0), gains, noises))
+    ends = jnp.stack([gains[scheme] ** 2 * start_laws + noises.get(scheme, 0.0) for scheme in schemes])
+    distances = jnp.sum((jnp.sqrt(ends) - jnp.sqrt(variances)) ** 2, axis=-1)
+    return jnp.where(jnp.isnan(distances), jnp.inf, distances)
 
 
 def _step(scheme, weights, euler, euler_next, drift, growth):
@@ -110,9 +144,3 @@ def _step(scheme, weights, euler, euler_next, drift, growth):
     if scheme == "exponential":
         return (1.0 + growth) - 2.0 * growth * weights, growth * (growth + 2.0)
     return (euler if scheme == "euler_ode" else 0.5 + 0.5 * (euler * euler_next)), 0.0
-
-
-def _distance(variances, end):
-    """Squared W2 ``[T]`` between the data and end laws ``[T, D]``; inf where one is infinite or undefined."""
-    end = np.where(np.isnan(end), np.inf, end)
-    return np.sum((np.sqrt(end) - np.sqrt(variances)) ** 2, axis=1)
