@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.benchmark import numpy_loop
 from ldmjax import oracle
+from ldmjax.oracle import tables
 from ldmjax.schedules import LinearVP, OrnsteinUhlenbeck, RectifiedFlow, VariancePreserving, uniform_times
 
 SPECTRUM = Path(__file__).parents[2] / "shared" / "data" / "cifar10_spectrum.npy"
@@ -36,6 +40,54 @@ def test_equals_the_recursions_entry_by_entry(seed, schedule, cap):
     found = oracle.discretisation_table(variances, estimated, schedule, cap=cap, **options)
     assert found.shape == (4, 3, 4, 2) and found.dtype == np.float64
     np.testing.assert_allclose(found, entry_by_entry(variances, estimated, schedule, cap=cap, **options), rtol=1e-10)
+
+
+def test_equals_the_loop_of_the_benchmark():
+    rng = np.random.default_rng(2)
+    variances = np.sort(rng.lognormal(0.0, 3.0, 30))[::-1]
+    estimated = variances * rng.lognormal(0.0, 0.5, 30)
+    options = {"schemes": SCHEMES, "steps": [40, 1, 7], "t_ends": [0.0, 1e-3, 0.4], "starts": STARTS, "cap": 50.0}
+    found = oracle.discretisation_table(variances, estimated, LinearVP(), **options)
+    loop = numpy_loop.discretisation_table(variances, estimated, LinearVP(), **options)
+    np.testing.assert_allclose(found, loop, rtol=1e-10)
+
+
+@pytest.mark.parametrize("schemes", [["heun_ode"], ["exponential", "euler_ode", "exponential"]])
+def test_a_part_of_the_schemes(schemes):
+    # Three rows on two devices: one row is padding.
+    variances = np.geomspace(10.0, 1e-3, 6)
+    options = {"steps": [3, 20, 9], "t_ends": [0.01], "starts": ["standard"]}
+    every = oracle.discretisation_table(variances, variances, LinearVP(), schemes=SCHEMES, **options)
+    found = oracle.discretisation_table(variances, variances, LinearVP(), schemes=schemes, **options)
+    np.testing.assert_allclose(found, every[[SCHEMES.index(scheme) for scheme in schemes]], rtol=1e-10)
+
+
+def test_devices_get_equal_work():
+    assert jax.device_count() == 2
+    counts = np.array([50, 250, 500, 1000, 50, 250, 500, 1000])
+    order = tables._dealt(counts)
+    assert sorted(order) == list(range(8))
+    assert counts[order][:4].sum() == counts[order][4:].sum() == 1800
+
+
+def test_float32_outside_is_untouched_and_another_spectrum_compiles_nothing():
+    options = {"schemes": SCHEMES, "steps": [5, 8], "t_ends": [0.0, 0.1], "starts": STARTS}
+    cached = jax.jit(lambda x: jnp.cumsum(jnp.sin(x)) / 3.0)
+
+    def outside():
+        drawn = jax.random.normal(jax.random.key(3), (5,))
+        return [drawn, cached(drawn), cached(np.linspace(0.0, 1.0, 5)), jnp.asarray(np.arange(3.0)), jnp.arange(3)]
+
+    before = outside()
+    first = oracle.discretisation_table([3.0, 2.0, 1.0], [3.0, 2.0, 1.0], LinearVP(), **options)
+    between = outside()
+    with jax.no_tracing(True):
+        second = oracle.discretisation_table([5.0, 0.5, 0.1], [4.0, 0.6, 0.1], LinearVP(), cap=9.0, **options)
+    assert not np.any(first == second)
+    for after in (between, outside()):
+        assert [x.dtype for x in after] == [jnp.float32] * 4 + [jnp.int32]
+        for x, y in zip(before, after, strict=True):
+            np.testing.assert_array_equal(x, y)
 
 
 @pytest.mark.parametrize("cap", [np.inf, 20.0])
@@ -84,6 +136,7 @@ def test_cifar_spectrum():
         ({"schemes": ["exponential", "milstein"]}, "scheme must be one of .* got 'milstein'"),
         ({"starts": ["prior"]}, "start must be one of .* got 'prior'"),
         ({"steps": [10, 0]}, "steps >= 1"),
+        ({"steps": []}, "must not be empty"),
         ({"t_ends": [0.1, -0.1]}, "t_min"),
         ({"t_ends": [1.0]}, "t_min"),
         ({"t_ends": [np.nan]}, "t_min"),

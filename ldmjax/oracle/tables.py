@@ -39,9 +39,9 @@ def discretisation_table(
 ) -> np.ndarray:
     """Squared W2 between the data and the end of each discretised sampler, all D components kept.
 
-    The same numbers as `sampler_variances` on `uniform_times` and `w2_squared_from_variances`, one call for all. The first call
-    with new schemes or new sizes compiles. Several processes share the work, so all of them have to call. On a TPU, which has no
-    float64, XLA puts two float32 in its place and digits are lost (not tried): set JAX_PLATFORMS=cpu there.
+    The same numbers as `sampler_variances` on `uniform_times` and `w2_squared_from_variances`, one call for all. The first
+    call with new schemes or new sizes compiles. With several processes all of them have to call: they share the work. A TPU
+    has no float64, XLA emulates it with fewer digits (not tried): set JAX_PLATFORMS=cpu there.
 
     Args:
       variances: ``[D]``, largest first.
