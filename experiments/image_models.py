@@ -206,7 +206,7 @@ def train_models(
     seeds: Sequence[int],
     learning_rate: float | None = None,
     snapshot: int | None = None,
-    runs_per_batch: int = 1,
+    runs_per_batch: int | None = None,
     store: Store = NOTHING_KEPT,
     report: Report,
 ) -> list[DiffusionModel]:

@@ -100,6 +100,15 @@ def padded_count(runs: int, multiple: int | None = None) -> int:
     return -(-runs // multiple) * multiple
 
 
+def default_runs_per_batch() -> int:
+    """Runs that a device best handles at once: one on a CPU, elsewhere all there are, until memory is full.
+
+    On a CPU one run after another on each core is as fast as any batch (`experiments.benchmark`); that an accelerator wants
+    them all at once is what its many cores suggest.
+    """
+    return 1 if jax.default_backend() == "cpu" else 2**30
+
+
 def place(rows: PyTree) -> PyTree:
     """Spreads stacked rows over the devices, the last one repeated up to `padded_count`.
 
@@ -141,8 +150,8 @@ class MappedRuns:
       runs_per_batch: runs that each device handles at once; halved when memory runs out.
     """
 
-    def __init__(self, function: Callable, *, runs_per_batch: int, samples: bool, donate: int | None):
-        self.runs_per_batch = runs_per_batch
+    def __init__(self, function: Callable, *, runs_per_batch: int | None, samples: bool, donate: int | None):
+        self.runs_per_batch = runs_per_batch or default_runs_per_batch()
         self._function, self._samples, self._donate = function, samples, donate
         self._compiled: dict[tuple[int, int], Callable] = {}
 
@@ -210,7 +219,7 @@ class MappedRuns:
 
 
 def map_runs(
-    function: Callable, *, runs_per_batch: int = 1, samples: bool = False, donate: int | None = None
+    function: Callable, *, runs_per_batch: int | None = None, samples: bool = False, donate: int | None = None
 ) -> MappedRuns:
     """Compiles ``function(shared, *one_run)`` mapped over the leading axis of stacked runs, on all devices.
 
@@ -219,7 +228,7 @@ def map_runs(
     Args:
       function: takes a pytree that every run shares, and one run's pytrees.
       runs_per_batch: runs that a device handles at once (vmapped), or somewhat fewer if that divides their number; the rest
-        wait their turn, which bounds memory.
+        wait their turn, which bounds memory. By default `default_runs_per_batch`.
       samples: whether ``function`` spreads samples over devices that have no run (`spread_samples`).
       donate: position of the argument whose buffers the result may take.
     """

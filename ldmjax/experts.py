@@ -285,7 +285,7 @@ def _compiled_map(function, config: ExpertsConfig, width: int):
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled_training(config: ExpertsConfig, width: int, experts_per_batch: int):
+def _compiled_training(config: ExpertsConfig, width: int, experts_per_batch: int | None):
     """(initialise, advance) over stacked experts."""
     init = map_runs(lambda _, run: _init_expert(config, width, run))
     step_chunk = functools.partial(_train_chunk, config, _rebuild(config, width))
@@ -320,7 +320,7 @@ def train(
     samples: np.ndarray,
     config: ExpertsConfig,
     *,
-    experts_per_batch: int = 1,
+    experts_per_batch: int | None = None,
     chunk: int = 1000,
     store: Store = NOTHING_KEPT,
     report: Callable[[str], None] = lambda line: None,
@@ -331,7 +331,8 @@ def train(
       specs: the models, no two alike.
       samples: training data ``[n, D]``, centred.
       config: what the models have in common.
-      experts_per_batch: experts vmapped at once on each device; the others wait.
+      experts_per_batch: experts vmapped at once on each device; the others wait. By default
+        `devices.default_runs_per_batch`.
       chunk: steps per dispatch, at most; ``report`` gets one line after each.
       store: where checkpoints are kept.
       report: receives progress lines.

@@ -121,6 +121,7 @@ class TrainedRuns:
       snapshot: the same at an earlier step, None if not asked for.
       losses: ``[runs, chunks]``, mean loss of each chunk of steps.
       failed_at: ``[runs]``, the step at which a run first was not finite, -1 for none.
+      seconds: time of training of all runs together, without compilation.
       compilations: programs compiled for the training steps.
     """
 
@@ -134,6 +135,7 @@ class TrainedRuns:
     snapshot: nnx.State | None
     losses: np.ndarray
     failed_at: np.ndarray
+    seconds: float
     compilations: int
 
     def denoiser(self, index: int) -> Denoiser:
@@ -198,7 +200,7 @@ def train(
     config: TrainingConfig,
     *,
     width: int | None = None,
-    runs_per_batch: int = 1,
+    runs_per_batch: int | None = None,
     chunk: int = 100,
     snapshot: int | None = None,
     store: Store = NOTHING_KEPT,
@@ -211,7 +213,8 @@ def train(
       latents: training latents by (data, seed, n).
       config: shared by all runs.
       width: padded latent width; default the largest latent dimension.
-      runs_per_batch: runs vmapped at once on each device; the others wait, which bounds memory.
+      runs_per_batch: runs vmapped at once on each device; the others wait, which bounds memory. By default
+        `devices.default_runs_per_batch`.
       chunk: steps per dispatch; ``report`` gets one line after each.
       snapshot: keep the averaged parameters after this many steps too.
       store: where checkpoints are kept.
@@ -262,6 +265,7 @@ def train(
         snapshot=None if snapshot is None else jax.tree.map(lambda x: jnp.asarray(x[0]), finished.kept),
         losses=finished.losses,
         failed_at=finished.state.failed_at,
+        seconds=float(finished.seconds[-1]),
         compilations=advance.compilations,
     )
 
@@ -286,7 +290,7 @@ def _train_chunk(config, graphdef, shared, state, run):
 
 
 def map_trained(
-    trained: TrainedRuns, function: Callable, extra, *, width: int | None = None, runs_per_batch: int = 1
+    trained: TrainedRuns, function: Callable, extra, *, width: int | None = None, runs_per_batch: int | None = None
 ) -> Callable:
     """Compiles ``function(denoiser, run, sources, extra_of_run)`` over the trained runs.
 

@@ -5,6 +5,7 @@ rounds as a loop, to compile quickly; a loop is a barrier to fusion, and costs m
 straight-line code. `jax.random`'s functions take these keys as any others.
 """
 
+import functools
 import math
 
 import jax
@@ -14,6 +15,11 @@ from jax.extend.random import define_prng_impl
 
 ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
 PARITY = np.uint32(0x1BD11BDA)
+# Numerator and denominator, highest power first: least largest relative error (3.6e-7 before rounding to float32).
+QUANTILE = (
+    (1.07671485e-05, 1.22932007e-03, 1.43801160e-02, 1.06048688e-01, 5.09218454e-01, 1.25331461e00),
+    (1.28485714e-04, 3.44947609e-03, 3.37154567e-02, 1.44507125e-01, 1.0),
+)
 
 
 def key(seed: int | jax.Array) -> jax.Array:
@@ -22,9 +28,10 @@ def key(seed: int | jax.Array) -> jax.Array:
 
 
 def normal(key: jax.Array, count: int, width: int) -> jax.Array:
-    """Standard normals ``[count, width]``, float32: those of ``jax.random.normal(key, (width, count)).T``, in place.
+    """Standard normals ``[count, width]``, float32, column by column: those of ``jax.random.normal(key, (width, count)).T``.
 
-    Column i is the same whatever ``width`` is, so a padded latent draws what an unpadded one draws.
+    They agree to 1e-5 of themselves. Column i is the same whatever ``width`` is, so a padded latent draws what an unpadded
+    one draws.
 
     Args:
       key: of this generator, or of JAX's own Threefry.
@@ -43,7 +50,17 @@ def normal(key: jax.Array, count: int, width: int) -> jax.Array:
     # Uniform on [1, 2) by its bits, then on (-1, 1).
     uniform = jax.lax.bitcast_convert_type((high ^ low) >> np.uint32(9) | np.uint32(0x3F800000), jnp.float32) - 1.0
     above = np.nextafter(np.float32(-1.0), np.float32(0.0))
-    return np.float32(np.sqrt(2.0)) * jax.lax.erf_inv(jnp.maximum(above, uniform * (1.0 - above) + above))
+    return _normal_quantile(jnp.maximum(above, uniform * (1.0 - above) + above))
+
+
+def _normal_quantile(x):
+    """sqrt(2) erf_inv(x) for float32 x in (-1, 1), to 7e-7 of itself; XLA's erf_inv takes half as long again, to 6e-6.
+
+    It is x times a rational function of w = -log(1 - x^2), fitted to the exact one on 0 < w < 16.7.
+    """
+    w = -jnp.log((1.0 - x) * (1.0 + x))
+    above, below = (functools.reduce(lambda total, c: total * w + np.float32(c), terms) for terms in QUANTILE)
+    return x * above / below
 
 
 def _check_size(*shape):

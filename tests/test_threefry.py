@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from ldmjax import threefry
 
@@ -39,8 +40,17 @@ def test_draws_in_float64(seed):
 def test_normal_is_the_transpose_of_jax_normal(make):
     key = make(3)
     expected = jax.random.normal(key, (7, 1000)).T
-    np.testing.assert_array_equal(threefry.normal(key, 1000, 7), expected)
-    np.testing.assert_array_equal(jax.jit(lambda key: threefry.normal(key, 1000, 7))(key), expected)
+    np.testing.assert_allclose(threefry.normal(key, 1000, 7), expected, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(jax.jit(lambda key: threefry.normal(key, 1000, 7))(key), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_quantile_of_every_uniform():
+    """All 2^23 values that a normal can have, against scipy's quantile in float64."""
+    bits = np.arange(2**23, dtype=np.uint32) | np.uint32(0x3F800000)
+    above = np.nextafter(np.float32(-1), np.float32(0))
+    x = np.maximum(above, (bits.view(np.float32) - np.float32(1)) * (np.float32(1) - above) + above)
+    tail = stats.norm.isf(0.5 * (1.0 - np.abs(x.astype(np.float64))))
+    np.testing.assert_allclose(threefry._normal_quantile(jnp.asarray(x)), np.sign(x) * tail, rtol=7e-7, atol=1e-12)
 
 
 def test_first_columns_do_not_depend_on_the_width():

@@ -46,7 +46,7 @@ def define_flags() -> None:
     shared.define_integer("hidden", 64, "Width of an expert.", low=1, high=16_384)
     shared.define_integer("blocks", 1, "Residual blocks of an expert.", low=0, high=64)
     shared.define_integer("samples", 1024, "Generated samples per measurement; a multiple of 64.", low=64, high=65_536)
-    shared.define_integer("experts_per_batch", 8, "Experts vmapped at once on each device.", low=1, high=10_000)
+    shared.define_runs_per_batch("experts")
 
 
 def read_config() -> Config:

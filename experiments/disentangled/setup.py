@@ -40,7 +40,7 @@ class Config:
     hidden: int = 64
     blocks: int = 1
     samples: int = 1024
-    experts_per_batch: int = 8
+    experts_per_batch: int | None = None
 
     def __post_init__(self):
         if self.samples % tasks_lib.BLOCKS:

@@ -21,6 +21,7 @@ from experiments.flags.groups import (
     define_data_flags,
     define_feature_flags,
     define_ladder_flags,
+    define_runs_per_batch,
 )
 from experiments.flags.jobs import Job, open_job
 from experiments.flags.launch import EXIT_MEMORY, EXIT_SYSTEM, EXIT_USAGE, apply_quick, run
@@ -67,6 +68,7 @@ __all__ = [
     "define_ladder_flags",
     "define_list",
     "define_range",
+    "define_runs_per_batch",
     "define_seed",
     "define_seeds",
     "define_switch",

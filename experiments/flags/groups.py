@@ -109,3 +109,11 @@ def _check_workdir(path: str) -> None:
     place = next(p for p in [Path(path).absolute(), *Path(path).absolute().parents] if p.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise ValueError(f"cannot write to {path!r}")
+
+
+def define_runs_per_batch(what: str = "runs") -> None:
+    """--runs_per_batch, or --experts_per_batch."""
+    define_integer(
+        f"{what}_per_batch", None, f"{what.capitalize()} vmapped at once on each device, bounds memory; one on a CPU, "
+        "elsewhere all there are, if not given.", low=1, high=10_000,
+    )  # fmt: skip

@@ -65,7 +65,7 @@ class Config:
     batch_size: int = 64
     autoencoder_steps: int = 1500
     sampling: SamplingConfig = SamplingConfig()
-    runs_per_batch: int = 1
+    runs_per_batch: int | None = None
 
 
 class Plan(NamedTuple):

@@ -56,9 +56,7 @@ def define_flags() -> None:
     shared.define_integer(
         "unet_blocks", 1, "Residual blocks of each resolution of the U-Nets, each way.", low=0, high=64
     )
-    shared.define_integer(
-        "runs_per_batch", 1, "Runs vmapped at once on each device; bounds memory.", low=1, high=10_000
-    )
+    shared.define_runs_per_batch()
 
 
 def read_sampling() -> image_models.SamplingConfig:

@@ -78,7 +78,7 @@ class Config:
     autoencoder_steps: int = 2000
     sampling: SamplingConfig = SamplingConfig(samples=4096)
     readout: str = "rescaled"
-    runs_per_batch: int = 1
+    runs_per_batch: int | None = None
 
     @property
     def kept(self) -> np.ndarray:

@@ -46,9 +46,7 @@ def define_flags() -> None:
     shared.define_integer("hidden", 256, "Width of the diffusion models' MLP.", low=1, high=16_384)
     shared.define_integer("blocks", 2, "Residual blocks of the MLP.", low=0, high=64)
     shared.define_integer("autoencoder_steps", 2000, "Optimiser steps of trained autoencoders.", low=1, high=10_000_000)
-    shared.define_integer(
-        "runs_per_batch", 1, "Runs vmapped at once on each device; bounds memory.", low=1, high=10_000
-    )
+    shared.define_runs_per_batch()
 
 
 def read_sampling() -> image_models.SamplingConfig:

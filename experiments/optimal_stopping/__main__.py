@@ -43,9 +43,7 @@ def define_flags() -> None:
     shared.define_integer(
         "stops", 25, "Recorded stopping times, evenly spaced steps; the last is the end.", low=2, high=10_000
     )
-    shared.define_integer(
-        "runs_per_batch", 1, "Runs vmapped at once on each device; bounds memory.", low=1, high=10_000
-    )
+    shared.define_runs_per_batch()
 
 
 def check_flags() -> None:

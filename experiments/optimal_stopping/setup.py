@@ -28,7 +28,7 @@ class Config:
     stops: int = 25
     logsnr_min: float = -10.0
     logsnr_max: float = 9.0
-    runs_per_batch: int = 1
+    runs_per_batch: int | None = None
     schedule: schedules.LinearVP = schedules.LinearVP()
 
     def __post_init__(self):

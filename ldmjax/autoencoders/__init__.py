@@ -30,7 +30,7 @@ def fit(
     config: AutoencoderConfig,
     *,
     seeds: Sequence[int],
-    runs_per_batch: int = 1,
+    runs_per_batch: int | None = None,
     store: Store = NOTHING_KEPT,
     report: Callable[[str], None] = print,
 ) -> list[FittedAutoencoder]:
@@ -41,7 +41,8 @@ def fit(
       latent_shapes: ``(d,)`` for vectors, ``(h, w, c)`` for maps (trained kinds), the image shape for the identity.
       config: shared by all.
       seeds: as many as latent shapes; they choose initialisation and batches ("pca" and "identity" have neither).
-      runs_per_batch: runs trained at once on each device; the others wait, which bounds memory. 1 is fastest on a CPU.
+      runs_per_batch: runs trained at once on each device; the others wait, which bounds memory. By default
+        `devices.default_runs_per_batch`.
       store: where checkpoints of the trained kinds are kept.
       report: receives progress lines.
 

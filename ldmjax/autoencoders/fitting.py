@@ -194,7 +194,7 @@ def coding_programs(config: AutoencoderConfig, geometry: Geometry) -> CodingProg
 
 
 @functools.lru_cache(maxsize=16)
-def training_program(config: AutoencoderConfig, geometry: Geometry, runs_per_batch: int) -> MappedRuns:
+def training_program(config: AutoencoderConfig, geometry: Geometry, runs_per_batch: int | None) -> MappedRuns:
     """How to train: ((images, first, last), state, run) to the state after steps first..last - 1 and their mean loss.
 
     Compiled at the first call, so that a second `fit` of the same kind and sizes compiles nothing.
@@ -237,7 +237,7 @@ def train(
     config: AutoencoderConfig,
     geometry: Geometry,
     *,
-    runs_per_batch: int,
+    runs_per_batch: int | None,
     store: Store,
     report: Callable[[str], None],
 ) -> tuple[State, np.ndarray]:

@@ -73,7 +73,7 @@ def fit_neural(
     *,
     names: Sequence[str],
     seeds: Sequence[int],
-    runs_per_batch: int,
+    runs_per_batch: int | None,
     store: Store,
     report: Callable[[str], None],
 ) -> list[FittedAutoencoder]:

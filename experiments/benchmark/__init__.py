@@ -1,0 +1,191 @@
+r"""How fast is this, side by side with what a user would run instead?
+
+Every row is a ratio of times measured in turn (A B A B ...) in one process, after both sides have run once: the median over
+rounds of theirs / ours, with the smallest and largest round. Both sides do the same mathematics in the same precision, with
+noise of its own for every run and sample; what each pair was checked to agree in is a column. The opponents are a PyTorch user
+(opponents.py: fused Adam, no host synchronisation, the best of 1 and 2 threads and of eager and compiled), a NumPy loop
+(numpy_loop.py), the straightforward `lax.scan`, and the expensive way to the same answer.
+
+    python -m experiments.benchmark                            # all; needs PyTorch: pip install -e '.[bench]'
+    python -m experiments.benchmark --only=table,law           # no PyTorch needed
+    python -m experiments.benchmark --spectrum=cifar10.npy     # another spectrum for the table
+
+Timings are what this experiment is about, and they vary: they are in metadata.json ("measured"). records.jsonl holds what
+does not: what was compared, at which sizes, with which options, and how well the sides agree.
+"""
+
+import dataclasses
+import gc
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ldmjax.checkpoints import NOTHING_KEPT, Store
+
+PAUSE = 0.2  # seconds between two measurements: threads of the side before stop spinning
+LEAST_SECONDS = 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to measure.
+
+    Attributes:
+      only: names of contests, keys of `contests.CONTESTS`.
+      rounds: of each pair, >= 1.
+      runs: trained at once.
+      steps: of training a round, for the MLP; linear scores take twenty times as many.
+      samples: of the sampling contests.
+      sampling_steps: of their chains.
+      spectrum: ``[D]``, of the discretisation table.
+      seed: of all data and noise.
+    """
+
+    only: tuple[str, ...]
+    rounds: int
+    runs: int
+    steps: int
+    samples: int
+    sampling_steps: int
+    spectrum: np.ndarray
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sides:
+    """Two ways to one result.
+
+    Attributes:
+      ours: does the work once; returns seconds per unit.
+      theirs: the same.
+      unit: of work.
+      options: which of our optimisations, and which variant of theirs, were on.
+      agreement: how far the results differ, in the unit that ``agreement_in`` names.
+      agreement_in: the comparison, in words.
+      bytes: peak memory (ours, theirs) where that is compared too.
+      cold_seconds: of our first call, with compilation, where that is of interest.
+    """
+
+    ours: Callable[[], float]
+    theirs: Callable[[], float]
+    unit: str
+    options: dict[str, str]
+    agreement: float
+    agreement_in: str
+    bytes: tuple[float, float] | None = None
+    cold_seconds: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contest:
+    """One row of the table: ``sides`` prepares it; it ``needs_torch`` or not; ``goal`` bounds the ratio theirs / ours."""
+
+    what: str
+    against: str
+    goal: float
+    sides: Callable[[Config, Callable[[str], None]], Sides]
+    needs_torch: bool = False
+    goal_is_ceiling: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A contest that was held: ``ours`` and ``theirs`` are seconds per unit, round by round."""
+
+    name: str
+    ours: list[float]
+    theirs: list[float]
+    unit: str
+    options: dict[str, str]
+    agreement: float
+    agreement_in: str
+    bytes: tuple[float, float] | None
+    cold_seconds: float | None
+
+    @property
+    def ratios(self) -> np.ndarray:
+        """Theirs over ours ``[rounds]``."""
+        return np.array(self.theirs) / np.array(self.ours)
+
+
+def hold(name: str, contest: Contest, config: Config, report: Callable[[str], None]) -> Outcome:
+    """Prepares both sides, runs each once unmeasured, then in turn."""
+    begin = time.perf_counter()
+    sides = contest.sides(config, report)
+    ours, theirs = [], []
+    for round_number in range(-1, config.rounds):
+        for side, seconds in ((sides.ours, ours), (sides.theirs, theirs)):
+            gc.collect()
+            time.sleep(PAUSE)
+            seconds.append(side())
+        if round_number >= 0:
+            report(
+                f"{name}: round {round_number + 1}/{config.rounds}, ratio {theirs[-1] / ours[-1]:.3g}, "
+                f"{time.perf_counter() - begin:.0f} s so far"
+            )
+    kept = {f.name: getattr(sides, f.name) for f in dataclasses.fields(Sides) if f.name not in ("ours", "theirs")}
+    return Outcome(name=name, ours=ours[1:], theirs=theirs[1:], **kept)
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Mean seconds of a call, over as many as fill `LEAST_SECONDS`; ``work`` waits for its own result."""
+    begin, calls = time.perf_counter(), 0
+    while calls == 0 or time.perf_counter() - begin < LEAST_SECONDS:
+        work()
+        calls += 1
+    return (time.perf_counter() - begin) / calls
+
+
+def run(
+    contests: dict[str, Contest],
+    config: Config,
+    report: Callable[[str], None] = print,
+    store: Store = NOTHING_KEPT,
+) -> tuple[list[Outcome], dict[str, str]]:
+    """Holds the contests asked for; the function behind the command.
+
+    Args:
+      contests: by name.
+      config: what to measure.
+      report: receives progress lines.
+      store: keeps finished contests.
+
+    Returns:
+      The outcomes, and for each contest that could not be held the reason.
+    """
+    outcomes, skipped = [], {}
+    for name in config.only:
+        if contests[name].needs_torch and (reason := missing_torch()):
+            skipped[name] = reason
+            report(f"{name}: skipped, {reason}")
+            continue
+        outcomes.append(store.piece(name, lambda name=name: hold(name, contests[name], config, report)))
+    return outcomes, skipped
+
+
+def missing_torch() -> str:
+    """Why there is no PyTorch to compare with; empty if there is."""
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        return f"needs PyTorch, pip install -e '.[bench]' ({error})"
+    return ""
+
+
+def make_records(outcomes: Sequence[Outcome], contests: dict[str, Contest], config: Config) -> list[dict]:
+    """What does not vary from run to run, an object per contest."""
+    sizes = {f.name: getattr(config, f.name) for f in dataclasses.fields(Config) if f.name not in ("only", "spectrum")}
+    return [
+        {
+            "contest": o.name,
+            "what": contests[o.name].what,
+            "against": contests[o.name].against,
+            "goal": contests[o.name].goal,
+            "unit": o.unit,
+            "agreement_in": o.agreement_in,
+            **sizes,
+            "components": len(config.spectrum),
+        }
+        for o in outcomes
+    ]
