@@ -183,6 +183,7 @@ def loss_difference(kind: str, seed: int) -> float:
 
 def _our_loss(kind, values, x0, noise, logsnr, std):
     schedule, run = schedules.LinearVP(), networks.RunInputs(jnp.ones(DIM), jnp.inf, jnp.float32(std))
+    x0, noise, logsnr = jnp.asarray(x0), jnp.asarray(noise), jnp.asarray(logsnr)
     if kind == "linear":
         t = schedule.inverse_logsnr(jnp.linspace(-10.0, 9.0, 128))
         weights = values["table"] / jax.nn.sigmoid(-jnp.linspace(-10.0, 9.0, 128))[:, None]
@@ -192,13 +193,13 @@ def _our_loss(kind, values, x0, noise, logsnr, std):
             DIM, latent_dim=DIM, features=0, hidden=EXPERT_HIDDEN, rngs=networks.nnx.Rngs(params=0)
         )
         _set_parameters(network, values)
-        alpha, sigma = (np.sqrt(jax.nn.sigmoid(s * logsnr[0])) for s in (1, -1))
-        radius = np.sqrt(alpha**2 * std**2 + sigma**2)
+        alpha, sigma = (jnp.sqrt(jax.nn.sigmoid(sign * logsnr[0])) for sign in (1, -1))
+        radius = jnp.sqrt(alpha**2 * std**2 + sigma**2)
         return float(jnp.mean((network((alpha * x0 + sigma * noise) / radius) - noise) ** 2))
     config = training.TrainingConfig(model="mlp", steps=1, batch_size=BATCH, hidden=HIDDEN, blocks=1, schedule=schedule)
     network = training.make_network(config, DIM, jax.random.key(0), DIM)
     _set_parameters(network.raw, values)
-    t = schedule.inverse_logsnr(jnp.asarray(logsnr))
+    t = schedule.inverse_logsnr(logsnr)
     weight, denoiser = losses.edm_weight(schedule, t, run.data_std), networks.as_denoiser(network, run)
     return float(losses.denoising_score_matching(denoiser, x0, noise, t, weight, schedule=schedule, dim=DIM))
 
