@@ -92,6 +92,7 @@ def _seed(seed):
     return jnp.stack([high.astype(jnp.uint32), seed.astype(jnp.uint32)])
 
 
+@functools.partial(jax.jit, static_argnums=1, inline=True)
 def _split(key, shape):
     return jnp.stack(_blocks(key, shape), axis=-1)
 
@@ -103,6 +104,7 @@ def _random_bits(key, bit_width, shape):
     return (high ^ low).astype(f"uint{bit_width}")
 
 
+@functools.partial(jax.jit, inline=True)
 def _fold_in(key, data):
     return jnp.stack(_threefry(key, jnp.uint32(0), data.astype(jnp.uint32)))
 

@@ -131,7 +131,7 @@ def test_one_chain_is_spread_over_the_devices(models):
     params, inputs = jax.tree.map(lambda x: x[model.index], (model.trained.params, model.trained.runs.inputs))
     key = jax.random.split(jax.random.fold_in(jax.random.key(3), 11), 1)
     start = jax.random.normal(jax.random.split(key[0])[0], (model.trained.width, 256)).T * inputs.mask
-    np.testing.assert_array_equal(states[0], start[:, :5])
+    np.testing.assert_allclose(states[0], start[:, :5], rtol=1e-5, atol=1e-9)  # another quantile function
     direct = samplers.sample(
         model.trained.denoiser(model.index), sampling.schedule, start, jax.random.key(0), times=sampling.times,
         stops=sampling.stop_steps, sampler="euler", statistic=lambda z, t: z,

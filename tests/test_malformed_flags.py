@@ -41,6 +41,10 @@ WORDS = {
 }
 # Flags that fit alone but not together: arguments, the flag that the line names, what it says is allowed.
 TOGETHER = {
+    "benchmark": [
+        ("--spectrum=lowrank:300 --data_dim=100", "spectrum", "1..100"),
+        ("--spectrum=lowrank:8", "spectrum", "variances above 0"),
+    ],
     "capped_scores": [
         ("--data=digits --spectrum=power:1", "spectrum", "only without --data"),
         ("--t_max=400", "t_max", "noise variance in (0, 1)"),

@@ -448,3 +448,16 @@ def test_error_split(scheme):
     finer = oracle.error_split(VARIANCES, VARIANCES, schedule, fine, scheme=scheme)
     assert finer["discretisation"][-1] < 0.01 * split["discretisation"][-1]
     np.testing.assert_allclose(finer["score"], distance_by_prefix(VARIANCES, VARIANCES), atol=1e-13)
+
+
+def test_more_components_than_are_handled_at_once():
+    """130 components in three blocks, and any number of steps, give what each component gives alone."""
+    schedule = SCHEDULES[0]
+    variances = np.linspace(3.0, 0.01, 130)
+    for steps in (1, 2, 37):
+        times = np.linspace(1.0, 0.01, steps + 1) * schedule.t_max
+        options = {"scheme": "euler_maruyama", "start": "standard"}
+        together = oracle.sampler_variances(variances, schedule, times, **options)
+        for i in (0, 63, 64, 127, 128, 129):
+            alone = oracle.sampler_variances(variances[i : i + 1], schedule, times, **options)
+            np.testing.assert_array_equal(together[:, i], alone[:, 0])

@@ -10,15 +10,23 @@ noise of its own for every run and sample; what each pair was checked to agree i
     python -m experiments.benchmark --only=table,law           # no PyTorch needed
     python -m experiments.benchmark --spectrum=cifar10.npy     # another spectrum for the table
 
+"Run after run" is one process, with the better of 1 thread and all; two processes of one thread would use two cores as well.
+What favours PyTorch: unpadded latents in its loop, no decay of the rate, no freezing of a run that diverges.
+
 Timings are what this experiment is about, and they vary: they are in metadata.json ("measured"). records.jsonl holds what
-does not: what was compared, at which sizes, with which options, and how well the sides agree.
+does not: what was compared, at which sizes, with which options, and how well the sides agree. A second start prints what was
+measured before; --overwrite measures again.
 """
 
+import concurrent.futures
 import dataclasses
 import gc
+import multiprocessing
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
 from ldmjax.checkpoints import NOTHING_KEPT, Store
@@ -38,8 +46,7 @@ class Config:
       steps: of training a round, for the MLP; linear scores take twenty times as many.
       samples: of the sampling contests.
       sampling_steps: of their chains.
-      spectrum: ``[D]``, of the discretisation table.
-      seed: of all data and noise.
+      spectrum: ``[D]``, all above 0, of the discretisation table.
     """
 
     only: tuple[str, ...]
@@ -49,42 +56,42 @@ class Config:
     samples: int
     sampling_steps: int
     spectrum: np.ndarray
-    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sides:
-    """Two ways to one result.
+    """Two ways to one result, as they are prepared.
 
     Attributes:
-      ours: does the work once; returns seconds per unit.
-      theirs: the same.
       unit: of work.
-      options: which of our optimisations, and which variant of theirs, were on.
+      options: how ours was done, as far as that is a choice.
+      opponent: which variant of theirs was the fastest.
       agreement: how far the results differ, in the unit that ``agreement_in`` names.
       agreement_in: the comparison, in words.
-      bytes: peak memory (ours, theirs) where that is compared too.
+      peak_bytes: memory (ours, theirs) where that is compared too.
       cold_seconds: of our first call, with compilation, where that is of interest.
     """
 
-    ours: Callable[[], float]
-    theirs: Callable[[], float]
     unit: str
-    options: dict[str, str]
+    options: str
+    opponent: str
     agreement: float
     agreement_in: str
-    bytes: tuple[float, float] | None = None
+    peak_bytes: tuple[float, float] | None = None
     cold_seconds: float | None = None
+
+
+Timer = Callable[[], float]  # does the work, returns seconds per unit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contest:
-    """One row of the table: ``sides`` prepares it; it ``needs_torch`` or not; ``goal`` bounds the ratio theirs / ours."""
+    """One row of the table: ``sides`` prepares (ours, theirs, facts); ``goal`` bounds the ratio theirs / ours."""
 
     what: str
     against: str
     goal: float
-    sides: Callable[[Config, Callable[[str], None]], Sides]
+    sides: Callable[[Config, Callable[[str], None]], tuple[Timer, Timer, Sides]]
     needs_torch: bool = False
     goal_is_ceiling: bool = False
 
@@ -96,12 +103,7 @@ class Outcome:
     name: str
     ours: list[float]
     theirs: list[float]
-    unit: str
-    options: dict[str, str]
-    agreement: float
-    agreement_in: str
-    bytes: tuple[float, float] | None
-    cold_seconds: float | None
+    sides: Sides
 
     @property
     def ratios(self) -> np.ndarray:
@@ -112,20 +114,18 @@ class Outcome:
 def hold(name: str, contest: Contest, config: Config, report: Callable[[str], None]) -> Outcome:
     """Prepares both sides, runs each once unmeasured, then in turn."""
     begin = time.perf_counter()
-    sides = contest.sides(config, report)
-    ours, theirs = [], []
+    *timers, sides = contest.sides(config, report)
+    seconds = [], []
     for round_number in range(-1, config.rounds):
-        for side, seconds in ((sides.ours, ours), (sides.theirs, theirs)):
+        for timer, kept in zip(timers, seconds, strict=True):
             gc.collect()
             time.sleep(PAUSE)
-            seconds.append(side())
+            kept.append(timer())
         if round_number >= 0:
-            report(
-                f"{name}: round {round_number + 1}/{config.rounds}, ratio {theirs[-1] / ours[-1]:.3g}, "
-                f"{time.perf_counter() - begin:.0f} s so far"
-            )
-    kept = {f.name: getattr(sides, f.name) for f in dataclasses.fields(Sides) if f.name not in ("ours", "theirs")}
-    return Outcome(name=name, ours=ours[1:], theirs=theirs[1:], **kept)
+            ratio = seconds[1][-1] / seconds[0][-1]
+            elapsed = time.perf_counter() - begin
+            report(f"{name}: round {round_number + 1}/{config.rounds}, ratio {ratio:.3g}, {elapsed:.0f} s so far")
+    return Outcome(name=name, ours=seconds[0][1:], theirs=seconds[1][1:], sides=sides)
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -135,6 +135,13 @@ def timed(work: Callable[[], object]) -> float:
         work()
         calls += 1
     return (time.perf_counter() - begin) / calls
+
+
+def in_fresh_process(function: Callable, *arguments: object) -> Any:
+    """What ``function``, of a module, returns in a process of its own, where JAX has not begun."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def run(
@@ -165,16 +172,18 @@ def run(
 
 
 def missing_torch() -> str:
-    """Why there is no PyTorch to compare with; empty if there is."""
+    """Why there is no PyTorch to compare with on this device; empty if there is."""
     try:
-        import torch  # noqa: F401
-    except ImportError as error:
+        import torch
+    except (ImportError, OSError) as error:
         return f"needs PyTorch, pip install -e '.[bench]' ({error})"
+    if jax.default_backend() == "gpu" and not torch.cuda.is_available():
+        return "needs a PyTorch with CUDA: this one sees no GPU"
     return ""
 
 
 def make_records(outcomes: Sequence[Outcome], contests: dict[str, Contest], config: Config) -> list[dict]:
-    """What does not vary from run to run, an object per contest."""
+    """What does not vary from run to run on one machine, an object per contest."""
     sizes = {f.name: getattr(config, f.name) for f in dataclasses.fields(Config) if f.name not in ("only", "spectrum")}
     return [
         {
@@ -182,8 +191,10 @@ def make_records(outcomes: Sequence[Outcome], contests: dict[str, Contest], conf
             "what": contests[o.name].what,
             "against": contests[o.name].against,
             "goal": contests[o.name].goal,
-            "unit": o.unit,
-            "agreement_in": o.agreement_in,
+            "unit": o.sides.unit,
+            "options": o.sides.options,
+            "agreement": o.sides.agreement,
+            "agreement_in": o.sides.agreement_in,
             **sizes,
             "components": len(config.spectrum),
         }

@@ -5,6 +5,7 @@ import os
 import time
 
 import jax
+import numpy as np
 from absl import flags
 from threadpoolctl import threadpool_info
 
@@ -39,13 +40,18 @@ def define_flags() -> None:
 
 
 def plan(config: benchmark.Config) -> list[plans.Stage]:
-    """The stages of the job, from seconds measured on the machine of plans.py's constants."""
-    share = config.rounds / 5.0
-    parts = [(name, 45.0 * share if contests.CONTESTS[name].needs_torch else 12.0 * share) for name in config.only]
+    """The stages of the job, from seconds measured at the default sizes on the machine of plans.py's constants."""
+    share, training = config.rounds / 5.0, config.runs / 64 * config.steps / 100
+    parts = []
+    for name in config.only:
+        if not contests.CONTESTS[name].needs_torch:
+            parts.append((name, 20.0 * share))
+        elif not benchmark.missing_torch():
+            parts.append((name, 30.0 + 15.0 * share * training))
     if "bound" in FLAGS.only:
-        parts.append(("bound", 30.0 * share * len(FLAGS.bound_runs) * len(FLAGS.widths)))
+        parts.append(("bound", 6.0 * share * sum(FLAGS.bound_runs) / 64 * config.steps / 100 * len(FLAGS.widths)))
     if "growth" in FLAGS.only:
-        parts.append(("growth", 150.0 * share))
+        parts.append(("growth", 60.0 + 90.0 * share * config.steps / 100))
     return [plans.host(name, runs=1, seconds=seconds) for name, seconds in parts]
 
 
@@ -70,9 +76,16 @@ def _processor() -> str:
 def main() -> None:
     begin = time.perf_counter()
     shared.apply_quick(QUICK)
-    if FLAGS.sampling_steps % 2:
-        raise shared.bad("sampling_steps", FLAGS.sampling_steps, "must be even")
-    spectrum = data.spectrum_variances(FLAGS.spectrum, FLAGS.data_dim)
+    if jax.process_count() > 1:
+        raise shared.bad("num_processes", jax.process_count(), "must be 1: the clock of one process times the contests")
+    try:
+        spectrum = data.spectrum_variances(FLAGS.spectrum, FLAGS.data_dim)
+    except ValueError as error:
+        raise shared.bad("spectrum", FLAGS.spectrum, f"must be {data.SPECTRA} ({error})") from error
+    if not np.all(spectrum > 0):
+        raise shared.bad(
+            "spectrum", FLAGS.spectrum, "must have variances above 0: Heun's law at t = 0 is infinite otherwise"
+        )
     config = benchmark.Config(
         only=tuple(name for name in FLAGS.only if name in contests.CONTESTS), rounds=FLAGS.rounds, runs=FLAGS.runs,
         steps=FLAGS.steps, samples=FLAGS.samples, sampling_steps=FLAGS.sampling_steps, spectrum=spectrum,
@@ -104,5 +117,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # Both sides share a GPU's memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     define_flags()
     shared.run(main)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from experiments.benchmark import Config, Sides, numpy_loop, timed
+from experiments.benchmark import Config, Sides, Timer, in_fresh_process, numpy_loop, timed
 from experiments.benchmark.sampling import SCHEDULE, VARIANCES, gaussian_chain, uniform_grid
 from ldmjax import devices, oracle, threefry
 
@@ -20,57 +20,65 @@ TABLE = {
 }
 
 
-def law_sides(opponent: str, config: Config, report: Callable[[str], None]) -> Sides:
+def law_sides(opponent: str, config: Config, report: Callable[[str], None]) -> tuple[Timer, Timer, Sides]:
     """Variances at all 1000 stops, and squared W2 from them: by recursion, or from 4096 samples ("numpy", "sampler")."""
-    del report
+    del config, report
     times = uniform_grid(STEPS)
     exact = functools.partial(
         oracle.sampler_variances, VARIANCES, SCHEDULE, times, scheme="euler_maruyama", start="standard"
     )
     if opponent == "numpy":
-        sampled = functools.partial(
-            numpy_loop.sampled_variances, VARIANCES, SCHEDULE, times, samples=SAMPLES, seed=config.seed
-        )
+        sampled = functools.partial(numpy_loop.sampled_variances, VARIANCES, SCHEDULE, times, samples=SAMPLES, seed=0)
     else:
         program = devices.map_runs(gaussian_chain(times, np.arange(STEPS + 1), SAMPLES), samples=True)
-        keys = jax.random.split(threefry.key(config.seed), 1)
+        keys = jax.random.split(threefry.key(0), 1)
 
         def sampled():
             return devices.collect(program(0, keys), 1)[0]
 
     exact_law = exact()
     error = exact_law * np.sqrt(2.0 / SAMPLES)
-    return Sides(
-        ours=lambda: timed(lambda: oracle.w2_squared_from_variances(VARIANCES, exact().T)),
-        theirs=lambda: timed(lambda: oracle.w2_squared_from_variances(VARIANCES, np.asarray(sampled(), np.float64).T)),
+    facts = Sides(
         unit=f"law at {STEPS} stops, d = 1..{len(VARIANCES)}",
-        options={
-            "ours": "float64 NumPy, doubling",
-            "theirs": "NumPy" if opponent == "numpy" else "our sampler, float32",
-        },
+        options="float64 NumPy, doubling",
+        opponent="float64 NumPy" if opponent == "numpy" else "our sampler, float32",
         agreement=float(np.max(np.abs(sampled() - exact_law) / error)),
         agreement_in=f"largest difference of {exact_law.size} variances, in standard errors",
     )
 
+    def ours():
+        return timed(lambda: oracle.w2_squared_from_variances(VARIANCES, exact().T))
 
-def table_sides(config: Config, report: Callable[[str], None]) -> Sides:
-    """Squared W2 at the end of 128 samplers on ``config.spectrum``; the first call of ours, with compilation, is reported."""
+    def theirs():
+        return timed(lambda: oracle.w2_squared_from_variances(VARIANCES, np.asarray(sampled(), np.float64).T))
+
+    return ours, theirs, facts
+
+
+def table_sides(config: Config, report: Callable[[str], None]) -> tuple[Timer, Timer, Sides]:
+    """Squared W2 at the end of 128 samplers on ``config.spectrum``; our first call, with compilation, is reported too."""
     variances = config.spectrum
     ours, theirs = (
         functools.partial(make, variances, variances, SCHEDULE, **TABLE)
         for make in (oracle.discretisation_table, numpy_loop.discretisation_table)
     )
-    begin = time.perf_counter()
-    ours()
-    cold = time.perf_counter() - begin
+    cold = in_fresh_process(_cold_seconds, variances)
     report(f"table: the first call took {cold:.2f} s")
     first, second = ours(), theirs()
-    return Sides(
-        ours=lambda: timed(ours),
-        theirs=lambda: timed(theirs),
+    facts = Sides(
         unit=f"{first.size} entries, D = {len(variances)}",
-        options={"ours": f"one float64 program on {jax.device_count()} device(s), warm", "theirs": "one thread"},
+        options="one float64 program over all devices, warm",
+        opponent="NumPy, one thread",
         agreement=float(np.max(np.abs(first / second - 1.0))),
         agreement_in="largest relative difference",
         cold_seconds=cold,
     )
+    return lambda: timed(ours), lambda: timed(theirs), facts
+
+
+def _cold_seconds(variances):
+    jax.config.update("jax_enable_compilation_cache", False)
+    devices.start()
+    begin = time.perf_counter()
+    oracle.discretisation_table(variances, variances, SCHEDULE, **TABLE)
+    return time.perf_counter() - begin

@@ -7,8 +7,8 @@ from experiments.benchmark.closed_forms import law_sides, table_sides
 from experiments.benchmark.sampling import noisy_sides, sampling_sides
 from experiments.benchmark.training import expert_sides, growth_sides, sweep_sides
 
-_MLP = "train 64 MLPs (128 wide, 3 layers, batch 256, d <= 16)"
-_LINEAR = "train 64 linear scores"
+_MLP = "train MLPs (128 wide, 3 layers, batch 256, d <= 16)"
+_LINEAR = "train linear scores (128 levels, batch 256, d <= 16)"
 _MODEL = "states of a trained model on the same (d, t) grid"
 
 CONTESTS = {
@@ -39,7 +39,7 @@ CONTESTS = {
         sides=partial(law_sides, "sampler"),
     ),
     "sampling": Contest(
-        what="sample 8 runs, moments at 100 stops", against="lax.scan that stores the states", goal=5.0,
+        what="sample 8 runs, moments on the way", against="lax.scan that stores the states", goal=5.0,
         sides=sampling_sides,
     ),
     "table": Contest(

@@ -61,28 +61,33 @@ class Growth:
     seconds: np.ndarray
 
 
-def measure_ceilings(hidden: int, rounds: int) -> Ceilings:
-    """The best of ``rounds`` for both."""
+def measure_ceilings(hidden: int, runs: int, rounds: int) -> Ceilings:
+    """The best of ``rounds`` for both; on an accelerator the products of all ``runs`` at once, as in training."""
     count = jax.device_count()
+    rows = count if devices.default_runs_per_batch() == 1 else devices.padded_count(runs)
+    rng = np.random.default_rng(0)
+    factor = rng.standard_normal((rows, hidden, hidden)).astype(np.float32) / np.sqrt(hidden)
 
-    def products(_, x):
-        return jax.lax.fori_loop(0, PRODUCTS, lambda i, x: jnp.maximum(x @ x[:hidden], 0.0), x)
+    def products(_, x, w):
+        return jax.lax.fori_loop(0, PRODUCTS, lambda i, x: jnp.tanh(x @ w), x)
 
     def copies(_, x):
         return jax.lax.fori_loop(0, COPIES, lambda i, x: x + 1.0, x)
 
-    rows = max(BATCH, hidden)
-    multiply = devices.map_runs(products)
-    copy = devices.map_runs(copies)
-    small, large = jnp.zeros((count, rows, hidden)), jnp.zeros((count, COPIED))
-    seconds = []
-    for program, x in ((multiply, small), (copy, large)):
-        x = devices.place(x)
-        program(0, x)
-        seconds.append(min(timed(lambda program=program, x=x: program(0, x)) for _ in range(max(3, rounds))))
+    def best(program, *arrays):
+        arrays = devices.place(arrays)
+        program(0, *arrays)
+        return min(timed(lambda: program(0, *arrays)) for _ in range(max(3, rounds)))
+
+    batch = rng.standard_normal((rows, BATCH, hidden)).astype(np.float32)
     return Ceilings(
-        operations=count * PRODUCTS * 2.0 * rows * hidden**2 / seconds[0],
-        bytes=count * COPIES * 2.0 * 4.0 * COPIED / seconds[1],
+        operations=rows * PRODUCTS * 2.0 * BATCH * hidden**2 / best(devices.map_runs(products), batch, factor),
+        bytes=count
+        * COPIES
+        * 2.0
+        * 4.0
+        * COPIED
+        / best(devices.map_runs(copies), np.zeros((count, COPIED), np.float32)),
     )
 
 
@@ -92,12 +97,12 @@ def measure_bounds(
     """A row per number of runs and width of the MLP; the median of ``rounds``."""
     found = []
     for hidden in widths:
-        ceilings = measure_ceilings(hidden, rounds)
         few = max(1, int(steps * min(1.0, (HIDDEN / hidden) ** 2)))
         config = training.TrainingConfig(model="mlp", steps=1, batch_size=BATCH, hidden=hidden, blocks=1)
         shapes = jax.eval_shape(lambda key, c=config: training.init_state(c, DIM, key, DIM), jax.random.key(0))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
         for count in runs:
+            ceilings = measure_ceilings(hidden, count, rounds)
             seconds = float(np.median([sweep_rate("mlp", count, few, hidden=hidden) for _ in range(rounds)]))
             found.append(
                 Bound(

@@ -3,10 +3,11 @@
 import math
 import time
 
+import jax
 import torch
 
 BUMPS, LOW, HIGH = 16, -10.0, 9.0  # of logsnr
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = "cuda" if jax.default_backend() == "gpu" else "cpu"  # where our side runs
 LEVELS = torch.linspace(LOW, HIGH, 128, device=DEVICE)[:, None]
 CENTRES = torch.linspace(LOW, HIGH, BUMPS, device=DEVICE)
 
@@ -17,8 +18,7 @@ def network(p, u, features=None):
     if features is not None:
         inner = inner * (1 + features @ p["scale"]) + features @ p["shift"]
     h = h + torch.nn.functional.silu(inner) @ p["down"]
-    h = h if features is None else h * (1 + features @ p["gain"])
-    return h @ p["decode"]
+    return (h if features is None else h * (1 + features @ p["gain"])) @ p["decode"]
 
 
 def mlp_loss(p, x0, noise, logsnr, std, mask):
@@ -76,4 +76,4 @@ def train(kind, loss, data, mask, std, *, hidden, batch, steps, rate, cap, logsn
 
 
 def synchronised_time():
-    return (torch.cuda.synchronize() if DEVICE == "cuda" else None) or time.perf_counter()
+    return time.perf_counter() if DEVICE == "cpu" else torch.cuda.synchronize() or time.perf_counter()

@@ -21,12 +21,19 @@ def table(outcomes: Sequence[Outcome], contests: Mapping[str, Contest], skipped:
         spread = f"{_short(ratio)} [{_short(o.ratios.min())}, {_short(o.ratios.max())}]"
         rows.append((
             o.name, contest.what, contest.against, spread, f"{sign} {contest.goal:g}", "yes" if met else "no",
-            _seconds(np.median(o.ours)), _seconds(np.median(o.theirs)), _short(o.agreement),
+            _seconds(np.median(o.ours)), _seconds(np.median(o.theirs)), _short(o.sides.agreement),
         ))  # fmt: skip
     lines = align(rows, left=3)
-    lines += [f"{o.name}: opponent {o.options['theirs']}; agreement: {o.agreement_in}" for o in outcomes]
-    lines += [f"{o.name}: memory {_bytes(o.bytes[0])} against {_bytes(o.bytes[1])}" for o in outcomes if o.bytes]
-    lines += [f"{o.name}: our first call, with compilation: {o.cold_seconds:.2f} s" for o in outcomes if o.cold_seconds]
+    lines += [f"{o.name}: per {o.sides.unit}; {o.sides.opponent}; agreement: {o.sides.agreement_in}" for o in outcomes]
+    for o in outcomes:
+        if o.sides.peak_bytes:
+            ours, theirs = o.sides.peak_bytes
+            lines.append(
+                f"{o.name}: memory {ours / 1e6:.0f} MB against {theirs / 1e6:.0f} MB, {theirs / ours:.1f} times less"
+            )
+        if o.sides.cold_seconds:
+            ratio = np.median(o.theirs) / o.sides.cold_seconds
+            lines.append(f"{o.name}: first call, with compilation: {o.sides.cold_seconds:.2f} s, ratio {_short(ratio)}")
     lines += [f"{name}: skipped, {reason}" for name, reason in skipped.items()]
     return "\n".join(lines)
 
@@ -51,10 +58,6 @@ def _short(value: float) -> str:
 def _seconds(value: float) -> str:
     scale, unit = next(pair for pair in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")) if value >= pair[0] or pair[0] == 1e-6)
     return f"{value / scale:.3g} {unit}"
-
-
-def _bytes(value: float) -> str:
-    return f"{value / 1e6:.0f} MB"
 
 
 def draw_growth(growths: Sequence[Growth], machine: str) -> Figure:

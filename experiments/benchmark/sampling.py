@@ -1,16 +1,14 @@
 """Contests of sampling: our loop against the scan that stores all states; the noisy autoencoder against a trained model."""
 
-import concurrent.futures
 import functools
-import multiprocessing
-import resource
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmark import Config, Sides, timed
+from experiments.benchmark import Config, Sides, Timer, in_fresh_process, timed
 from experiments.benchmark.training import DIM, points
 from ldmjax import autoencoders, data, devices, samplers, schedules, stopping, sweeps, threefry, training
 
@@ -46,29 +44,26 @@ def gaussian_chain(times: np.ndarray, stops: np.ndarray, samples: int) -> Callab
     return chain
 
 
-def sampling_sides(config: Config, report: Callable[[str], None]) -> Sides:
+def sampling_sides(config: Config, report: Callable[[str], None]) -> tuple[Timer, Timer, Sides]:
     """Second moments of 8 Gaussian chains at 100 stops."""
     del report
     ours, scan = _our_chains(config), _scanned_chains(config)
     first, second = (np.asarray(side())[:RUNS] for side in (ours, scan))
     error = np.sqrt(4.0 / config.samples) * np.sqrt(first * second)
-    return Sides(
-        ours=lambda: timed(ours),
-        theirs=lambda: timed(scan),
+    facts = Sides(
         unit=f"{RUNS} chains of {config.samples} samples, {config.sampling_steps} steps",
-        options={
-            "ours": f"{jax.device_count()} device(s), statistics on the way, Threefry without loops",
-            "theirs": "one device, XLA's threads as they come",
-        },
+        options="runs spread over all devices, statistics on the way",
+        opponent="one device, XLA's threads as they come",
         agreement=float(np.max(np.abs(first - second) / error)),
         agreement_in=f"largest difference of {first.size} second moments, in its standard errors",
-        bytes=(peak_bytes("ours", config), peak_bytes("scan", config)),
+        peak_bytes=tuple(in_fresh_process(_peak_bytes, side, config) for side in ("ours", "scan")),
     )
+    return lambda: timed(ours), lambda: timed(scan), facts
 
 
 def _our_chains(config):
     program = devices.map_runs(gaussian_chain(*_grid(config), config.samples), samples=True)
-    keys = jax.random.split(threefry.key(config.seed), RUNS)
+    keys = jax.random.split(threefry.key(0), RUNS)
     return lambda: devices.collect(program(0, keys), RUNS)
 
 
@@ -104,29 +99,29 @@ def _scanned_chains(config):
     def moments(keys):
         return jnp.mean(jax.vmap(chain)(keys)[:, stops - 1] ** 2, axis=2)
 
-    keys = jax.random.split(jax.random.key(config.seed + 1), RUNS)
+    keys = jax.random.split(jax.random.key(1), RUNS)
     return lambda: jax.block_until_ready(moments(keys))
 
 
-def peak_bytes(side: str, config: Config) -> float:
-    """Memory that one side adds to a fresh process, at its peak: "ours" or "scan". On an accelerator, that of the device."""
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_peak_bytes, side, config).result()
-
-
 def _peak_bytes(side, config):
+    """Memory that a side adds to a process at its peak; on an accelerator, that of the devices."""
     devices.start()
     jnp.zeros(1).block_until_ready()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_of_process()
     {"ours": _our_chains, "scan": _scanned_chains}[side](config)()
-    statistics = jax.devices()[0].memory_stats()
-    if statistics:
-        return float(statistics["peak_bytes_in_use"])
-    return 1024.0 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    statistics = [device.memory_stats() for device in jax.local_devices()]
+    if all(statistics):
+        return float(sum(s["peak_bytes_in_use"] for s in statistics))
+    return _peak_of_process() - before
 
 
-def noisy_sides(decoding: bool, config: Config, report: Callable[[str], None]) -> Sides:
+def _peak_of_process():
+    """In bytes, of Linux: getrusage would tell that of the parent where it was larger."""
+    line = next(line for line in Path("/proc/self/status").open() if line.startswith("VmHWM"))
+    return 1024.0 * float(line.split()[1])
+
+
+def noisy_sides(decoding: bool, config: Config, report: Callable[[str], None]) -> tuple[Timer, Timer, Sides]:
     """States at 20 stops for three latent dimensions: noise on latents, or the chains of trained networks.
 
     The networks are trained for one step: their cost does not depend on their weights. The decoder neither.
@@ -139,10 +134,10 @@ def noisy_sides(decoding: bool, config: Config, report: Callable[[str], None]) -
         images = data.load("digits").samples.reshape(-1, 8, 8)
         fitted = autoencoders.fit(
             images, [(d,) for d in MODEL_DIMS], autoencoders.AutoencoderConfig(kind="conv", steps=1),
-            seeds=[config.seed] * len(MODEL_DIMS), report=lambda line: None,
+            seeds=[0] * len(MODEL_DIMS), report=lambda line: None,
         )  # fmt: skip
         decoders = [autoencoder.decode for autoencoder in fitted]
-    chains = _model_chains(samples, times, stops, config.seed)
+    chains = _model_chains(samples, times, stops)
 
     def theirs():
         for place, decode in enumerate(decoders):
@@ -152,29 +147,26 @@ def noisy_sides(decoding: bool, config: Config, report: Callable[[str], None]) -
     def ours():
         for d, decode in zip(MODEL_DIMS, decoders, strict=True):
             stopping.noisy_autoencoder(
-                points(config.seed)[:, :d], decode, {}, logsnrs=SCHEDULE.logsnr(times[stops]), samples=samples,
-                seed=config.seed, report=lambda line: None,
+                points(0)[:, :d], decode, {}, logsnrs=SCHEDULE.logsnr(times[stops]), samples=samples,
+                seed=0, report=lambda line: None,
             )  # fmt: skip
 
-    return Sides(
-        ours=lambda: timed(ours),
-        theirs=lambda: timed(theirs),
+    facts = Sides(
         unit=f"{samples} states at {MODEL_STOPS} stops, d = {', '.join(map(str, MODEL_DIMS))}",
-        options={
-            "ours": "host, common random numbers",
-            "theirs": f"our sampler, {config.sampling_steps} DDIM steps, MLP of width {MODEL['hidden']}",
-        },
+        options="host, common random numbers",
+        opponent=f"our sampler, {config.sampling_steps} DDIM steps, MLP of width {MODEL['hidden']}",
         agreement=float("nan"),
         agreement_in="two methods: `experiments.noisy_autoencoder` compares their answers",
     )
+    return lambda: timed(ours), lambda: timed(theirs), facts
 
 
-def _model_chains(samples, times, stops, seed):
+def _model_chains(samples, times, stops):
     """Maps the place of a latent dimension to the states ``[S, N, d]`` that its network samples."""
-    latents = {("gaussian", seed, len(points(seed))): sweeps.Latents(sample=points(seed), fresh_factor=np.eye(DIM))}
+    latents = {("gaussian", 0, len(points(0))): sweeps.Latents(sample=points(0), fresh_factor=np.eye(DIM))}
     specs = [
         sweeps.RunSpec(
-            model="mlp", data="gaussian", training_draws="sample", latent_dim=d, seed=seed, n=len(points(seed)),
+            model="mlp", data="gaussian", training_draws="sample", latent_dim=d, seed=0, n=len(points(0)),
             learning_rate=0.001,
         )
         for d in MODEL_DIMS

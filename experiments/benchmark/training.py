@@ -1,21 +1,23 @@
 """Contests of training: sweeps of runs, and experts, against PyTorch loops and torch.func.vmap; and their growth with runs."""
 
 import functools
+import os
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmark import Config, Sides
+from experiments.benchmark import Config, Sides, Timer
 from ldmjax import devices, experts, losses, networks, schedules, sweeps, training
 
 DIM, POINTS, BATCH, LATENT_DIMS = 16, 1024, 256, (2, 4, 8, 16)
 HIDDEN, EXPERT_HIDDEN, EXPERT_BATCH, LEVELS = 128, 64, 128, 32
 RATES, CAP = {"mlp": 0.005, "linear": 0.05, "expert": 0.003}, 20.0
 LINEAR_STEPS = 20  # times those of the MLP
+EXPERT = 16  # the level at which the experts' losses are compared
+TRIAL_STEPS = 20  # at least, to choose the opponent's fastest variant
 LADDER = schedules.Ladder(*schedules.karras_levels(LEVELS, sigma_min=0.002, sigma_max=80.0))
-OPTIONS = "{devices} device(s), {at_once} at a time on each, one dispatch, donation, Threefry without loops"
 
 
 def points(seed: int, dim: int = DIM) -> np.ndarray:
@@ -43,9 +45,7 @@ def sweep_rate(
     return trained.seconds / (runs * steps)
 
 
-def torch_side(
-    kind: str, steps: int, runs: int | None, report: Callable[[str], None]
-) -> tuple[Callable[[], float], str]:
+def torch_side(kind: str, steps: int, runs: int | None, report: Callable[[str], None]) -> tuple[Timer, str]:
     """The fastest of the PyTorch variants as a function that gives seconds per run and step, and its name.
 
     Args:
@@ -72,14 +72,16 @@ def torch_side(
         )
         return total / (steps * (runs or len(batches)))
 
-    trials = {}
-    for threads in (1, 2):
-        for compiled in (False, True):
-            used = torch.compile(loss, dynamic=False) if compiled else loss
-            name = f"{'compiled' if compiled else 'eager'}, {threads} thread(s)"
-            trials[name] = seconds(threads, used, max(1, steps // 4)), threads, used
-            report(f"  PyTorch {'vmap' if runs else 'loop'}, {kind}, {name}: {1 / trials[name][0]:.0f} run-steps/s")
-    best = min(trials, key=lambda name: trials[name][0])
+    trials, cuda = {}, opponents.DEVICE == "cuda"
+    compilers = {"eager": None, "compiled": "default"} | ({"CUDA graphs": "reduce-overhead"} if cuda else {})
+    for threads in sorted({1, len(os.sched_getaffinity(0))}):
+        torch._dynamo.reset()  # a compiled loss is kept for one number of threads, and not too many shapes
+        for name, mode in compilers.items():
+            used = loss if mode is None else torch.compile(loss, dynamic=False, mode=mode)
+            label = f"{name}, {opponents.DEVICE}, {threads} thread{'s' * (threads > 1)}"
+            trials[label] = seconds(threads, used, max(TRIAL_STEPS, steps // 4)), threads, used
+            report(f"  PyTorch {'vmap' if runs else 'loop'}, {kind}, {label}: {1 / trials[label][0]:.0f} run-steps/s")
+    best = min(trials, key=lambda label: trials[label][0])
     return functools.partial(seconds, *trials[best][1:], steps), best
 
 
@@ -101,107 +103,100 @@ def _torch_batches(kind, runs, torch, device):
     return [(on_device(data, mask, np.sqrt(np.sum(data**2, axis=(1, 2)) / (POINTS * dims))), None)]
 
 
-def sweep_sides(model: str, vmapped: bool, config: Config, report: Callable[[str], None]) -> Sides:
+def sweep_sides(model: str, vmapped: bool, config: Config, report: Callable[[str], None]) -> tuple[Timer, Timer, Sides]:
     """Our sweep against PyTorch."""
     steps = config.steps * (LINEAR_STEPS if model == "linear" else 1)
-    theirs, variant = torch_side(
+    theirs, opponent = torch_side(
         model, steps if not vmapped else max(1, steps // 4), config.runs if vmapped else None, report
     )
-    return Sides(
-        ours=lambda: sweep_rate(model, config.runs, steps),
-        theirs=theirs,
-        unit="run-step",
-        options=_options(variant),
-        agreement=loss_difference(model, config.seed),
-        agreement_in="relative difference of the two losses, same parameters and batch",
-    )
+    return lambda: sweep_rate(model, config.runs, steps), theirs, _facts(model, "run-step", opponent)
 
 
-def expert_sides(config: Config, report: Callable[[str], None]) -> Sides:
+def expert_sides(config: Config, report: Callable[[str], None]) -> tuple[Timer, Timer, Sides]:
     """T = 32 experts of one model against 32 PyTorch trainings, timed on four of them."""
     steps = 4 * config.steps
     settings = experts.ExpertsConfig(
         ladder=LADDER, experts=LEVELS, batch_size=EXPERT_BATCH, steps=steps, hidden=EXPERT_HIDDEN
     )
-    spec = experts.ModelSpec(seed=config.seed, parameterisation="noise", learning_rate=RATES["expert"])
-    theirs, variant = torch_side("expert", steps, None, report)
+    spec = experts.ModelSpec(seed=0, parameterisation="noise", learning_rate=RATES["expert"])
+    theirs, opponent = torch_side("expert", steps, None, report)
 
     def ours():
         trained = experts.train([spec], points(0), settings, chunk=steps)
         return trained.seconds[-1] / (LEVELS * steps)
 
-    return Sides(
-        ours=ours,
-        theirs=theirs,
-        unit="expert-step",
-        options=_options(variant),
-        agreement=loss_difference("expert", config.seed),
-        agreement_in="relative difference of the two losses, same parameters and batch",
-    )
+    return ours, theirs, _facts("expert", "expert-step", opponent)
 
 
-def _options(variant: str) -> dict[str, str]:
-    at_once = "one run" if devices.default_runs_per_batch() == 1 else "all runs"
-    return {"ours": OPTIONS.format(devices=jax.device_count(), at_once=at_once), "theirs": variant}
-
-
-def growth_sides(model: str, config: Config, report: Callable[[str], None]) -> Sides:
+def growth_sides(model: str, config: Config, report: Callable[[str], None]) -> tuple[Timer, Timer, Sides]:
     """Four times the runs ("theirs") against as many runs: the cost of 256 over that of 64."""
     del report
     steps = config.steps * (LINEAR_STEPS if model == "linear" else 1)
-    return Sides(
-        ours=lambda: sweep_rate(model, config.runs, steps) * config.runs,
-        theirs=lambda: sweep_rate(model, 4 * config.runs, steps) * 4 * config.runs,
-        unit="step of all runs",
-        options=_options("the same"),
-        agreement=0.0,
-        agreement_in="one program",
+    facts = Sides(
+        unit="step of all runs", options=_options(), opponent="the same", agreement=0.0, agreement_in="one program"
     )
+    few, many = (lambda runs=runs: runs * sweep_rate(model, runs, steps) for runs in (config.runs, 4 * config.runs))
+    return few, many, facts
 
 
-def loss_difference(kind: str, seed: int) -> float:
-    """Relative difference between our loss and the opponent's on one batch, at random parameters."""
+def _facts(kind, unit, opponent):
+    return Sides(
+        unit=unit, options=_options(), opponent=opponent, agreement=loss_difference(kind),
+        agreement_in="relative difference of the two losses, same parameters and batch",
+    )  # fmt: skip
+
+
+def _options():
+    at_once = "one run" if devices.default_runs_per_batch() == 1 else "all runs"
+    return f"runs spread over all devices, {at_once} at a time on each"
+
+
+def loss_difference(kind: str) -> float:
+    """Relative difference between our loss and the opponent's on one batch, at random parameters, half of the latent padded."""
     import torch
 
     from experiments.benchmark import opponents
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
 
     def draw(*shape):
         return rng.standard_normal(shape).astype(np.float32)
 
-    x0, noise, std, mask = points(seed)[:BATCH], draw(BATCH, DIM), 0.7, np.ones(DIM, np.float32)
-    logsnr = rng.uniform(-9.0, 8.0, BATCH).astype(np.float32)
-    hidden = EXPERT_HIDDEN if kind == "expert" else HIDDEN
-    shapes = opponents.new_parameters(kind, DIM, hidden)
+    # Experts have no padding.
+    mask = np.ones(DIM, np.float32) if kind == "expert" else (np.arange(DIM) < DIM // 2).astype(np.float32)
+    x0, noise, std = points(0)[:BATCH] * mask, draw(BATCH, DIM) * mask, np.float32(0.7)
+    logsnr = LADDER.logsnr(EXPERT) if kind == "expert" else rng.uniform(-9.0, 8.0, BATCH)
+    shapes = opponents.new_parameters(kind, DIM, EXPERT_HIDDEN if kind == "expert" else HIDDEN)
     values = {name: 0.1 * draw(*p.shape) for name, p in shapes.items()}
-    inputs = [torch.tensor(v, device=opponents.DEVICE) for v in (x0, noise, logsnr, np.float32(std), mask)]
+    logsnr = np.broadcast_to(logsnr, BATCH).astype(np.float32)
+    inputs = [torch.tensor(v, device=opponents.DEVICE) for v in (x0, noise, logsnr, std, mask)]
     tensors = {k: torch.tensor(v, device=opponents.DEVICE) for k, v in values.items()}
     theirs = float(getattr(opponents, f"{kind}_loss")(tensors, *inputs))
-    return abs(_our_loss(kind, values, x0, noise, logsnr, std) / theirs - 1.0)
+    run = networks.RunInputs(jnp.asarray(mask), jnp.inf, jnp.asarray(std))
+    ours = _our_loss(kind, values, *map(jnp.asarray, (x0, noise, logsnr)), run)
+    return abs(float(ours) / theirs - 1.0)
 
 
-def _our_loss(kind, values, x0, noise, logsnr, std):
-    schedule, run = schedules.LinearVP(), networks.RunInputs(jnp.ones(DIM), jnp.inf, jnp.float32(std))
-    x0, noise, logsnr = jnp.asarray(x0), jnp.asarray(noise), jnp.asarray(logsnr)
+def _our_loss(kind, values, x0, noise, logsnr, run):
+    schedule, dim = schedules.LinearVP(), jnp.sum(run.mask)
     if kind == "linear":
-        t = schedule.inverse_logsnr(jnp.linspace(-10.0, 9.0, 128))
-        weights = values["table"] / jax.nn.sigmoid(-jnp.linspace(-10.0, 9.0, 128))[:, None]
-        return float(losses.linear_score_matching(weights, x0, noise, t, schedule=schedule, dim=DIM))
+        levels = jnp.linspace(-10.0, 9.0, 128)
+        weights = values["table"] / jax.nn.sigmoid(-levels)[:, None]
+        t = schedule.inverse_logsnr(levels)
+        return losses.linear_score_matching(weights, x0, noise, t, schedule=schedule, dim=dim)
     if kind == "expert":
-        network = networks.ResidualMLP(
-            DIM, latent_dim=DIM, features=0, hidden=EXPERT_HIDDEN, rngs=networks.nnx.Rngs(params=0)
-        )
+        table = experts.level_table(LADDER, np.array([EXPERT]), "noise", float(run.data_std), timed=False)
+        size = {"features": 0, "hidden": EXPERT_HIDDEN, "blocks": 1}
+        network = networks.ResidualMLP(DIM, latent_dim=DIM, rngs=networks.nnx.Rngs(params=0), **size)
         _set_parameters(network, values)
-        alpha, sigma = (jnp.sqrt(jax.nn.sigmoid(sign * logsnr[0])) for sign in (1, -1))
-        radius = jnp.sqrt(alpha**2 * std**2 + sigma**2)
-        return float(jnp.mean((network((alpha * x0 + sigma * noise) / radius) - noise) ** 2))
+        z = table.alpha * x0 + table.sigma * noise
+        return jnp.mean((network(z / table.radius) - table.target_x0 * x0 - table.target_noise * noise) ** 2)
     config = training.TrainingConfig(model="mlp", steps=1, batch_size=BATCH, hidden=HIDDEN, blocks=1, schedule=schedule)
     network = training.make_network(config, DIM, jax.random.key(0), DIM)
     _set_parameters(network.raw, values)
     t = schedule.inverse_logsnr(logsnr)
     weight, denoiser = losses.edm_weight(schedule, t, run.data_std), networks.as_denoiser(network, run)
-    return float(losses.denoising_score_matching(denoiser, x0, noise, t, weight, schedule=schedule, dim=DIM))
+    return losses.denoising_score_matching(denoiser, x0, noise, t, weight, schedule=schedule, dim=dim)
 
 
 def _set_parameters(network, values):
