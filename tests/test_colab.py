@@ -45,6 +45,7 @@ def executed(tmp_path_factory):
     return where, client.execute()  # a cell that raises fails here
 
 
+@pytest.mark.slow
 def test_job_runs_and_runs_again(executed):
     where, notebook = executed
     assert re.search(r"^jax \d+\.\d+.* on \[", printed(cell_of(notebook, "install")), flags=re.MULTILINE)
@@ -55,6 +56,7 @@ def test_job_runs_and_runs_again(executed):
     assert len((where / "results/optimal_stopping/records.jsonl").read_text().splitlines()) == 8
 
 
+@pytest.mark.slow
 def test_figures_and_records_are_shown(executed):
     where, notebook = executed
     figures = [output.data for output in cell_of(notebook, "figures").outputs if output.output_type == "display_data"]
@@ -65,6 +67,7 @@ def test_figures_and_records_are_shown(executed):
     assert "experiments.optimal_stopping" in printed(cell_of(notebook, "more"))
 
 
+@pytest.mark.slow
 def test_kernel_never_imports_jax(executed):
     """A TPU belongs to one process: the experiment's."""
     assert printed(cell_of(executed[1], "modules")) == "False\n"
