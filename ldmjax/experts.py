@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -31,7 +30,7 @@ from ldmjax.devices import collect, map_runs
 from ldmjax.networks import BUMPS, ResidualMLP, bump_features
 from ldmjax.process import Denoiser
 from ldmjax.schedules import Ladder
-from ldmjax.training import TrainState, apply_gradient, fresh_state
+from ldmjax.training import FlatParameters, TrainState, apply_gradient, fresh_state
 
 PARAMETERISATIONS = ("noise", "v")
 WARM_UP = 50  # steps over which the learning rate rises to its constant value
@@ -299,10 +298,10 @@ def _network(config: ExpertsConfig, width: int, key: jax.Array) -> ResidualMLP:
 
 
 def _rebuild(config: ExpertsConfig, width: int) -> Callable[[jax.Array], ResidualMLP]:
-    """The function from flat parameters ``[P]`` to a network. Flat, Adam and EMA are a few operations and not dozens."""
+    """The function from flat parameters ``[P]`` to a network."""
     graphdef, params = nnx.split(_network(config, width, threefry.key(0)))
-    unravel = jax.flatten_util.ravel_pytree(params)[1]
-    return lambda flat: nnx.merge(graphdef, unravel(flat))
+    flat = FlatParameters.of(params)
+    return lambda vector: nnx.merge(graphdef, flat.unravel(vector))
 
 
 def _stack(tables: Sequence) -> Any:
@@ -397,7 +396,7 @@ def _stack_runs(specs: Sequence[ModelSpec], config: ExpertsConfig, data_std: flo
 
 def _init_expert(config: ExpertsConfig, width: int, run: ExpertRun) -> TrainState:
     params = nnx.split(_network(config, width, jax.random.fold_in(run.key, 0)))[1]
-    return fresh_state(jax.flatten_util.ravel_pytree(params)[0])
+    return fresh_state(FlatParameters.of(params).ravel(params))
 
 
 def _train_chunk(config, rebuild, shared, state, run):

@@ -244,7 +244,8 @@ def sample(
       denoiser: E[z_0 | z_t].
       schedule: the forward process.
       start: states at times[0], ``[B, D]``.
-      key: for the sampler's noise. The noise of step k is the same whatever the stops: common random numbers.
+      key: a Threefry key (`threefry.key`, `jax.random.key`) for the sampler's noise, which is drawn in float32. The noise of
+        step k is the same whatever the stops: common random numbers.
       times: ``[N + 1]``, strictly decreasing.
       stops: increasing step counts in 0..N; stop k reads the state at times[k].
       statistic: maps (readout ``[B, D]``, t) to a pytree; called once per stop inside the compiled loop.

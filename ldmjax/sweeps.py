@@ -21,7 +21,7 @@ from ldmjax.checkpoints import NOTHING_KEPT, Store, fingerprint
 from ldmjax.devices import collect, map_runs
 from ldmjax.networks import RunInputs, as_denoiser
 from ldmjax.process import Denoiser
-from ldmjax.training import Form, TrainingConfig, graph_definition, init_state, map_parameters, train_step
+from ldmjax.training import FlatParameters, TrainingConfig, graph_definition, init_state, map_parameters, train_step
 
 DRAWS = ("sample", "fresh")
 
@@ -273,20 +273,20 @@ def train(
 def _train_chunk(config, graphdef, shared, state, run):
     """Steps first..last - 1 of one run; returns the state and the mean loss."""
     sources, first, last = shared
-    form = Form.of(state.params)
+    flat = FlatParameters.of(state.params)
 
     def step_of(step, carry):
         state, total = carry
         data_key, step_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(run.key, 1), step))
         x0 = draw_latents(sources, run, data_key, config.batch_size)
         state, loss = train_step(
-            config, graphdef, form, state, run.inputs, x0=x0, key=step_key, step=step, learning_rate=run.learning_rate
+            config, graphdef, flat, state, run.inputs, x0=x0, key=step_key, step=step, learning_rate=run.learning_rate
         )
         return state, total + loss
 
-    carry = map_parameters(form.ravel, state), jnp.zeros(())
+    carry = map_parameters(flat.ravel, state), jnp.zeros(())
     state, total = jax.lax.fori_loop(first, last, step_of, carry)
-    return map_parameters(form.unravel, state), total / (last - first)
+    return map_parameters(flat.unravel, state), total / (last - first)
 
 
 def map_trained(
@@ -299,7 +299,7 @@ def map_trained(
       function: gets one run's `Denoiser`, its `StackedRuns` row, the shared `Sources` and its row of ``extra``.
       extra: a pytree of arrays with leading axis = runs.
       width: padded latent width to work at, at least the latent dimension of every run asked for; default the trained one.
-      runs_per_batch: runs vmapped at once on each device.
+      runs_per_batch: as in `train`.
 
     Returns:
       A function of an index array of runs that returns the stacked results, padded runs removed.

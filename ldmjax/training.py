@@ -181,7 +181,7 @@ def fresh_state(params: PyTree) -> TrainState:
     return TrainState(params, ADAM.init(params), params, jnp.full((), -1, jnp.int32))
 
 
-class Form(NamedTuple):
+class FlatParameters(NamedTuple):
     """Parameters as one vector and back. On a vector Adam, EMA and freezing are a few operations and not dozens.
 
     A tree of one leaf needs no vector: it stands for its leaf.
@@ -191,8 +191,8 @@ class Form(NamedTuple):
     unravel: Callable[[jax.Array], PyTree]
 
     @classmethod
-    def of(cls, params: PyTree) -> "Form":
-        """The form of trees like ``params``."""
+    def of(cls, params: PyTree) -> "FlatParameters":
+        """For trees like ``params``."""
         leaves, treedef = jax.tree.flatten(params)
         if len(leaves) == 1:
             return cls(lambda tree: jax.tree.leaves(tree)[0], lambda leaf: jax.tree.unflatten(treedef, [leaf]))
@@ -230,7 +230,7 @@ def batch_loss(config: TrainingConfig, network: nnx.Module, run: RunInputs, x0: 
 def train_step(
     config: TrainingConfig,
     graphdef: nnx.GraphDef,
-    form: Form,
+    flat: FlatParameters,
     state: TrainState,
     run: RunInputs,
     *,
@@ -241,19 +241,19 @@ def train_step(
 ) -> tuple[TrainState, jax.Array]:
     """One optimiser step on clean latents ``x0`` ``[B, D]``; returns the new state and the loss (noise or EDM weighted).
 
-    The state's parameters are in ``form``. A run whose loss or gradient is not finite keeps its last state, for good, and
+    The state's parameters are vectors of ``flat``. A run whose loss or gradient is not finite keeps its last state, for good, and
     remembers the step.
     """
 
     def build(vector):
-        return nnx.merge(graphdef, form.unravel(vector))
+        return nnx.merge(graphdef, flat.unravel(vector))
 
     def project(vector):
         if config.model != "linear":
             return vector
         network = build(vector)
         network.project(run)
-        return form.ravel(nnx.split(network)[1])
+        return flat.ravel(nnx.split(network)[1])
 
     loss, gradient = jax.value_and_grad(lambda vector: batch_loss(config, build(vector), run, x0, key))(state.params)
     rate = learning_rate * _unit_learning_rate(step, config.steps)

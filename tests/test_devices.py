@@ -221,3 +221,18 @@ def test_a_job_starts_with_all_cores_and_a_cache_of_its_own(tmp_path):
 def test_the_batch_divides_the_runs_if_it_can():
     assert [devices._batch(12, size) for size in (1, 5, 6, 8, 50)] == [1, 4, 6, 6, 12]
     assert devices._batch(7, 4) == 4
+
+
+def test_all_runs_go_at_once_where_a_device_has_many_cores(monkeypatch):
+    """The default off the CPU, with rows of different lengths, gives what one run at a time gives."""
+
+    def powers(shared, run):
+        return jax.lax.fori_loop(0, run["count"], lambda _, x: x * shared, run["x"])
+
+    rows = {"count": np.arange(6), "x": np.linspace(1.0, 2.0, 6, dtype=np.float32)}
+    one = devices.map_runs(powers)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    many = devices.map_runs(powers)
+    assert one.runs_per_batch == 1 and many.runs_per_batch > 1e6
+    np.testing.assert_array_equal(devices.collect(many(1.5, rows), 6), devices.collect(one(1.5, rows), 6))
+    np.testing.assert_allclose(devices.collect(many(1.5, rows), 6), rows["x"] * 1.5 ** rows["count"], rtol=1e-6)

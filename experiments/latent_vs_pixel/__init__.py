@@ -50,7 +50,7 @@ class Config:
       training_steps, batch_size: of every diffusion model.
       autoencoder_steps: of the trained autoencoders.
       sampling: of every diffusion model.
-      runs_per_batch: runs vmapped at once on each device.
+      runs_per_batch: runs vmapped at once on each device, by default `devices.default_runs_per_batch`.
     """
 
     autoencoders: tuple[tuple[str, tuple[int, ...]], ...]

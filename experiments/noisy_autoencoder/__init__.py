@@ -62,7 +62,7 @@ class Config:
       autoencoder_steps: of trained autoencoders.
       sampling: of the diffusion models.
       readout: of their states, and of the noisy autoencoder.
-      runs_per_batch: runs vmapped at once on each device.
+      runs_per_batch: runs vmapped at once on each device, by default `devices.default_runs_per_batch`.
     """
 
     autoencoder: str

@@ -14,6 +14,7 @@ so run i of a batch equals run i alone up to float tolerance.
 
 import dataclasses
 import functools
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -117,8 +118,7 @@ def batch_loss(
     z, log_var = network.encode(x, mask)
     penalty = 0.0
     if config.kind == "kl":
-        # The padded axis is drawn first, so that padding does not change a run's numbers.
-        noise = jnp.moveaxis(jax.random.normal(key, (geometry.width, *z.shape[:-1])), 0, -1)
+        noise = threefry.normal(key, math.prod(z.shape[:-1]), geometry.width).reshape(z.shape)
         penalty = config.kl_weight * jnp.sum(kl_to_standard_normal(z, log_var)) / x.size
         z = z + jnp.exp(0.5 * log_var) * noise * mask
     if config.kind == "vq":
