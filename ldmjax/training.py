@@ -241,8 +241,8 @@ def train_step(
 ) -> tuple[TrainState, jax.Array]:
     """One optimiser step on clean latents ``x0`` ``[B, D]``; returns the new state and the loss (noise or EDM weighted).
 
-    The state's parameters are vectors of ``flat``. A run whose loss or gradient is not finite keeps its last state, for good, and
-    remembers the step.
+    The state's parameters are vectors of ``flat``. A run whose loss or gradient is not finite keeps its last state, for good,
+    and remembers the step.
     """
 
     def build(vector):
