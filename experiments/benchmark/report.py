@@ -21,7 +21,7 @@ def table(outcomes: Sequence[Outcome], contests: Mapping[str, Contest], skipped:
         spread = f"{_short(ratio)} [{_short(o.ratios.min())}, {_short(o.ratios.max())}]"
         rows.append((
             o.name, contest.what, contest.against, spread, f"{sign} {contest.goal:g}", "yes" if met else "no",
-            _seconds(np.median(o.ours)), _seconds(np.median(o.theirs)), _short(o.sides.agreement),
+            _seconds(np.median(o.ours)), _seconds(np.median(o.theirs)), "-" if np.isnan(o.sides.agreement) else _short(o.sides.agreement),
         ))  # fmt: skip
     lines = align(rows, left=3)
     lines += [f"{o.name}: per {o.sides.unit}; {o.sides.opponent}; agreement: {o.sides.agreement_in}" for o in outcomes]
