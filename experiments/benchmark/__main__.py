@@ -100,7 +100,8 @@ def main() -> None:
         options = {"steps": config.steps, "samples": config.samples, "rounds": min(config.rounds, 3)}
         growths = job.store.piece("growth", lambda: machine.measure_growth(**options, report=job.report))
     described = machine_line()
-    print(report.table(outcomes, contests.CONTESTS, skipped))
+    if config.only:
+        print(report.table(outcomes, contests.CONTESTS, skipped))
     if bounds:
         print(report.bound_table(bounds))
     print(f"median [smallest, largest] of {config.rounds} rounds; {described}")

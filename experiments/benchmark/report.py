@@ -21,7 +21,7 @@ def table(outcomes: Sequence[Outcome], contests: Mapping[str, Contest], skipped:
         spread = f"{_short(ratio)} [{_short(o.ratios.min())}, {_short(o.ratios.max())}]"
         rows.append((
             o.name, contest.what, contest.against, spread, f"{sign} {contest.goal:g}", "yes" if met else "no",
-            _seconds(np.median(o.ours)), _seconds(np.median(o.theirs)), "-" if np.isnan(o.sides.agreement) else _short(o.sides.agreement),
+            _seconds(np.median(o.ours)), _seconds(np.median(o.theirs)), _short(o.sides.agreement),
         ))  # fmt: skip
     lines = align(rows, left=3)
     lines += [f"{o.name}: per {o.sides.unit}; {o.sides.opponent}; agreement: {o.sides.agreement_in}" for o in outcomes]
@@ -52,6 +52,8 @@ def bound_table(bounds: Sequence[Bound]) -> str:
 
 
 def _short(value: float) -> str:
+    if np.isnan(value):
+        return "-"
     return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
@@ -65,7 +67,9 @@ def draw_growth(growths: Sequence[Growth], machine: str) -> Figure:
     axes_names = list(dict.fromkeys(g.axis for g in growths))
     figure, grid = plotting.new_figure(
         1, len(axes_names), width=3.1 * len(axes_names), height=3.6, title="How cost grows",
-        caption=f"Points: median over rounds; bars: smallest and largest. Grey dotted: in proportion to the size. {machine}",
+        caption="A training step of all runs together; over the latent dimension, of one run. A chain has d = 16 and, unless "
+        "on the axis, 250 steps and as many samples as --samples says. Points: median over rounds; bars: smallest and "
+        f"largest; grey dotted: in proportion to the size. {machine}",
     )  # fmt: skip
     for axes, name in zip(grid[0], axes_names, strict=True):
         shown = [g for g in growths if g.axis == name]
@@ -80,7 +84,9 @@ def draw_growth(growths: Sequence[Growth], machine: str) -> Figure:
         axes.set_xticks(shown[0].sizes, [f"{size:g}" for size in shown[0].sizes], fontsize=8)
         axes.minorticks_off()
         axes.grid(alpha=0.25)
-        plotting.draw_legend(axes)
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high * (high / low) ** 0.3)  # room for the legend
+        plotting.draw_legend(axes, loc="upper left")
     return figure
 
 
