@@ -487,6 +487,7 @@ def test_report_says_what_the_results_say():
     assert report.make_records(empty, config) == [] and report.curve_arrays(empty) == {}
 
 
+@pytest.mark.slow
 def test_an_interrupted_job_goes_on_to_the_same_records(tmp_path):
     config = few_states.Config(
         parts=("exact", "learned"), ladders=("karras",), levels=(4, 16), few=4, samples=128, tasks=("gaussian",), seeds=(5,),

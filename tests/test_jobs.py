@@ -197,13 +197,18 @@ def test_pieces_of_an_unknown_job_are_not_used_and_not_deleted(tmp_path):
 @pytest.mark.parametrize(
     ("error", "status", "text"),
     [
-        ("MemoryError('one run at a time')", 4, "out of memory: one run at a time"),
+        pytest.param("MemoryError('one run at a time')", 4, "out of memory: one run at a time", marks=pytest.mark.slow),
         ("jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: of 5 bytes')", 4, "out of memory: RESOURCE_EXHAUSTED: of 5"),
         ("jax.errors.JaxRuntimeError('INTERNAL: x')", 1, "Traceback"),
         ("OSError(28, 'No space left on device')", 3, "No space left on device; what was finished is kept"),
-        ("SystemExit(130)", 130, "stopped by Ctrl-C: the same command (without --overwrite) goes on"),
+        pytest.param(
+            "SystemExit(130)",
+            130,
+            "stopped by Ctrl-C: the same command (without --overwrite) goes on",
+            marks=pytest.mark.slow,
+        ),
         ("SystemExit(143)", 143, "stopped by SIGTERM"),
-        ("ZeroDivisionError()", 1, "Traceback"),
+        pytest.param("ZeroDivisionError()", 1, "Traceback", marks=pytest.mark.slow),
     ],
 )
 def test_statuses(error, status, text):

@@ -234,6 +234,7 @@ def outcome(dataset):
     return latent_vs_pixel.run(dataset, [features.load("pixels", dataset)], small(), lambda line: None)
 
 
+@pytest.mark.slow
 def test_interrupted_job_ends_with_the_same_records(outcome, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(pieces, "SECONDS_BETWEEN_LINES", 0.0)
     spaces = [features.load("pixels", dataset)]

@@ -379,6 +379,7 @@ def test_compared_stops_are_the_clean_ones_of_the_chain():
     assert CONFIG.network.steps == 7 and CONFIG.network.model == "mlp"
 
 
+@pytest.mark.slow
 def test_interrupted_job_ends_with_the_same_records(tmp_path, monkeypatch):
     monkeypatch.setattr(pieces, "SECONDS_BETWEEN_LINES", 0.0)
     images = np.random.default_rng(9).standard_normal((600, 12)) * np.geomspace(1.0, 0.1, 12)

@@ -101,6 +101,7 @@ def result(digits, spaces):
     return stopping_by_metric.run(digits, spaces, config, lambda line: None), config
 
 
+@pytest.mark.slow
 def test_interrupted_job_ends_with_the_same_runs(result, digits, spaces, tmp_path, monkeypatch):
     monkeypatch.setattr(pieces, "SECONDS_BETWEEN_LINES", 0.0)
     runs, config = result
