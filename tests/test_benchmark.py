@@ -118,3 +118,14 @@ def test_losses_are_those_of_the_opponent(kind):
     from experiments.benchmark.training import loss_difference
 
     assert loss_difference(kind) < 1e-5
+
+
+def test_a_short_call_is_timed_many_times(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: now[0])
+
+    def work():
+        now[0] += 0.03
+
+    assert benchmark.timed(work) == pytest.approx(0.03)
+    assert now[0] == pytest.approx(0.12)  # the first number of calls that fills LEAST_SECONDS
