@@ -87,6 +87,7 @@ def _blocks(key, shape):
     return _threefry(key, jnp.uint32(0), jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape))
 
 
+@functools.partial(jax.jit, inline=True)
 def _seed(seed):
     high = jax.lax.shift_right_logical(seed, jnp.asarray(32, seed.dtype))
     return jnp.stack([high.astype(jnp.uint32), seed.astype(jnp.uint32)])
