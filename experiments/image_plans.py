@@ -3,7 +3,6 @@
 Constants were measured on the machine of plans.py.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -13,7 +12,7 @@ from flax import nnx
 
 from experiments import plans
 from experiments.image_models import SamplingConfig
-from ldmjax import threefry, training
+from ldmjax import training
 from ldmjax.autoencoders import AutoencoderConfig
 from ldmjax.autoencoders.convolutional import ConvolutionalNetwork, geometry_of
 
@@ -82,8 +81,7 @@ def diffusion(
         dims = [dim for other, dim in models if other == network]
         width = max(dims)
         flops = training.flops(network, width) * (UNET_SLOWNESS if network.model == "unet" else 1.0)
-        state = jax.eval_shape(functools.partial(training.init_state, network, width), threefry.key(0), width)
-        parameters = sum(x.size for x in jax.tree.leaves(state.params))
+        parameters = training.parameter_count(network, width)
         size = {"flops": flops, "entries": width}
         chains = sampling.samples // sampling.chunk
         name = f"{network.model} on {width} entries" + (" at most" if min(dims) < width else "")

@@ -103,8 +103,8 @@ def padded_count(runs: int, multiple: int | None = None) -> int:
 def default_runs_per_batch() -> int:
     """Runs that a device best handles at once: one on a CPU, elsewhere all there are, until memory is full.
 
-    On a CPU one run after another on each core is as fast as any batch (`experiments.benchmark`); that an accelerator wants
-    them all at once is what its many cores suggest.
+    On a CPU one run after another on each core is as fast as any batch: 64 linear scores made 43,400 run-steps/s one at a time,
+    40,800, 43,400 and 40,000 by 2, 4 and 8. That an accelerator wants all at once is what its many cores suggest, not measured.
     """
     return 1 if jax.default_backend() == "cpu" else 2**30
 

@@ -176,6 +176,12 @@ def init_state(config: TrainingConfig, width: int, key: jax.Array, latent_dim: j
     return fresh_state(nnx.split(make_network(config, width, key, latent_dim))[1])
 
 
+def parameter_count(config: TrainingConfig, width: int) -> int:
+    """Parameters of one network of padded ``width``; nothing is computed."""
+    state = jax.eval_shape(lambda latent_dim: init_state(config, width, threefry.key(0), latent_dim), width)
+    return sum(leaf.size for leaf in jax.tree.leaves(state.params))
+
+
 def fresh_state(params: PyTree) -> TrainState:
     """The state before the first step, from initial parameters."""
     return TrainState(params, ADAM.init(params), params, jnp.full((), -1, jnp.int32))

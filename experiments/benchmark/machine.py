@@ -79,15 +79,11 @@ def measure_ceilings(hidden: int, runs: int, rounds: int) -> Ceilings:
         program(0, *arrays)
         return min(timed(lambda: program(0, *arrays)) for _ in range(max(3, rounds)))
 
-    batch = rng.standard_normal((rows, BATCH, hidden)).astype(np.float32)
+    multiplied = rng.standard_normal((rows, BATCH, hidden)).astype(np.float32)
+    copied = np.zeros((count, COPIED), np.float32)
     return Ceilings(
-        operations=rows * PRODUCTS * 2.0 * BATCH * hidden**2 / best(devices.map_runs(products), batch, factor),
-        bytes=count
-        * COPIES
-        * 2.0
-        * 4.0
-        * COPIED
-        / best(devices.map_runs(copies), np.zeros((count, COPIED), np.float32)),
+        operations=PRODUCTS * 2.0 * multiplied.size * hidden / best(devices.map_runs(products), multiplied, factor),
+        bytes=COPIES * 2.0 * copied.nbytes / best(devices.map_runs(copies), copied),
     )
 
 
@@ -99,15 +95,13 @@ def measure_bounds(
     for hidden in widths:
         few = max(1, int(steps * min(1.0, (HIDDEN / hidden) ** 2)))
         config = training.TrainingConfig(model="mlp", steps=1, batch_size=BATCH, hidden=hidden, blocks=1)
-        shapes = jax.eval_shape(lambda key, c=config: training.init_state(c, DIM, key, DIM), jax.random.key(0))
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
         for count in runs:
             ceilings = measure_ceilings(hidden, count, rounds)
             seconds = float(np.median([sweep_rate("mlp", count, few, hidden=hidden) for _ in range(rounds)]))
             found.append(
                 Bound(
                     runs=count, hidden=hidden, seconds=seconds, operations=3.0 * BATCH * training.flops(config, DIM),
-                    bytes=float(STATE_BYTES * parameters), ceilings=ceilings,
+                    bytes=float(STATE_BYTES * training.parameter_count(config, DIM)), ceilings=ceilings,
                 )
             )  # fmt: skip
             report(f"bound: {count} runs of width {hidden}, {1 / seconds:.0f} run-steps/s")

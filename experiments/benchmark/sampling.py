@@ -15,7 +15,7 @@ from ldmjax import autoencoders, data, devices, samplers, schedules, stopping, s
 SCHEDULE = schedules.LinearVP()
 VARIANCES = 1.0 / np.arange(1, DIM + 1) ** 1.5
 RUNS, STOPS = 8, 100
-# The trained model of the noisy autoencoder's contest: that of `experiments.noisy_autoencoder`, on digits.
+# Of the noisy autoencoder's contest: the network of `experiments.noisy_autoencoder`.
 MODEL_DIMS, MODEL_STOPS, MODEL = (4, 8, 16), 20, {"hidden": 256, "blocks": 2}
 MODEL_SHARE = 0.5  # of --samples
 
