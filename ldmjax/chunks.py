@@ -1,6 +1,10 @@
 """The loop of every training: steps in chunks, a progress line after each, checkpoints, and an orderly end on a signal.
 
 The grid of chunks depends on nothing but the number of steps, so results do not depend on when a checkpoint was taken.
+
+One call of a compiled program takes at most `steps_per_call` steps (`repeat`). On a CPU its loop ends where it is told to. An
+accelerator would ask the host before every step of such a loop, so there the loop has a fixed length, and steps that are not
+wanted change nothing. Either way one program serves any number of steps.
 """
 
 import contextlib
@@ -16,7 +20,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ldmjax.checkpoints import NOTHING_KEPT, Store, TrainingCheckpoints
-from ldmjax.devices import StateLost, any_process, collect, place, replicate
+from ldmjax.devices import StateLost, any_process, collect, place, platform, replicate
+
+MOST_PER_CALL = 100  # steps: many, so that a call costs little; few, so that those which are not wanted do
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,8 +73,8 @@ def train(
     """Runs ``advance`` over all steps, from the newest checkpoint if there is one.
 
     Args:
-      advance: from `devices.map_runs`, maps ((shared, first, last), state, run) to (state, mean loss) after the
-        steps first..last - 1; may take the state's buffers.
+      advance: from `devices.map_runs`, maps ((shared, first, last), state, run) to (state, sum of losses) after the
+        steps first..last - 1, no more than `steps_per_call` of ``chunk``; may take the state's buffers.
       start: gives the stacked state before the first step.
       shared: what all runs need.
       runs: stacked, what each run needs.
@@ -85,7 +91,7 @@ def train(
     """
     ends = np.array(sorted({*range(chunk, steps, chunk), *marks, steps}))
     with store.training(name) as checkpoints, no_interruption() as interruption:
-        loop = _Loop(advance, start, (shared, runs), count, ends, np.array(marks, int), select, checkpoints)
+        loop = _Loop(advance, start, (shared, runs), count, ends, chunk, np.array(marks, int), select, checkpoints)
         loop.begin()
         compiled = loop.compile()
         first = loop.done
@@ -110,11 +116,45 @@ def train(
         return loop.finished()
 
 
+def steps_per_call(chunk: int) -> int:
+    """Steps that one call of a program may take, for dispatches of ``chunk`` steps."""
+    return min(chunk, MOST_PER_CALL)
+
+
+def repeat(
+    step_of: Callable[[jax.Array, Any, PyTree, jax.Array | bool], PyTree],
+    carry: PyTree,
+    *,
+    first: jax.Array,
+    last: jax.Array,
+    length: int,
+    prepare: Callable[[jax.Array], PyTree] = lambda step: (),
+) -> PyTree:
+    """Inside a program: the steps first..last - 1, at most ``length`` of them.
+
+    Args:
+      step_of: (step, what was prepared for it, carry, whether it counts) to carry; a step that does not count must not change it.
+      carry: before the first step.
+      first: number of the first step.
+      last: the step to stop before.
+      length: most steps, a Python number.
+      prepare: step to what it needs that depends on its number alone (keys, small draws); mapped over all steps before the loop.
+    """
+    prepared = jax.vmap(prepare)(first + jnp.arange(length))
+
+    def body(i, carry):
+        counts = True if platform() == "cpu" else first + i < last
+        return step_of(first + i, jax.tree.map(lambda x: x[i], prepared), carry, counts)
+
+    return jax.lax.fori_loop(0, last - first if platform() == "cpu" else length, body, carry)
+
+
 class _Loop:
     """What `train` works on: the state on the devices, and on the host what has been collected on the way."""
 
-    def __init__(self, advance, start, given, count, ends, marks, select, checkpoints: TrainingCheckpoints):
+    def __init__(self, advance, start, given, count, ends, chunk, marks, select, checkpoints: TrainingCheckpoints):
         self.advance, self.start, self.count, self.ends, self.marks = advance, start, count, ends, marks
+        self.per_call = steps_per_call(chunk)
         self.select, self.checkpoints = select, checkpoints
         self.shared, self.runs = given
         self.done, self.state, self.kept = 0, None, None
@@ -152,14 +192,17 @@ class _Loop:
     def step(self) -> bool:
         """One chunk; False if memory ran out and the state had to be taken from the newest checkpoint."""
         begin, k = time.perf_counter(), int(np.searchsorted(self.ends, self.done, side="right"))
-        bounds = jnp.asarray(self.done), jnp.asarray(int(self.ends[k]))
-        try:
-            self.state, loss = self.advance((self.shared, *bounds), self.state, self.runs)
-        except StateLost:
-            self.begin()
-            return False
-        self.done = int(self.ends[k])
-        self.losses[:, k] = collect(loss, self.count)
+        end, total = int(self.ends[k]), np.zeros(self.count, np.float32)
+        for first in range(self.done, end, self.per_call):
+            bounds = jnp.asarray(first), jnp.asarray(min(first + self.per_call, end))
+            try:
+                self.state, loss = self.advance((self.shared, *bounds), self.state, self.runs)
+            except StateLost:
+                self.begin()
+                return False
+            total += collect(loss, self.count)
+        self.losses[:, k] = total / np.float32(end - self.done)
+        self.done = end
         self.seconds[k:] = (self.seconds[k - 1] if k else 0.0) + time.perf_counter() - begin
         mark = np.flatnonzero(self.marks == self.done)
         if mark.size:

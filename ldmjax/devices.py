@@ -1,16 +1,23 @@
-"""Where runs and samples live: a mesh of all devices of all processes with axes "runs" and "samples".
+"""Where runs and samples live, and what the kind of device decides.
 
-Runs (rows of a stacked pytree) are spread over "runs". Where there are fewer of them than devices, the samples that one run
-draws are spread over what is left. On a CPU the dots inside a loop use one core, so the cores are offered to JAX as separate
-devices. With several processes each computes its own rows; host arrays are equal on all of them, the first process writes.
+All devices of all processes form a mesh with axes "runs" and "samples". Runs (rows of a stacked pytree) are spread over "runs".
+Where there are fewer of them than devices, the samples that one run draws are spread over what is left. On a CPU the dots inside
+a loop use one core, so the cores are offered to JAX as separate devices. With several processes each computes its own rows; host
+arrays are equal on all of them, the first process writes.
+
+What a CPU and an accelerator want differently asks `platform`: how many runs go at once (`default_runs_per_batch`), how many
+equal items (`items_at_once`), how precise products are (`product_precision`), how loops over steps end (chunks.py) and how
+maps are convolved (networks.py).
 """
 
+import contextlib
+import functools
 import logging
 import os
-import platform
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from platform import machine, processor
 from typing import Any
 
 import jax
@@ -22,6 +29,12 @@ from jaxtyping import PyTree
 
 RUNS, SAMPLES = "runs", "samples"
 LOG = logging.getLogger("ldmjax")
+# Float32 products on a GPU: three TF32 products of operands split in two, about as exact as float32's own and several times as
+# fast. Elsewhere float32's own (a TPU makes it of six bfloat16 products).
+PRODUCTS = {"gpu": "TF32_TF32_F32_X3"}
+# Operations of one run's step that keep an accelerator busy alone; the memory of many such runs would be spent for nothing.
+LARGE_STEP = 1e9
+MEMORY_SHARE = 0.5  # of a device's memory that items held at once may take
 
 
 class StateLost(Exception):
@@ -47,7 +60,7 @@ def start(
       process_id: this one's number, from 0.
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", host_threads())
     keep_compiled_programs()
     if coordinator_address is not None:
         jax.distributed.initialize(coordinator_address, num_processes, process_id)
@@ -67,8 +80,8 @@ def _processor() -> str:
     try:
         described = next(line for line in Path("/proc/cpuinfo").open() if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
-        described = platform.processor()
-    return f"{platform.machine()}-{zlib.crc32(described.encode()):08x}"
+        described = processor()
+    return f"{machine()}-{zlib.crc32(described.encode()):08x}"
 
 
 def is_first_process() -> bool:
@@ -100,13 +113,66 @@ def padded_count(runs: int, multiple: int | None = None) -> int:
     return -(-runs // multiple) * multiple
 
 
-def default_runs_per_batch() -> int:
-    """Runs that a device best handles at once: one on a CPU, elsewhere all there are, until memory is full.
+def platform() -> str:
+    """What programs are made for: "cpu", "gpu" or "tpu"."""
+    return _MADE_FOR or jax.default_backend()
+
+
+_MADE_FOR: str | None = None  # while programs are made for a platform that is not here
+
+
+@contextlib.contextmanager
+def made_for(name: str) -> Iterator[None]:
+    """A context in which programs are traced as ``name`` ("cpu", "gpu" or "tpu") wants them, wherever they are compiled."""
+    global _MADE_FOR
+    before, _MADE_FOR = _MADE_FOR, name
+    try:
+        yield
+    finally:
+        _MADE_FOR = before
+
+
+def product_precision() -> str:
+    """How float32 matrix products are computed: `PRODUCTS`, unless JAX_DEFAULT_MATMUL_PRECISION says otherwise."""
+    chosen = jax.config.jax_default_matmul_precision
+    return PRODUCTS.get(platform(), "highest") if chosen in (None, "highest") else chosen
+
+
+def default_runs_per_batch(step_flops: float = 0.0) -> int:
+    """Runs that a device best handles at once: one on a CPU or if a step is large, else all there are, until memory is full.
 
     On a CPU one run after another on each core is as fast as any batch: 64 linear scores made 43,400 run-steps/s one at a time,
     40,800, 43,400 and 40,000 by 2, 4 and 8. That an accelerator wants all at once is what its many cores suggest, not measured.
+
+    Args:
+      step_flops: floating-point operations of one run's step.
     """
-    return 1 if jax.default_backend() == "cpu" else 2**30
+    return 1 if platform() == "cpu" or step_flops >= LARGE_STEP else 2**30
+
+
+def host_threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def items_at_once(bytes_each: float, *, on_cpu: int) -> int:
+    """Equal items (runs sampled, chains, rows of a table) that all devices best hold at once.
+
+    Args:
+      bytes_each: memory of one while it is computed.
+      on_cpu: how many suit one CPU device, whose cache they should fit.
+
+    Returns:
+      A multiple of the device count.
+    """
+    each = on_cpu if platform() == "cpu" else max(1, int(MEMORY_SHARE * device_memory() / bytes_each))
+    return each * jax.device_count()
+
+
+def device_memory() -> float:
+    """Bytes that one accelerator offers to JAX; 8 GB if it does not say."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    return float(statistics.get("bytes_limit", 8e9))
 
 
 def place(rows: PyTree) -> PyTree:
@@ -199,8 +265,7 @@ class MappedRuns:
             global _SAMPLES_SPREAD
             _SAMPLES_SPREAD = mesh.shape[SAMPLES] > 1
             try:
-                # Accelerators round the factors of a matrix product to 10 or 8 bits unless told not to.
-                with jax.default_matmul_precision("highest"):
+                with jax.default_matmul_precision(product_precision()):
                     batch = _batch(_length(rows), runs_per_batch)
                     # One run at a time needs no vmap: on a CPU its axis of length 1 makes programs up to twice as slow.
                     batch_size = None if batch == 1 else batch
@@ -235,6 +300,7 @@ def map_runs(
     return MappedRuns(function, runs_per_batch=runs_per_batch, samples=samples, donate=donate)
 
 
+@functools.cache
 def _mesh(runs: int) -> Mesh:
     shape = runs, jax.device_count() // runs
     return jax.make_mesh(shape, (RUNS, SAMPLES), axis_types=(AxisType.Auto, AxisType.Auto))

@@ -284,10 +284,10 @@ def _compiled_map(function, config: ExpertsConfig, width: int):
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled_training(config: ExpertsConfig, width: int, experts_per_batch: int | None):
-    """(initialise, advance) over stacked experts."""
+def _compiled_training(config: ExpertsConfig, width: int, experts_per_batch: int | None, length: int):
+    """(initialise, advance) over stacked experts; ``length`` bounds the steps of a call."""
     init = map_runs(lambda _, run: _init_expert(config, width, run))
-    step_chunk = functools.partial(_train_chunk, config, _rebuild(config, width))
+    step_chunk = functools.partial(_train_chunk, config, _rebuild(config, width), length)
     return init, map_runs(step_chunk, runs_per_batch=experts_per_batch, donate=1)
 
 
@@ -347,7 +347,9 @@ def train(
     width, data_std = samples.shape[1], float(np.sqrt(np.mean(samples**2)))
     runs, shape = _stack_runs(specs, config, data_std), (len(specs), len(config.level_blocks))
     count = shape[0] * shape[1]
-    init, advance = _compiled_training(_without_length(config), width, experts_per_batch)
+    init, advance = _compiled_training(
+        _without_length(config), width, experts_per_batch, chunks.steps_per_call(chunk)
+    )
     data = jnp.asarray(samples, jnp.float32)
     finished = chunks.train(
         advance,
@@ -399,32 +401,48 @@ def _init_expert(config: ExpertsConfig, width: int, run: ExpertRun) -> TrainStat
     return fresh_state(FlatParameters.of(params).ravel(params))
 
 
-def _train_chunk(config, rebuild, shared, state, run):
-    """Steps first..last - 1 of one expert; returns the state and the mean loss."""
+def _train_chunk(config, rebuild, length, shared, state, run):
+    """Steps first..last - 1 of one expert, at most ``length``; returns the state and the sum of losses."""
     data, first, last = shared
 
-    def step_of(step, carry):
+    def draws_of(step):
+        # 0 was the initialisation's.
+        return _choose_batch(config, run, len(data), jax.random.fold_in(run.key, step + 1))
+
+    def step_of(step, draws, carry, counts):
         state, total = carry
-        key = jax.random.fold_in(run.key, step + 1)  # 0 was the initialisation's
-        loss, gradient = jax.value_and_grad(functools.partial(_expert_loss, config, rebuild, run, data, key))(
-            state.params
-        )
+        loss_of = functools.partial(_expert_loss, rebuild, run, data, draws)
+        loss, gradient = jax.value_and_grad(loss_of)(state.params)
         rate = run.learning_rate * jnp.minimum(1.0, (step + 1) / WARM_UP)
-        return apply_gradient(state, loss, gradient, step=step, rate=rate, ema_gamma=config.ema_gamma), total + loss
+        options = {"step": step, "rate": rate, "ema_gamma": config.ema_gamma, "counts": counts}
+        return apply_gradient(state, loss, gradient, **options), total + jnp.where(counts, loss, 0.0)
 
-    state, total = jax.lax.fori_loop(first, last, step_of, (state, jnp.zeros(())))
-    return state, total / (last - first)
+    carry = state, jnp.zeros(())
+    return chunks.repeat(step_of, carry, first=first, last=last, length=length, prepare=draws_of)
 
 
-def _expert_loss(config, rebuild, run, data, key, params):
-    """Mean squared error of F against its target on one batch, levels stratified over the expert's block."""
+class _BatchDraw(NamedTuple):
+    """One batch: rows of the data and of the expert's table ``[B]``, and the key of its noise."""
+
+    index: jax.Array
+    row: jax.Array
+    noise_key: jax.Array
+
+
+def _choose_batch(config, run, rows, key):
+    """Draws data uniformly, levels stratified over the expert's block."""
     index_key, level_key, noise_key = jax.random.split(key, 3)
     batch = config.batch_size
-    x0 = data[jax.random.randint(index_key, (batch,), 0, len(data))]
-    noise = threefry.normal(noise_key, *x0.shape)
     share = (jnp.arange(batch) + jax.random.uniform(level_key, (batch,))) / batch
     row = jnp.minimum((share * run.count).astype(int), run.count - 1)
-    level = jax.tree.map(lambda x: x[row], run.table)
+    return _BatchDraw(jax.random.randint(index_key, (batch,), 0, rows), row, noise_key)
+
+
+def _expert_loss(rebuild, run, data, draw, params):
+    """Mean squared error of F against its target on one batch."""
+    x0 = data[draw.index]
+    noise = threefry.normal(draw.noise_key, *x0.shape)
+    level = jax.tree.map(lambda x: x[draw.row], run.table)
     z = level.alpha[:, None] * x0 + level.sigma[:, None] * noise
     target = level.target_x0[:, None] * x0 + level.target_noise[:, None] * noise
     return jnp.mean((rebuild(params)(z / level.radius[:, None], level.features) - target) ** 2)

@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from ldmjax import __version__
 from ldmjax.checkpoints import written_whole
+from ldmjax.devices import product_precision
 
 SCHEMA_VERSION = 1
 PACKAGES = ("ldmjax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
@@ -55,15 +57,16 @@ def write_curves(workdir: Path, curves: Mapping[str, np.ndarray]) -> None:
 
 
 def write_metadata(workdir: Path, **fields: Any) -> None:
-    """Writes metadata.json: versions, platform, devices, git state, and the given fields."""
+    """Writes metadata.json: versions, platform, devices, precision of products, git state, and the given fields."""
     import jax  # here, so that closed-form experiments that read no device do not initialise one at import
 
     entry = {
         "schema_version": SCHEMA_VERSION,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": versions(),
         "devices": [str(device) for device in jax.devices()],
+        "precision": {"default": jax.config.jax_default_matmul_precision, "mapped_runs": product_precision()},
         "git": _git_state(),
         **fields,
     }
@@ -108,11 +111,16 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+def versions() -> dict[str, str | None]:
+    """Versions of `PACKAGES`; None for one that is not there. This package need not be installed."""
+
+    def version(name):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return None
+
+    return {name: version(name) for name in PACKAGES} | {"ldmjax": __version__}
 
 
 def _git_state() -> str | None:

@@ -21,7 +21,15 @@ from ldmjax.checkpoints import NOTHING_KEPT, Store, fingerprint
 from ldmjax.devices import collect, map_runs
 from ldmjax.networks import RunInputs, as_denoiser
 from ldmjax.process import Denoiser
-from ldmjax.training import FlatParameters, TrainingConfig, graph_definition, init_state, map_parameters, train_step
+from ldmjax.training import (
+    FlatParameters,
+    TrainingConfig,
+    choose_noising,
+    graph_definition,
+    init_state,
+    map_parameters,
+    train_step,
+)
 
 DRAWS = ("sample", "fresh")
 
@@ -182,16 +190,32 @@ def stack_runs(
     return runs, Sources(jnp.asarray(sample), jnp.asarray(factor))
 
 
-def draw_latents(sources: Sources, run: StackedRuns, key: jax.Array, count: int) -> jax.Array:
-    """``count`` clean training latents of one run ``[count, D]``: uniform from its sample, or fresh Gaussian draws."""
+class LatentDraw(NamedTuple):
+    """Which clean training latents a batch takes: rows ``index`` ``[count]`` of the sample, or normals of a key."""
+
+    index: jax.Array
+    normal_key: jax.Array
+
+
+def choose_latents(run: StackedRuns, key: jax.Array, count: int) -> LatentDraw:
+    """Chooses ``count`` clean training latents of one run, uniformly."""
     index_key, normal_key = jax.random.split(key)
-    index = jax.random.randint(index_key, (count,), 0, run.n)
-    sampled = sources.sample.at[run.source, index].get(mode="promise_in_bounds")
+    return LatentDraw(jax.random.randint(index_key, (count,), 0, run.n), normal_key)
+
+
+def chosen_latents(sources: Sources, run: StackedRuns, draw: LatentDraw) -> jax.Array:
+    """The clean training latents of one run that were chosen ``[count, D]``: of its sample, or fresh Gaussian draws."""
+    sampled = sources.sample.at[run.source, draw.index].get(mode="promise_in_bounds")
     # No run draws afresh. jaxlib 0.11 crashes on the empty product below, on several CPU devices.
     if sources.factor.shape[2] == 0:
         return sampled * run.inputs.mask
-    normal = threefry.normal(normal_key, count, sources.factor.shape[2])
+    normal = threefry.normal(draw.normal_key, len(draw.index), sources.factor.shape[2])
     return jnp.where(run.fresh, normal @ sources.factor[run.source].T, sampled) * run.inputs.mask
+
+
+def draw_latents(sources: Sources, run: StackedRuns, key: jax.Array, count: int) -> jax.Array:
+    """``count`` clean training latents of one run ``[count, D]``: uniform from its sample, or fresh Gaussian draws."""
+    return chosen_latents(sources, run, choose_latents(run, key, count))
 
 
 def train(
@@ -238,7 +262,8 @@ def train(
     runs, sources = stack_runs(specs, latents, width)
     graphdef = graph_definition(config, width)
     init = map_runs(lambda _, run: init_state(config, width, jax.random.fold_in(run.key, 0), run.latent_dim))
-    advance = map_runs(partial(_train_chunk, config, graphdef), runs_per_batch=runs_per_batch, donate=1)
+    step_chunk = partial(_train_chunk, config, graphdef, chunks.steps_per_call(chunk))
+    advance = map_runs(step_chunk, runs_per_batch=runs_per_batch, donate=1)
     finished = chunks.train(
         advance,
         lambda: init(0, runs),
@@ -270,23 +295,26 @@ def train(
     )
 
 
-def _train_chunk(config, graphdef, shared, state, run):
-    """Steps first..last - 1 of one run; returns the state and the mean loss."""
+def _train_chunk(config, graphdef, length, shared, state, run):
+    """Steps first..last - 1 of one run, at most ``length``; returns the state and the sum of losses."""
     sources, first, last = shared
     flat = FlatParameters.of(state.params)
 
-    def step_of(step, carry):
+    def draws_of(step):
+        latents_key, noising_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(run.key, 1), step))
+        return choose_latents(run, latents_key, config.batch_size), choose_noising(noising_key)
+
+    def step_of(step, draws, carry, counts):
         state, total = carry
-        data_key, step_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(run.key, 1), step))
-        x0 = draw_latents(sources, run, data_key, config.batch_size)
         state, loss = train_step(
-            config, graphdef, flat, state, run.inputs, x0=x0, key=step_key, step=step, learning_rate=run.learning_rate
-        )
-        return state, total + loss
+            config, graphdef, flat, state, run.inputs, x0=chosen_latents(sources, run, draws[0]), noising=draws[1],
+            step=step, learning_rate=run.learning_rate, counts=counts,
+        )  # fmt: skip
+        return state, total + jnp.where(counts, loss, 0.0)
 
     carry = map_parameters(flat.ravel, state), jnp.zeros(())
-    state, total = jax.lax.fori_loop(first, last, step_of, carry)
-    return map_parameters(flat.unravel, state), total / (last - first)
+    state, total = chunks.repeat(step_of, carry, first=first, last=last, length=length, prepare=draws_of)
+    return map_parameters(flat.unravel, state), total
 
 
 def map_trained(

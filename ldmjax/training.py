@@ -215,19 +215,33 @@ def map_parameters(function: Callable[[PyTree], PyTree], state: TrainState) -> T
     )
 
 
-def batch_loss(config: TrainingConfig, network: nnx.Module, run: RunInputs, x0: jax.Array, key: jax.Array) -> jax.Array:
+class Noising(NamedTuple):
+    """How a batch is noised: ``offset`` in [0, 1) shifts the stratified levels, ``noise_key`` makes the noise."""
+
+    offset: jax.Array
+    noise_key: jax.Array
+
+
+def choose_noising(key: jax.Array) -> Noising:
+    """Chooses how one batch is noised."""
+    offset_key, noise_key = jax.random.split(key)
+    return Noising(jax.random.uniform(offset_key), noise_key)
+
+
+def batch_loss(
+    config: TrainingConfig, network: nnx.Module, run: RunInputs, x0: jax.Array, noising: Noising
+) -> jax.Array:
     """Denoising score matching on one batch of clean latents ``[B, D]``: noise-weighted (linear) or EDM-weighted.
 
     The linear class sees the batch on every level of its table, the others on one level per latent, stratified over logsnr.
     """
-    time_key, noise_key = jax.random.split(key)
-    noise = threefry.normal(noise_key, *x0.shape) * run.mask
+    noise = threefry.normal(noising.noise_key, *x0.shape) * run.mask
     schedule, dim = config.schedule, jnp.sum(run.mask)
     if config.model == "linear":
         t = schedule.inverse_logsnr(jnp.asarray(network.level_logsnrs, jnp.float32))
         weights = network.table[...] / network.table_scale
         return linear_score_matching(weights, x0, noise, t, schedule=schedule, dim=dim)
-    share = (jnp.arange(len(x0)) + jax.random.uniform(time_key)) / len(x0)
+    share = (jnp.arange(len(x0)) + noising.offset) / len(x0)
     t = schedule.inverse_logsnr(config.logsnr_min + (config.logsnr_max - config.logsnr_min) * share)
     weight = edm_weight(schedule, t, run.data_std)
     return denoising_score_matching(as_denoiser(network, run), x0, noise, t, weight, schedule=schedule, dim=dim)
@@ -241,14 +255,15 @@ def train_step(
     run: RunInputs,
     *,
     x0: jax.Array,
-    key: jax.Array,
+    noising: Noising,
     step: jax.Array,
     learning_rate: jax.Array,
+    counts: jax.Array | bool = True,
 ) -> tuple[TrainState, jax.Array]:
     """One optimiser step on clean latents ``x0`` ``[B, D]``; returns the new state and the loss (noise or EDM weighted).
 
     The state's parameters are vectors of ``flat``. A run whose loss or gradient is not finite keeps its last state, for good,
-    and remembers the step.
+    and remembers the step. A step that does not count changes nothing.
     """
 
     def build(vector):
@@ -261,9 +276,9 @@ def train_step(
         network.project(run)
         return flat.ravel(nnx.split(network)[1])
 
-    loss, gradient = jax.value_and_grad(lambda vector: batch_loss(config, build(vector), run, x0, key))(state.params)
+    loss, gradient = jax.value_and_grad(lambda vector: batch_loss(config, build(vector), run, x0, noising))(state.params)
     rate = learning_rate * _unit_learning_rate(step, config.steps)
-    options = {"step": step, "rate": rate, "ema_gamma": config.ema_gamma, "project": project}
+    options = {"step": step, "rate": rate, "ema_gamma": config.ema_gamma, "project": project, "counts": counts}
     return apply_gradient(state, loss, gradient, **options), loss
 
 
@@ -276,14 +291,19 @@ def apply_gradient(
     rate: jax.Array,
     ema_gamma: float,
     project: Callable[[PyTree], PyTree] = lambda params: params,
+    counts: jax.Array | bool = True,
 ) -> TrainState:
-    """Adam with learning rate ``rate``, then ``project``, then the power EMA; a state that is not finite freezes."""
+    """Adam with learning rate ``rate``, then ``project``, then the power EMA; a state that is not finite freezes.
+
+    A step that does not count (`chunks.repeat`) changes nothing.
+    """
     update, optimiser = ADAM.update(gradient, state.optimiser)
     params = project(optax.apply_updates(state.params, jax.tree.map(lambda u: -rate * u, update)))
     ema = optax.incremental_update(params, state.ema, 1.0 - ema_decay(step, ema_gamma))
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
-    fine = finite & (state.failed_at < 0)
-    failed_at = jnp.where(finite | (state.failed_at >= 0), state.failed_at, step)
+    running = (state.failed_at < 0) & counts
+    fine = finite & running
+    failed_at = jnp.where(running & ~finite, step, state.failed_at)
     new = TrainState(params, optimiser, ema, failed_at)
     kept = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, state)
     return kept._replace(failed_at=failed_at)

@@ -57,7 +57,7 @@ def layer_violations(sources):
             continue
         for name in imported_names(source):
             parts = name.split(".")
-            if parts[0] not in ("ldmjax", ""):
+            if parts[0] not in ("ldmjax", "") or name == "ldmjax.__version__":
                 continue
             target = parts[1] if parts[0] and len(parts) > 1 else ""
             inside = "/" in path and target == module  # a package may import its own files

@@ -15,7 +15,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 
 from absl import flags
@@ -168,7 +167,7 @@ def describe_job() -> dict:
         "flags": values,
         "files": {name: digest for name, value in texts.items() if (digest := _digest_of(Path(value)))},
         "code": _code_digest(),
-        "versions": {name: metadata.version(name) for name in records.PACKAGES},
+        "versions": records.versions(),
     }
 
 

@@ -141,8 +141,12 @@ def apply_step(
     gradient: jax.Array,
     codebook: Codebook | None,
     step: jax.Array,
+    counts: jax.Array | bool = True,
 ) -> State:
-    """Adam, then the power EMA; a run whose loss or parameters are not finite keeps its last state for good."""
+    """Adam, then the power EMA; a run whose loss or parameters are not finite keeps its last state for good.
+
+    A step that does not count (`chunks.repeat`) changes nothing.
+    """
     rate = config.learning_rate * jnp.minimum(1.0, (step + 1.0) / max(1, config.warm_up))
     update, optimiser = ADAM.update(gradient, state.optimiser)
     params = state.params - rate * update
@@ -151,8 +155,9 @@ def apply_step(
         average = jnp.maximum(average, 1.0 - 0.9999)
     ema = optax.incremental_update((params, codebook and codebook.codes), state.ema, average)
     finite = jnp.isfinite(loss) & jnp.isfinite(params).all()
-    fine = finite & (state.failed_at < 0)
-    failed_at = jnp.where(finite | (state.failed_at >= 0), state.failed_at, step)
+    running = (state.failed_at < 0) & counts
+    fine = finite & running
+    failed_at = jnp.where(running & ~finite, step, state.failed_at)
     new = State(params, codebook, optimiser, ema, failed_at)
     return jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, state)._replace(failed_at=failed_at)
 
@@ -176,15 +181,12 @@ def coding_programs(config: AutoencoderConfig, geometry: Geometry) -> CodingProg
     """How to encode and decode; compiled at the first call, once for all runs of a configuration and geometry."""
     network_of = _network_of(config, geometry)
 
-    @jax.default_matmul_precision("highest")
     def encode(params, latent_dim, pixels):
         return network_of(params).encode(pixels, own_entries(geometry, latent_dim))[0]
 
-    @jax.default_matmul_precision("highest")
     def index(codes, z):
         return nearest(codes, pieces_of(config, geometry, z))
 
-    @jax.default_matmul_precision("highest")
     def decode(params, codes, latent_dim, z):
         if codes is not None:
             z = codes[index(codes, z)].reshape(z.shape)
@@ -195,7 +197,7 @@ def coding_programs(config: AutoencoderConfig, geometry: Geometry) -> CodingProg
 
 @functools.lru_cache(maxsize=16)
 def training_program(config: AutoencoderConfig, geometry: Geometry, runs_per_batch: int | None) -> MappedRuns:
-    """How to train: ((images, first, last), state, run) to the state after steps first..last - 1 and their mean loss.
+    """How to train: ((images, first, last), state, run) to the state after steps first..last - 1 and the sum of losses.
 
     Compiled at the first call, so that a second `fit` of the same kind and sizes compiles nothing.
     """
@@ -204,21 +206,24 @@ def training_program(config: AutoencoderConfig, geometry: Geometry, runs_per_bat
     def advance(shared, state, run):
         images, first, last = shared
 
-        def step_of(step, carry):
-            state, total = carry
+        def draws_of(step):
             draw_key, loss_key = jax.random.split(jax.random.fold_in(run.key, step))
-            x = images[jax.random.randint(draw_key, (config.batch_size,), 0, len(images))]
+            return jax.random.randint(draw_key, (config.batch_size,), 0, len(images)), loss_key
+
+        def step_of(step, draws, carry, counts):
+            (index, loss_key), (state, total) = draws, carry
 
             def objective(params):
-                network = network_of(params)
+                network, x = network_of(params), images[index]
                 return batch_loss(config, geometry, network, state.codebook, run.latent_dim, x=x, key=loss_key)
 
             (loss, codebook), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
-            state = apply_step(config, state, loss=loss, gradient=gradient, codebook=codebook, step=step)
-            return state, total + loss
+            changes = {"loss": loss, "gradient": gradient, "codebook": codebook, "step": step, "counts": counts}
+            return apply_step(config, state, **changes), total + jnp.where(counts, loss, 0.0)
 
-        state, total = jax.lax.fori_loop(first, last, step_of, (state, jnp.zeros(())))
-        return state, total / (last - first)
+        carry = state, jnp.zeros(())
+        length = chunks.steps_per_call(CHUNK)
+        return chunks.repeat(step_of, carry, first=first, last=last, length=length, prepare=draws_of)
 
     return map_runs(advance, runs_per_batch=runs_per_batch, donate=1)
 
