@@ -30,7 +30,7 @@ from ldmjax.devices import collect, map_runs
 from ldmjax.networks import BUMPS, ResidualMLP, bump_features
 from ldmjax.process import Denoiser
 from ldmjax.schedules import Ladder
-from ldmjax.training import FlatParameters, TrainState, apply_gradient, fresh_state
+from ldmjax.training import FlatParameters, Pace, TrainState, apply_gradient, ema_decay, fresh_state
 
 PARAMETERISATIONS = ("noise", "v")
 WARM_UP = 50  # steps over which the learning rate rises to its constant value
@@ -406,16 +406,17 @@ def _train_chunk(config, rebuild, length, shared, state, run):
     data, first, last = shared
 
     def draws_of(step):
+        rate = run.learning_rate * jnp.minimum(1.0, (step + 1) / WARM_UP)
         # 0 was the initialisation's.
-        return _choose_batch(config, run, len(data), jax.random.fold_in(run.key, step + 1))
+        key = jax.random.fold_in(run.key, step + 1)
+        return _choose_batch(config, run, len(data), key), Pace(rate, 1.0 - ema_decay(step, config.ema_gamma))
 
     def step_of(step, draws, carry, counts):
-        state, total = carry
-        loss_of = functools.partial(_expert_loss, rebuild, run, data, draws)
+        (batch, pace), (state, total) = draws, carry
+        loss_of = functools.partial(_expert_loss, rebuild, run, data, batch)
         loss, gradient = jax.value_and_grad(loss_of)(state.params)
-        rate = run.learning_rate * jnp.minimum(1.0, (step + 1) / WARM_UP)
-        options = {"step": step, "rate": rate, "ema_gamma": config.ema_gamma, "counts": counts}
-        return apply_gradient(state, loss, gradient, **options), total + jnp.where(counts, loss, 0.0)
+        state = apply_gradient(state, loss, gradient, pace=pace, step=step, counts=counts)
+        return state, total + jnp.where(counts, loss, 0.0)
 
     carry = state, jnp.zeros(())
     return chunks.repeat(step_of, carry, first=first, last=last, length=length, prepare=draws_of)

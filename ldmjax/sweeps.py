@@ -23,12 +23,15 @@ from ldmjax.networks import RunInputs, as_denoiser
 from ldmjax.process import Denoiser
 from ldmjax.training import (
     FlatParameters,
+    Pace,
     TrainingConfig,
     choose_noising,
+    ema_decay,
     graph_definition,
     init_state,
     map_parameters,
     train_step,
+    unit_learning_rate,
 )
 
 DRAWS = ("sample", "fresh")
@@ -298,17 +301,19 @@ def train(
 def _train_chunk(config, graphdef, length, shared, state, run):
     """Steps first..last - 1 of one run, at most ``length``; returns the state and the sum of losses."""
     sources, first, last = shared
-    flat = FlatParameters.of(state.params)
+    flat, dim = FlatParameters.in_training(state.params), run.latent_dim.astype(jnp.float32)
 
     def draws_of(step):
         latents_key, noising_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(run.key, 1), step))
-        return choose_latents(run, latents_key, config.batch_size), choose_noising(noising_key)
+        rate = run.learning_rate * unit_learning_rate(step, config.steps)
+        pace = Pace(rate, 1.0 - ema_decay(step, config.ema_gamma))
+        return choose_latents(run, latents_key, config.batch_size), choose_noising(noising_key), pace
 
     def step_of(step, draws, carry, counts):
-        state, total = carry
+        (latents, noising, pace), (state, total) = draws, carry
         state, loss = train_step(
-            config, graphdef, flat, state, run.inputs, x0=chosen_latents(sources, run, draws[0]), noising=draws[1],
-            step=step, learning_rate=run.learning_rate, counts=counts,
+            config, graphdef, flat, state, run.inputs, x0=chosen_latents(sources, run, latents), dim=dim,
+            noising=noising, pace=pace, step=step, counts=counts,
         )  # fmt: skip
         return state, total + jnp.where(counts, loss, 0.0)
 

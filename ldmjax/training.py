@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from ldmjax import threefry
+from ldmjax.devices import platform
 from ldmjax.losses import denoising_score_matching, edm_weight, linear_score_matching
 from ldmjax.networks import (
     DiagonalLinearScore,
@@ -188,10 +189,7 @@ def fresh_state(params: PyTree) -> TrainState:
 
 
 class FlatParameters(NamedTuple):
-    """Parameters as one vector and back. On a vector Adam, EMA and freezing are a few operations and not dozens.
-
-    A tree of one leaf needs no vector: it stands for its leaf.
-    """
+    """Parameters as one vector and back. A tree of one leaf needs no vector: it stands for its leaf."""
 
     ravel: Callable[[PyTree], jax.Array]
     unravel: Callable[[jax.Array], PyTree]
@@ -203,6 +201,15 @@ class FlatParameters(NamedTuple):
         if len(leaves) == 1:
             return cls(lambda tree: jax.tree.leaves(tree)[0], lambda leaf: jax.tree.unflatten(treedef, [leaf]))
         return cls(lambda tree: jax.flatten_util.ravel_pytree(tree)[0], jax.flatten_util.ravel_pytree(params)[1])
+
+    @classmethod
+    def in_training(cls, params: PyTree) -> "FlatParameters":
+        """For a loop of steps: `of` on a CPU, where Adam, EMA and freezing of a vector are a few operations and not dozens.
+
+        On an accelerator the tree stays as it is: the compiler makes one kernel of the updates of all leaves, and would need
+        one more to cut each leaf out of a vector.
+        """
+        return cls.of(params) if platform() == "cpu" else cls(lambda tree: tree, lambda tree: tree)
 
 
 def map_parameters(function: Callable[[PyTree], PyTree], state: TrainState) -> TrainState:
@@ -228,15 +235,24 @@ def choose_noising(key: jax.Array) -> Noising:
     return Noising(jax.random.uniform(offset_key), noise_key)
 
 
+class Pace(NamedTuple):
+    """How far a step moves: the learning rate, and the share by which the EMA moves (1 - its decay)."""
+
+    rate: jax.Array
+    ema_share: jax.Array
+
+
 def batch_loss(
-    config: TrainingConfig, network: nnx.Module, run: RunInputs, x0: jax.Array, noising: Noising
+    config: TrainingConfig, network: nnx.Module, run: RunInputs, x0: jax.Array, noising: Noising, *, dim: jax.Array
 ) -> jax.Array:
-    """Denoising score matching on one batch of clean latents ``[B, D]``: noise-weighted (linear) or EDM-weighted.
+    """Denoising score matching on one batch of clean latents ``[B, D]``, ``dim`` of them not padding.
+
+    Noise-weighted (linear) or EDM-weighted.
 
     The linear class sees the batch on every level of its table, the others on one level per latent, stratified over logsnr.
     """
     noise = threefry.normal(noising.noise_key, *x0.shape) * run.mask
-    schedule, dim = config.schedule, jnp.sum(run.mask)
+    schedule = config.schedule
     if config.model == "linear":
         t = schedule.inverse_logsnr(jnp.asarray(network.level_logsnrs, jnp.float32))
         weights = network.table[...] / network.table_scale
@@ -255,14 +271,15 @@ def train_step(
     run: RunInputs,
     *,
     x0: jax.Array,
+    dim: jax.Array,
     noising: Noising,
+    pace: Pace,
     step: jax.Array,
-    learning_rate: jax.Array,
     counts: jax.Array | bool = True,
 ) -> tuple[TrainState, jax.Array]:
     """One optimiser step on clean latents ``x0`` ``[B, D]``; returns the new state and the loss (noise or EDM weighted).
 
-    The state's parameters are vectors of ``flat``. A run whose loss or gradient is not finite keeps its last state, for good,
+    The state's parameters are those of ``flat``, ``dim`` of the D components are not padding. A run whose loss or gradient is not finite keeps its last state, for good,
     and remembers the step. A step that does not count changes nothing.
     """
 
@@ -276,10 +293,11 @@ def train_step(
         network.project(run)
         return flat.ravel(nnx.split(network)[1])
 
-    loss, gradient = jax.value_and_grad(lambda vector: batch_loss(config, build(vector), run, x0, noising))(state.params)
-    rate = learning_rate * _unit_learning_rate(step, config.steps)
-    options = {"step": step, "rate": rate, "ema_gamma": config.ema_gamma, "project": project, "counts": counts}
-    return apply_gradient(state, loss, gradient, **options), loss
+    def loss_of(vector):
+        return batch_loss(config, build(vector), run, x0, noising, dim=dim)
+
+    loss, gradient = jax.value_and_grad(loss_of)(state.params)
+    return apply_gradient(state, loss, gradient, pace=pace, step=step, project=project, counts=counts), loss
 
 
 def apply_gradient(
@@ -287,19 +305,18 @@ def apply_gradient(
     loss: jax.Array,
     gradient: PyTree,
     *,
+    pace: Pace,
     step: jax.Array,
-    rate: jax.Array,
-    ema_gamma: float,
     project: Callable[[PyTree], PyTree] = lambda params: params,
     counts: jax.Array | bool = True,
 ) -> TrainState:
-    """Adam with learning rate ``rate``, then ``project``, then the power EMA; a state that is not finite freezes.
+    """Adam, then ``project``, then the power EMA; a state that is not finite freezes.
 
     A step that does not count (`chunks.repeat`) changes nothing.
     """
     update, optimiser = ADAM.update(gradient, state.optimiser)
-    params = project(optax.apply_updates(state.params, jax.tree.map(lambda u: -rate * u, update)))
-    ema = optax.incremental_update(params, state.ema, 1.0 - ema_decay(step, ema_gamma))
+    params = project(optax.apply_updates(state.params, jax.tree.map(lambda u: -pace.rate * u, update)))
+    ema = optax.incremental_update(params, state.ema, pace.ema_share)
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
     running = (state.failed_at < 0) & counts
     fine = finite & running
@@ -315,6 +332,6 @@ def ema_decay(step: jax.Array, ema_gamma: float) -> jax.Array:
     return jnp.where(step < EMA_LIMIT_AFTER, power, jnp.minimum(power, EMA_LIMIT))
 
 
-def _unit_learning_rate(step, steps):
+def unit_learning_rate(step: jax.Array, steps: int) -> jax.Array:
     """Linear warm-up over 50 steps, constant to 30 % of training, then linear to 0; times each run's own rate."""
     return jnp.minimum(1.0, (step + 1) / 50) * jnp.minimum(1.0, (1.0 - step / steps) / 0.7)

@@ -191,9 +191,8 @@ def test_ema_is_the_papers_after_fifty_thousand_steps():
 
     def moved(step):
         state = training.fresh_state(params)
-        new = training.apply_gradient(
-            state, jnp.zeros(()), gradient, step=jnp.asarray(step), rate=jnp.asarray(1.0), ema_gamma=7.0
-        )
+        pace = training.Pace(jnp.asarray(1.0), 1.0 - training.ema_decay(jnp.asarray(step), 7.0))
+        new = training.apply_gradient(state, jnp.zeros(()), gradient, pace=pace, step=jnp.asarray(step))
         return float(new.ema["w"][0] / new.params["w"][0])
 
     assert moved(0) == pytest.approx(1.0)

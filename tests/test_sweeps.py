@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldmjax import losses, networks, oracle, sweeps, training
+from ldmjax import devices, losses, networks, oracle, sweeps, training
 from ldmjax.schedules import LinearVP, RectifiedFlow
 
 SCHEDULE = LinearVP()
@@ -269,3 +269,18 @@ def test_learned_weights_follow_the_oracle_level_by_level():
     exact = oracle.capped_score_weights(estimated, noise_var, 20.0).T
     learned = np.asarray(network.weights(jnp.asarray(t, jnp.float32)))
     assert np.max(np.abs(learned - exact) * noise_var[:, None]) < 0.03
+
+
+@pytest.mark.parametrize(("model", "steps"), [("linear", 60), ("mlp", 130)])
+def test_a_loop_of_fixed_length_does_the_same_steps(model, steps):
+    """What an accelerator runs: all runs at once, no end that is told, steps beyond the last that change nothing."""
+    config = dataclasses.replace(SMALL[model], steps=steps)
+    options = {"width": 6, "chunk": 120, "snapshot": 47}
+    told = sweeps.train(grid(model), LATENTS, config, **options)
+    with devices.made_for("tpu"):
+        fixed = sweeps.train(grid(model), LATENTS, config, **options)
+    assert fixed.compilations == 1
+    np.testing.assert_allclose(fixed.losses, told.losses, rtol=2e-5)
+    for a, b in zip(jax.tree.leaves((fixed.params, fixed.snapshot)), jax.tree.leaves((told.params, told.snapshot)), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    np.testing.assert_array_equal(fixed.failed_at, told.failed_at)
