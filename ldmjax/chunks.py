@@ -1,10 +1,7 @@
 """The loop of every training: steps in chunks, a progress line after each, checkpoints, and an orderly end on a signal.
 
 The grid of chunks depends on nothing but the number of steps, so results do not depend on when a checkpoint was taken.
-
-One call of a compiled program takes at most `steps_per_call` steps (`repeat`). On a CPU its loop ends where it is told to. An
-accelerator would ask the host before every step of such a loop, so there the loop has a fixed length, and steps that are not
-wanted change nothing. Either way one program serves any number of steps.
+A call of a compiled program takes at most `loops.steps_per_call` steps: many calls may make a chunk.
 """
 
 import contextlib
@@ -20,9 +17,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ldmjax.checkpoints import NOTHING_KEPT, Store, TrainingCheckpoints
-from ldmjax.devices import StateLost, any_process, collect, place, platform, replicate
-
-MOST_PER_CALL = 100  # steps: many, so that a call costs little; few, so that those which are not wanted do
+from ldmjax.devices import StateLost, any_process, collect, place, replicate
+from ldmjax.loops import steps_per_call
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +70,7 @@ def train(
 
     Args:
       advance: from `devices.map_runs`, maps ((shared, first, last), state, run) to (state, sum of losses) after the
-        steps first..last - 1, no more than `steps_per_call` of ``chunk``; may take the state's buffers.
+        steps first..last - 1, no more than `loops.steps_per_call` of ``chunk``; may take the state's buffers.
       start: gives the stacked state before the first step.
       shared: what all runs need.
       runs: stacked, what each run needs.
@@ -114,39 +110,6 @@ def train(
             if stopping:  # perhaps because of a signal to another process
                 raise SystemExit(128 + (interruption.signal or signal.SIGTERM))
         return loop.finished()
-
-
-def steps_per_call(chunk: int) -> int:
-    """Steps that one call of a program may take, for dispatches of ``chunk`` steps."""
-    return min(chunk, MOST_PER_CALL)
-
-
-def repeat(
-    step_of: Callable[[jax.Array, Any, PyTree, jax.Array | bool], PyTree],
-    carry: PyTree,
-    *,
-    first: jax.Array,
-    last: jax.Array,
-    length: int,
-    prepare: Callable[[jax.Array], PyTree] = lambda step: (),
-) -> PyTree:
-    """Inside a program: the steps first..last - 1, at most ``length`` of them.
-
-    Args:
-      step_of: (step, what was prepared for it, carry, whether it counts) to carry; a step that does not count must not change it.
-      carry: before the first step.
-      first: number of the first step.
-      last: the step to stop before.
-      length: most steps, a Python number.
-      prepare: step to what it needs that depends on its number alone (keys, small draws); mapped over all steps before the loop.
-    """
-    prepared = jax.vmap(prepare)(first + jnp.arange(length))
-
-    def body(i, carry):
-        counts = True if platform() == "cpu" else first + i < last
-        return step_of(first + i, jax.tree.map(lambda x: x[i], prepared), carry, counts)
-
-    return jax.lax.fori_loop(0, last - first if platform() == "cpu" else length, body, carry)
 
 
 class _Loop:

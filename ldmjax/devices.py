@@ -6,7 +6,7 @@ a loop use one core, so the cores are offered to JAX as separate devices. With s
 arrays are equal on all of them, the first process writes.
 
 What a CPU and an accelerator want differently asks `platform`: how many runs go at once (`default_runs_per_batch`), how many
-equal items (`items_at_once`), how precise products are (`product_precision`), how loops over steps end (chunks.py) and how
+equal items (`items_at_once`), how precise products are (`product_precision`), how loops over steps end (loops.py) and how
 maps are convolved (networks.py).
 """
 
@@ -219,7 +219,7 @@ class MappedRuns:
     def __init__(self, function: Callable, *, runs_per_batch: int | None, samples: bool, donate: int | None):
         self.runs_per_batch = runs_per_batch or default_runs_per_batch()
         self._function, self._samples, self._donate = function, samples, donate
-        self._compiled: dict[tuple[int, int], Callable] = {}
+        self._compiled: dict[tuple[int, int, str], Callable] = {}
 
     @property
     def compilations(self) -> int:
@@ -248,14 +248,14 @@ class MappedRuns:
         return next(size for size in range(min(count, devices), 0, -1) if devices % size == 0)
 
     def _halve(self, runs_per_device: int, error: Exception) -> None:
-        batch = _batch(runs_per_device, self.runs_per_batch)
+        batch = batch_size(runs_per_device, self.runs_per_batch)
         if batch == 1:
             raise MemoryError(f"one run at a time on each device is too much: {_first_line(error)}") from error
         self.runs_per_batch = batch // 2
         LOG.warning("out of memory with %d runs at once on each device: going on with %d", batch, self.runs_per_batch)
 
     def _program(self, mesh: Mesh) -> Callable:
-        key = mesh.shape[RUNS], self.runs_per_batch
+        key = mesh.shape[RUNS], self.runs_per_batch, platform()
         if key not in self._compiled:
             self._compiled[key] = self._compile(mesh, self.runs_per_batch)
         return self._compiled[key]
@@ -266,10 +266,10 @@ class MappedRuns:
             _SAMPLES_SPREAD = mesh.shape[SAMPLES] > 1
             try:
                 with jax.default_matmul_precision(product_precision()):
-                    batch = _batch(_length(rows), runs_per_batch)
+                    batch = batch_size(_length(rows), runs_per_batch)
                     # One run at a time needs no vmap: on a CPU its axis of length 1 makes programs up to twice as slow.
-                    batch_size = None if batch == 1 else batch
-                    return jax.lax.map(lambda run: self._function(shared, *run), rows, batch_size=batch_size)
+                    at_once = None if batch == 1 else batch
+                    return jax.lax.map(lambda run: self._function(shared, *run), rows, batch_size=at_once)
             finally:
                 _SAMPLES_SPREAD = False
 
@@ -332,10 +332,10 @@ def _put(x: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
-def _batch(count: int, runs_per_batch: int) -> int:
-    """A divisor of ``count`` near ``runs_per_batch`` if there is one: a remainder would be compiled as a second program."""
-    most = min(count, runs_per_batch)
-    return next((size for size in range(most, most // 2, -1) if count % size == 0), runs_per_batch)
+def batch_size(count: int, most: int) -> int:
+    """A divisor of ``count`` near ``most`` if there is one: a remainder would be compiled as a second program."""
+    largest = min(count, most)
+    return next((size for size in range(largest, largest // 2, -1) if count % size == 0), most)
 
 
 def _first_line(error: Exception) -> str:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ldmjax import chunks, threefry
+from ldmjax import chunks, loops, threefry
 from ldmjax.checkpoints import NOTHING_KEPT, Store, fingerprint
 from ldmjax.devices import collect, map_runs
 from ldmjax.networks import BUMPS, ResidualMLP, bump_features
@@ -348,7 +348,7 @@ def train(
     runs, shape = _stack_runs(specs, config, data_std), (len(specs), len(config.level_blocks))
     count = shape[0] * shape[1]
     init, advance = _compiled_training(
-        _without_length(config), width, experts_per_batch, chunks.steps_per_call(chunk)
+        _without_length(config), width, experts_per_batch, loops.steps_per_call(chunk)
     )
     data = jnp.asarray(samples, jnp.float32)
     finished = chunks.train(
@@ -419,7 +419,7 @@ def _train_chunk(config, rebuild, length, shared, state, run):
         return state, total + jnp.where(counts, loss, 0.0)
 
     carry = state, jnp.zeros(())
-    return chunks.repeat(step_of, carry, first=first, last=last, length=length, prepare=draws_of)
+    return loops.repeat(step_of, carry, first=first, last=last, length=length, prepare=draws_of)
 
 
 class _BatchDraw(NamedTuple):

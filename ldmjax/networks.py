@@ -85,7 +85,8 @@ class DiagonalLinearScore(nnx.Module):
 
 def bump_features(logsnr: jax.Array, logsnr_min: float, logsnr_max: float) -> jax.Array:
     """Time features: Gaussian bumps in logsnr, evenly spaced over the range; shape ``logsnr.shape + (BUMPS,)``."""
-    centres = jnp.linspace(logsnr_min, logsnr_max, BUMPS)
+    with jax.ensure_compile_time_eval():  # numbers, not work for every step of a loop
+        centres = jnp.linspace(logsnr_min, logsnr_max, BUMPS)
     return jnp.exp(-0.5 * ((logsnr[..., None] - centres) / (centres[1] - centres[0])) ** 2)
 
 

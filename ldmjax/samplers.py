@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldmjax import threefry
-from ldmjax.devices import spread_samples
+from ldmjax.devices import batch_size, platform, spread_samples
 from ldmjax.process import Denoiser, epsilon_from_x0, score_from_x0, velocity_from_x0
 from ldmjax.schedules import ContinuousSchedule, Ladder, Schedule, VariancePreserving
 from ldmjax.typing import ArrayLike
@@ -40,6 +40,7 @@ from ldmjax.typing import ArrayLike
 SAMPLERS = ("euler_maruyama", "exponential", "euler", "heun", "ddpm", "ddim", "ddpm_exact", "dpmpp_2m")
 LADDER_SAMPLERS = ("ddim", "ddpm", "ddpm_exact", "heun", "dpmpp_2m")
 READOUTS = ("state", "rescaled", "denoised")
+STOPS_AT_ONCE = 8  # states that an accelerator reduces to statistics together
 
 
 class Step(NamedTuple):
@@ -210,15 +211,16 @@ def read_out(denoiser: Denoiser, schedule: Schedule, readout: str) -> Callable[[
     return lambda z, t: z
 
 
-def _make_advance(step: Step, key: jax.Array, mask):
-    """The loop's body (times, k, (z at times[k], memory)) -> the pair at times[k + 1]."""
+def _make_advance(step: Step, key: jax.Array, mask, updates: int):
+    """The loop's body (times, k, (z at times[k], memory)) -> the pair at times[k + 1], for k < ``updates``."""
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(updates))
 
     def advance(times, k, state):
         z, memory = state
         mean, std, memory = step.update(z, times[k], times[k + 1], memory)
         if std is None:
             return mean, memory
-        noise = threefry.normal(jax.random.fold_in(key, k), *z.shape).astype(z.dtype)
+        noise = threefry.normal(keys[k], *z.shape).astype(z.dtype)
         return mean + std * noise * mask, memory
 
     return advance
@@ -238,7 +240,10 @@ def sample(
     readout: str = "state",
     mask: jax.Array | float = 1.0,
 ) -> Any:
-    """Runs one chain of samples and records ``statistic`` at every stop (mode "truncate"), in memory of one state.
+    """Runs one chain of samples and records ``statistic`` at every stop (mode "truncate").
+
+    On a CPU in memory of one state. On an accelerator the states at all stops wait in memory until the chain is done: its loop
+    is then one of known length, and few stops at a time share the kernels of ``statistic``.
 
     Args:
       denoiser: E[z_0 | z_t].
@@ -269,17 +274,35 @@ def sample(
         raise ValueError(f"stops must rise strictly within 0..{times.size - 1}, got {stops.tolist()}")
     grid = jnp.asarray(times, start.dtype)
     step = make_step(denoiser, schedule, sampler=sampler, eta=eta, final=grid[-1])
-    advance = _make_advance(step, key, mask)
+    advance = partial(_make_advance(step, key, mask, int(stops[-1])), grid)
     read = read_out(denoiser, schedule, readout)
+    start = spread_samples(start)
+    state = start, step.init(start)
+    if platform() != "cpu":
+        states = _states_at(stops, advance, state)
+        at_once = batch_size(len(stops), STOPS_AT_ONCE)
+        return jax.lax.map(lambda at: statistic(read(*at), at[1]), (states, grid[stops]), batch_size=at_once)
 
     def to_stop(state, bounds):
-        state = jax.lax.fori_loop(bounds[0], bounds[1], partial(advance, grid), state)
+        state = jax.lax.fori_loop(bounds[0], bounds[1], advance, state)
         t = grid[bounds[1]]
         return state, statistic(read(state[0], t), t)
 
-    start = spread_samples(start)
     bounds = jnp.stack([jnp.asarray([0, *stops[:-1]]), jnp.asarray(stops)], axis=1)
-    return jax.lax.scan(to_stop, (start, step.init(start)), bounds)[1]
+    return jax.lax.scan(to_stop, state, bounds)[1]
+
+
+def _states_at(stops, advance, state):
+    """States ``[S, B, D]`` at the stops: every step writes to the place of the next stop, and the last one stays."""
+    place = jnp.asarray(np.searchsorted(stops, np.arange(1, stops[-1] + 1)))
+    states = jnp.zeros((len(stops), *state[0].shape), state[0].dtype).at[0].set(state[0])
+
+    def step(k, carry):
+        state, states = carry
+        state = advance(k, state)
+        return state, states.at[place[k]].set(state[0])
+
+    return jax.lax.fori_loop(0, int(stops[-1]), step, (state, states))[1]
 
 
 def sample_respaced(
@@ -315,12 +338,12 @@ def sample_respaced(
     time_grids = np.asarray(time_grids, np.float64)
     if time_grids.ndim != 2 or not np.all(np.diff(time_grids, axis=1) < 0):
         raise ValueError("time_grids must be [S, N + 1], every row strictly decreasing")
-    read = read_out(denoiser, schedule, readout)
+    read, updates = read_out(denoiser, schedule, readout), time_grids.shape[1] - 1
 
     def one_grid(grid):
         step = make_step(denoiser, schedule, sampler=sampler, eta=eta, final=grid[-1])
-        advance = partial(_make_advance(step, key, mask), grid)
-        z, _ = jax.lax.fori_loop(0, time_grids.shape[1] - 1, advance, (start, step.init(start)))
+        advance = partial(_make_advance(step, key, mask, updates), grid)
+        z, _ = jax.lax.fori_loop(0, updates, advance, (start, step.init(start)))
         return statistic(read(z, grid[-1]), grid[-1])
 
     return jax.lax.map(one_grid, jnp.asarray(time_grids, start.dtype))

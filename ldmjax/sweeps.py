@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ldmjax import chunks, threefry
+from ldmjax import chunks, loops, threefry
 from ldmjax.checkpoints import NOTHING_KEPT, Store, fingerprint
 from ldmjax.devices import collect, map_runs
 from ldmjax.networks import RunInputs, as_denoiser
@@ -265,7 +265,7 @@ def train(
     runs, sources = stack_runs(specs, latents, width)
     graphdef = graph_definition(config, width)
     init = map_runs(lambda _, run: init_state(config, width, jax.random.fold_in(run.key, 0), run.latent_dim))
-    step_chunk = partial(_train_chunk, config, graphdef, chunks.steps_per_call(chunk))
+    step_chunk = partial(_train_chunk, config, graphdef, loops.steps_per_call(chunk))
     advance = map_runs(step_chunk, runs_per_batch=runs_per_batch, donate=1)
     finished = chunks.train(
         advance,
@@ -318,7 +318,7 @@ def _train_chunk(config, graphdef, length, shared, state, run):
         return state, total + jnp.where(counts, loss, 0.0)
 
     carry = map_parameters(flat.ravel, state), jnp.zeros(())
-    state, total = chunks.repeat(step_of, carry, first=first, last=last, length=length, prepare=draws_of)
+    state, total = loops.repeat(step_of, carry, first=first, last=last, length=length, prepare=draws_of)
     return map_parameters(flat.unravel, state), total
 
 

@@ -312,7 +312,7 @@ def apply_gradient(
 ) -> TrainState:
     """Adam, then ``project``, then the power EMA; a state that is not finite freezes.
 
-    A step that does not count (`chunks.repeat`) changes nothing.
+    A step that does not count (`loops.repeat`) changes nothing.
     """
     update, optimiser = ADAM.update(gradient, state.optimiser)
     params = project(optax.apply_updates(state.params, jax.tree.map(lambda u: -pace.rate * u, update)))

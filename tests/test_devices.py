@@ -219,8 +219,8 @@ def test_a_job_starts_with_all_cores_and_a_cache_of_its_own(tmp_path):
 
 
 def test_the_batch_divides_the_runs_if_it_can():
-    assert [devices._batch(12, size) for size in (1, 5, 6, 8, 50)] == [1, 4, 6, 6, 12]
-    assert devices._batch(7, 4) == 4
+    assert [devices.batch_size(12, size) for size in (1, 5, 6, 8, 50)] == [1, 4, 6, 6, 12]
+    assert devices.batch_size(7, 4) == 4
 
 
 def test_all_runs_go_at_once_where_a_device_has_many_cores(monkeypatch):

@@ -98,15 +98,17 @@ def test_pseudo_values_are_leave_one_block_out(setting, metric):
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-5 * blocks)  # float32 sums, times K
 
 
-def test_sliced_value_and_derivative():
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_sliced_value_and_derivative(platform):
     """Against sorting in float64, and the derivative in a block's weight by finite difference of repeated samples."""
     rng = np.random.default_rng(5)
     count, blocks = 512, 4
     values, ranks = rng.standard_normal(count), (np.arange(count) + 0.5) / count
     quantiles = np.quantile(rng.standard_normal(4096) * 1.5 + 0.3, ranks)
-    value, potential = metrics.sliced_statistics(
-        jnp.asarray(values, jnp.float32)[:, None], jnp.asarray(quantiles, jnp.float32)[None], blocks
-    )
+    with devices.made_for(platform):
+        value, potential = metrics.sliced_statistics(
+            jnp.asarray(values, jnp.float32)[:, None], jnp.asarray(quantiles, jnp.float32)[None], blocks
+        )
     assert value == pytest.approx(np.mean((np.sort(values) - quantiles) ** 2), rel=1e-4)
     weights = np.full(count, 1.0 / count)
     step = 1e-3

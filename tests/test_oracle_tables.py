@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmark import numpy_loop
-from ldmjax import oracle
+from ldmjax import devices, oracle
 from ldmjax.oracle import tables
 from ldmjax.schedules import LinearVP, OrnsteinUhlenbeck, RectifiedFlow, VariancePreserving, uniform_times
 
@@ -40,6 +40,14 @@ def test_equals_the_recursions_entry_by_entry(seed, schedule, cap):
     found = oracle.discretisation_table(variances, estimated, schedule, cap=cap, **options)
     assert found.shape == (4, 3, 4, 2) and found.dtype == np.float64
     np.testing.assert_allclose(found, entry_by_entry(variances, estimated, schedule, cap=cap, **options), rtol=1e-10)
+
+
+def test_a_loop_of_fixed_length_gives_the_same_table():
+    variances, options = np.geomspace(10.0, 1e-3, 6), {"schemes": SCHEMES, "steps": [40, 1, 7], "starts": STARTS}
+    told = oracle.discretisation_table(variances, 1.1 * variances, LinearVP(), t_ends=[0.0, 0.4], **options)
+    with devices.made_for("tpu"):
+        fixed = oracle.discretisation_table(variances, 1.1 * variances, LinearVP(), t_ends=[0.0, 0.4], **options)
+    np.testing.assert_allclose(fixed, told, rtol=1e-12)
 
 
 def test_equals_the_loop_of_the_benchmark():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
-from ldmjax import oracle, samplers, schedules
+from ldmjax import devices, oracle, samplers, schedules
 from ldmjax.schedules import (
     Ladder,
     LinearVP,
@@ -152,6 +152,25 @@ def test_memory_does_not_grow_with_steps():
 
     state_bytes = 4096 * 4 * 4
     assert temporary_bytes(1000) - temporary_bytes(50) < state_bytes
+
+
+@pytest.mark.parametrize("stops", [[4, 8, 12], [0, 1, 7, 12], [5]])
+@pytest.mark.parametrize("sampler", ["euler_maruyama", "dpmpp_2m"])
+def test_on_an_accelerator_states_wait_for_their_statistics(sampler, stops):
+    schedule = LinearVP()
+    denoiser = oracle.gaussian_denoiser(VARIANCES, schedule)
+    options = {
+        "times": uniform_logsnr_times(schedule, 12, logsnr_min=-4, logsnr_max=5), "stops": stops, "sampler": sampler,
+        "statistic": lambda z, t: (z.mean(axis=0), t * z[0]), "readout": "denoised",
+    }  # fmt: skip
+    start = jax.random.normal(jax.random.key(0), (4, 16)).T
+    on_the_way = samplers.sample(denoiser, schedule, start, jax.random.key(1), **options)
+    with devices.made_for("tpu"):
+        program = jax.make_jaxpr(lambda z: samplers.sample(denoiser, schedule, z, jax.random.key(1), **options))(start)
+        waiting = samplers.sample(denoiser, schedule, start, jax.random.key(1), **options)
+    assert " while[" not in str(program)  # loops of known length are scans
+    for a, b in zip(waiting, on_the_way, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_bad_arguments():

@@ -26,7 +26,7 @@ import optax
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
-from ldmjax import chunks, threefry
+from ldmjax import chunks, loops, threefry
 from ldmjax.autoencoders.config import AutoencoderConfig
 from ldmjax.autoencoders.convolutional import ConvolutionalNetwork, Geometry
 from ldmjax.autoencoders.quantiser import Codebook, empty_codebook, nearest, reseed, straight_through, updated
@@ -145,7 +145,7 @@ def apply_step(
 ) -> State:
     """Adam, then the power EMA; a run whose loss or parameters are not finite keeps its last state for good.
 
-    A step that does not count (`chunks.repeat`) changes nothing.
+    A step that does not count (`loops.repeat`) changes nothing.
     """
     rate = config.learning_rate * jnp.minimum(1.0, (step + 1.0) / max(1, config.warm_up))
     update, optimiser = ADAM.update(gradient, state.optimiser)
@@ -222,8 +222,8 @@ def training_program(config: AutoencoderConfig, geometry: Geometry, runs_per_bat
             return apply_step(config, state, **changes), total + jnp.where(counts, loss, 0.0)
 
         carry = state, jnp.zeros(())
-        length = chunks.steps_per_call(CHUNK)
-        return chunks.repeat(step_of, carry, first=first, last=last, length=length, prepare=draws_of)
+        length = loops.steps_per_call(CHUNK)
+        return loops.repeat(step_of, carry, first=first, last=last, length=length, prepare=draws_of)
 
     return map_runs(advance, runs_per_batch=runs_per_batch, donate=1)
 

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldmjax.devices import platform
 from ldmjax.gaussians import covariance_factor, rank_tolerance
 from ldmjax.typing import ArrayLike
 
@@ -197,9 +198,19 @@ def sliced_statistics(projected: jax.Array, quantiles: ArrayLike, blocks: int = 
     gap = ordered - quantiles
     # Kantorovich potential: its slope is twice the displacement; trapezoidal rule along the sorted samples.
     potential = jnp.cumsum((gap[:, 1:] + gap[:, :-1]) * jnp.diff(ordered, axis=1), axis=1)
-    potential = jnp.concatenate([jnp.zeros((len(gap), 1)), potential], axis=1).ravel()
-    sums = jax.ops.segment_sum(potential, block.ravel(), num_segments=blocks) / quantiles.size * blocks
+    potential = jnp.concatenate([jnp.zeros((len(gap), 1)), potential], axis=1)
+    sums = _block_sums(potential, block, blocks) / quantiles.size * blocks
     return jnp.mean(gap**2), sums - jnp.mean(sums)
+
+
+def _block_sums(values, block, blocks):
+    """Sums ``[K]`` of the values whose block number is 0..K-1.
+
+    An accelerator adds scattered numbers in an order that varies, so there every block's sum goes over all values.
+    """
+    if platform() == "cpu":
+        return jax.ops.segment_sum(values.ravel(), block.ravel(), num_segments=blocks)
+    return jnp.sum(jnp.where(block == jnp.arange(blocks)[:, None, None], values, 0.0), axis=(1, 2))
 
 
 def pseudo_values(

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldmjax.devices import MappedRuns, collect, map_runs, padded_count
+from ldmjax.loops import repeat
 from ldmjax.oracle.capped import STARTS, check_cap, check_choice
 from ldmjax.oracle.discretised import SCHEMES
 from ldmjax.oracle.stopped import check_spectra, stopped_variances
@@ -120,18 +121,20 @@ def _distances(schemes, spectra, count, coefficients):
         weights = jnp.minimum(cap, 1.0 / (estimated * (1.0 - noise_var) + noise_var))  # Prop. 4
         return weights, (1.0 + drift) - drift * weights
 
-    def advance(k, carry):
+    def advance(k, _, carry, counts):
         weights, euler, gains, noises = carry
         weights_next, euler_next = weights_and_euler(k + 1)
         _, drift, growth = coefficients[k]
         steps = {scheme: _step(scheme, weights, euler, euler_next, drift, growth) for scheme in schemes}
         gains = {scheme: steps[scheme][0] * gain for scheme, gain in gains.items()}
         noises = {scheme: steps[scheme][0] ** 2 * noise + steps[scheme][1] for scheme, noise in noises.items()}
-        return weights_next, euler_next, gains, noises
+        new = weights_next, euler_next, gains, noises
+        return jax.tree.map(lambda a, b: jnp.where(counts, a, b), new, carry)
 
     gains = {scheme: jnp.ones_like(estimated) for scheme in schemes}
     noises = {scheme: jnp.zeros_like(estimated) for scheme in schemes if not scheme.endswith("ode")}
-    *_, gains, noises = jax.lax.fori_loop(0, count, advance, (*weights_and_euler(0), gains, noises))
+    carry, most = (*weights_and_euler(0), gains, noises), len(coefficients) - 1
+    *_, gains, noises = repeat(advance, carry, first=0, last=count, length=most)
     ends = jnp.stack([gains[scheme] ** 2 * start_laws + noises.get(scheme, 0.0) for scheme in schemes])
     distances = jnp.sum((jnp.sqrt(ends) - jnp.sqrt(variances)) ** 2, axis=-1)
     return jnp.where(jnp.isnan(distances), jnp.inf, distances)
