@@ -297,7 +297,7 @@ def sample_states(
     store: Store = NOTHING_KEPT,
     report: Report,
 ) -> np.ndarray:
-    """Samples one model, as many chains at a time as there are devices.
+    """Samples one model, as many chains at a time as the devices best hold.
 
     Args:
       model: trained.
@@ -314,7 +314,8 @@ def sample_states(
     own = jax.tree.map(lambda x: x[model.index], (trained.params, trained.runs.inputs))
     # A key of the seed alone; 11 keeps it from those that training uses.
     keys = jax.random.split(jax.random.fold_in(threefry.key(model.seed), 11), chains)
-    size, name, kept = min(jax.device_count(), chains), f"{what}/{model.spec.name}", time.perf_counter()
+    size = devices.items_at_once(chains, _bytes_of_chain(trained.config, trained.width, sampling))
+    name, kept = f"{what}/{model.spec.name}", time.perf_counter()
     states = store.get(name) or []
     while len(states) < chains:
         # The last ones are padded: another number would be another program.
@@ -325,6 +326,13 @@ def sample_states(
             kept = time.perf_counter()
             report(f"{model.spec.name}: sampled {len(states)}/{chains} chains")
     return np.concatenate(states, axis=1)[..., : model.spec.latent_dim]
+
+
+def _bytes_of_chain(network: training.TrainingConfig, width: int, sampling: SamplingConfig) -> float:
+    """Roughly, of one chain: its states at all stops, and a dozen of the network's widest activations."""
+    height, depth = network.map_shape[:2] if network.model == "unet" else (1, 1)
+    widest = height * depth * max(network.channels[0] if network.channels else network.hidden, 1)
+    return 4.0 * sampling.chunk * (2 * len(sampling.stop_steps) * width + 12 * widest)
 
 
 def read_out(states: np.ndarray, sampling: SamplingConfig, readout: str) -> np.ndarray:

@@ -118,6 +118,6 @@ def measuring(
         seconds += entries * (KERNEL_ENTRY + KERNEL_ENTRY_FEATURE * dim) + MOMENT * dim**2 * (samples + 10 * dim)
     stage = plans.host(what, runs=sets, seconds=seconds, programs=1)
     return plans.Stage(
-        what=what, runs=sets, programs=stage.programs, bytes=16.0 * samples * pixels * jax.device_count(),
+        what=what, runs=sets, programs=stage.programs,
         seconds=stage.seconds + sets * samples * decoding * plans.probe().operation,
     )  # fmt: skip

@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-
 from ldmjax.checkpoints import Store
 from ldmjax.devices import is_first_process
 
@@ -20,7 +18,7 @@ def finish(
     store: Store,
     label: str,
     report: Callable[[str], None],
-    at_once: int | None = None,
+    at_once: int,
 ) -> list[Any]:
     """The results of all jobs, in the order of ``names``.
 
@@ -30,14 +28,14 @@ def finish(
       store: where results are kept.
       label: says what the jobs are.
       report: receives a line after the last job, and every few seconds before.
-      at_once: most jobs in a call; by default one for each device.
+      at_once: most jobs in a call.
     """
     results = [store.get(name) for name in names]
     missing = [i for i, found in enumerate(results) if found is None]
-    size, begin = at_once or jax.device_count(), time.perf_counter()
+    begin = time.perf_counter()
     last = begin
-    for first in range(0, len(missing), size):
-        indices = missing[first : first + size]
+    for first in range(0, len(missing), at_once):
+        indices = missing[first : first + at_once]
         for i, result in zip(indices, compute(indices), strict=True):
             store.put(names[i], result)
             results[i] = result

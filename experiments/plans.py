@@ -1,4 +1,4 @@
-"""What --dry_run prints: the stages of a job, how much of everything they are, and a rough estimate of memory and time.
+"""What --dry_run prints: the stages of a job, how much of everything they are, and a rough estimate of time.
 
 Seconds come from counts (floating-point operations, random normals, parameters) and from this machine's speed, measured by a
 probe of a second. They are an estimate, good to a factor of two or three; compilation is counted as if nothing were cached.
@@ -33,14 +33,12 @@ class Stage:
       runs: how many of them.
       programs: compiled for it.
       seconds: of all runs, on one device, without compilation.
-      bytes: held at once on all devices together.
     """
 
     what: str
     runs: int
     programs: int
     seconds: float
-    bytes: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +96,7 @@ def training(
     step = STEP_OVERHEAD * machine.slowness + batch * (3.0 * flops * machine.operation + entries * machine.normal)
     # Adam and the averages touch some ten numbers per parameter, each about as fast as a tenth of a normal.
     step += parameters * machine.normal
-    return Stage(what=what, runs=runs, programs=programs, seconds=runs * steps * step, bytes=runs * 16.0 * parameters)
+    return Stage(what=what, runs=runs, programs=programs, seconds=runs * steps * step)
 
 
 def sampling(
@@ -109,27 +107,25 @@ def sampling(
     step = STEP_OVERHEAD * machine.slowness + samples * (
         flops * machine.operation + entries * machine.normal * (1.0 if noise else 0.2)
     )
-    held = 4.0 * samples * entries * jax.device_count()
-    return Stage(what=what, runs=runs, programs=programs, seconds=runs * steps * step, bytes=4.0 * held)
+    return Stage(what=what, runs=runs, programs=programs, seconds=runs * steps * step)
 
 
-def host(what: str, *, runs: int, seconds: float, programs: int = 0, bytes: float = 0.0) -> Stage:
+def host(what: str, *, runs: int, seconds: float, programs: int = 0) -> Stage:
     """Work whose ``seconds`` per run on one core were measured on the machine of the constants above."""
-    return Stage(what=what, runs=runs, programs=programs, seconds=runs * seconds * probe().slowness, bytes=bytes)
+    return Stage(what=what, runs=runs, programs=programs, seconds=runs * seconds * probe().slowness)
 
 
 def table(stages: Sequence[Stage], *, workdir: str) -> str:
     """The plan as text."""
     stages = [stage for stage in stages if stage.runs]
     count, compiling = jax.device_count(), COMPILE_SECONDS * probe().slowness
-    rows = [("stage", "runs", "programs", "memory", "time")]
+    rows = [("stage", "runs", "programs", "time")]
     for s in stages:
         spread = min(count, max(1, s.runs))
         seconds = s.seconds / spread + s.programs * compiling
-        rows.append((s.what, f"{s.runs}", f"{s.programs}", _bytes(s.bytes), duration(seconds)))
+        rows.append((s.what, f"{s.runs}", f"{s.programs}", duration(seconds)))
     total = sum(s.seconds / min(count, max(1, s.runs)) + s.programs * compiling for s in stages)
-    programs, most = sum(s.programs for s in stages), max(s.bytes for s in stages)
-    rows.append(("all", "", f"{programs}", f"{_bytes(most)} at most", duration(total)))
+    rows.append(("all", "", f"{sum(s.programs for s in stages)}", duration(total)))
     device = jax.devices()[0]
     return "\n".join(
         [
@@ -146,7 +142,3 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _bytes(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(1, round(count / 1e6))} MB"

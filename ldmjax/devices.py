@@ -1,12 +1,12 @@
 """Where runs and samples live, and what the kind of device decides.
 
-All devices of all processes form a mesh with axes "runs" and "samples". Runs (rows of a stacked pytree) are spread over "runs".
-Where there are fewer of them than devices, the samples that one run draws are spread over what is left. On a CPU the dots inside
-a loop use one core, so the cores are offered to JAX as separate devices. With several processes each computes its own rows; host
-arrays are equal on all of them, the first process writes.
+All devices of all processes form a mesh with axes "runs" and "samples". Runs (rows of a stacked pytree) are spread over the
+first. Where there are fewer of them than devices, the samples that one run draws are spread over what is left. On a CPU the
+dots inside a loop use one core, so the cores are offered to JAX as separate devices. With several processes each computes its
+own rows; host arrays are equal on all of them, the first process writes.
 
 What a CPU and an accelerator want differently asks `platform`: how many runs go at once (`default_runs_per_batch`), how many
-equal items (`items_at_once`), how precise products are (`product_precision`), how loops over steps end (loops.py) and how
+equal items (`items_per_device`), how precise products are (`product_precision`), how loops over steps end (loops.py) and how
 maps are convolved (networks.py).
 """
 
@@ -47,7 +47,11 @@ def cache_directory() -> Path:
 
 
 def start(
-    *, coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
+    *,
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    deterministic: bool = False,
 ) -> None:
     """Prepares JAX for a job; call before any other JAX function.
 
@@ -58,7 +62,10 @@ def start(
       coordinator_address: HOST:PORT of process 0.
       num_processes: how many there are.
       process_id: this one's number, from 0.
+      deterministic: whether a GPU uses only kernels that give the same bits every time, and does not choose them by timing.
     """
+    if deterministic:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", host_threads())
     keep_compiled_programs()
@@ -155,18 +162,19 @@ def host_threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def items_at_once(bytes_each: float, *, on_cpu: int) -> int:
-    """Equal items (runs sampled, chains, rows of a table) that all devices best hold at once.
+def items_per_device(bytes_each: float, *, on_cpu: int) -> int:
+    """Equal items (runs sampled, chains, images) that one device best holds at once.
 
     Args:
       bytes_each: memory of one while it is computed.
-      on_cpu: how many suit one CPU device, whose cache they should fit.
-
-    Returns:
-      A multiple of the device count.
+      on_cpu: how many suit one CPU core, whose cache they should fit.
     """
-    each = on_cpu if platform() == "cpu" else max(1, int(MEMORY_SHARE * device_memory() / bytes_each))
-    return each * jax.device_count()
+    return on_cpu if platform() == "cpu" else max(1, int(MEMORY_SHARE * device_memory() / bytes_each))
+
+
+def items_at_once(count: int, bytes_each: float, *, on_cpu: int = 1) -> int:
+    """As `items_per_device`, on all devices together: a multiple of their number, no more than hold ``count`` items."""
+    return min(items_per_device(bytes_each, on_cpu=on_cpu) * jax.device_count(), padded_count(count))
 
 
 def device_memory() -> float:

@@ -347,9 +347,7 @@ def train(
     width, data_std = samples.shape[1], float(np.sqrt(np.mean(samples**2)))
     runs, shape = _stack_runs(specs, config, data_std), (len(specs), len(config.level_blocks))
     count = shape[0] * shape[1]
-    init, advance = _compiled_training(
-        _without_length(config), width, experts_per_batch, loops.steps_per_call(chunk)
-    )
+    init, advance = _compiled_training(_without_length(config), width, experts_per_batch, loops.steps_per_call(chunk))
     data = jnp.asarray(samples, jnp.float32)
     finished = chunks.train(
         advance,

@@ -33,12 +33,14 @@ def repeat(
     """Inside a program: the steps first..last - 1, at most ``length`` of them.
 
     Args:
-      step_of: (step, what was prepared for it, carry, whether it counts) to carry; a step that does not count must not change it.
+      step_of: (step, what was prepared for it, carry, whether it counts) to carry, which a step that does not count must not
+        change.
       carry: before the first step.
       first: number of the first step.
       last: the step to stop before.
       length: most steps, a Python number.
-      prepare: step to what it needs that depends on its number alone (keys, small draws); mapped over all steps before the loop.
+      prepare: step to what it needs that depends on its number alone (keys, small draws); mapped over all steps before the
+        loop.
     """
     prepared = jax.vmap(prepare)(first + jnp.arange(length))
 

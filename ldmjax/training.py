@@ -279,8 +279,8 @@ def train_step(
 ) -> tuple[TrainState, jax.Array]:
     """One optimiser step on clean latents ``x0`` ``[B, D]``; returns the new state and the loss (noise or EDM weighted).
 
-    The state's parameters are those of ``flat``, ``dim`` of the D components are not padding. A run whose loss or gradient is not finite keeps its last state, for good,
-    and remembers the step. A step that does not count changes nothing.
+    The state's parameters are those of ``flat``; ``dim`` of the D components are not padding. A run whose loss or gradient is
+    not finite keeps its last state, for good, and remembers the step. A step that does not count changes nothing.
     """
 
     def build(vector):

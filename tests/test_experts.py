@@ -336,9 +336,7 @@ def test_power_average_and_freezing_of_one_step():
         return training.Pace(jnp.asarray(0.1), 1.0 - training.ema_decay(jnp.asarray(step), 2.0))
 
     for step in range(3):
-        state = training.apply_gradient(
-            state, jnp.asarray(1.0), gradient, pace=pace(step), step=jnp.asarray(step)
-        )
+        state = training.apply_gradient(state, jnp.asarray(1.0), gradient, pace=pace(step), step=jnp.asarray(step))
         seen.append(np.asarray(state.params["w"]))
         share = 1.0 - (1.0 - 1.0 / (step + 1)) ** 3
         average = (1.0 - share) * average + share * seen[-1]
@@ -349,9 +347,7 @@ def test_power_average_and_freezing_of_one_step():
         )
     for loss, slope, step in [(np.nan, 1.0, 7), (1.0, np.inf, 8), (1.0, 1.0, 9)]:
         bad = {"w": jnp.array([slope, 1.0])}
-        frozen = training.apply_gradient(
-            state, jnp.asarray(loss), bad, pace=pace(step), step=jnp.asarray(step)
-        )
+        frozen = training.apply_gradient(state, jnp.asarray(loss), bad, pace=pace(step), step=jnp.asarray(step))
         assert int(frozen.failed_at) == 7
         for part in ("params", "optimiser", "ema"):
             for a, b in zip(jax.tree.leaves(getattr(frozen, part)), jax.tree.leaves(getattr(state, part)), strict=True):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import wasserstein_distance
 
-from ldmjax import gaussians, metrics
+from ldmjax import devices, gaussians, metrics
 
 RNG = np.random.default_rng(0)
 DIM, LATENT, COUNT = 5, 3, 8192

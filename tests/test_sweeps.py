@@ -281,6 +281,8 @@ def test_a_loop_of_fixed_length_does_the_same_steps(model, steps):
         fixed = sweeps.train(grid(model), LATENTS, config, **options)
     assert fixed.compilations == 1
     np.testing.assert_allclose(fixed.losses, told.losses, rtol=2e-5)
-    for a, b in zip(jax.tree.leaves((fixed.params, fixed.snapshot)), jax.tree.leaves((told.params, told.snapshot)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves((fixed.params, fixed.snapshot)), jax.tree.leaves((told.params, told.snapshot)), strict=True
+    ):
         np.testing.assert_allclose(a, b, atol=2e-5)
     np.testing.assert_array_equal(fixed.failed_at, told.failed_at)

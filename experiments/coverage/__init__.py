@@ -143,7 +143,8 @@ def run_case(
         return [_record(case, *row, times, stops, logsnrs) for row in rows]
 
     names = [f"sampler/{case.name}/seed {first_seed + i}" for i in range(draws)]
-    return pieces.finish(names, compute, store=store, label=f"{case.name}: draws", report=report)
+    at_once = devices.items_at_once(draws, 4.0 * case.samples * case.latent_dim * (len(stops) + 8))
+    return pieces.finish(names, compute, store=store, label=f"{case.name}: draws", report=report, at_once=at_once)
 
 
 def _record(case, seed, law, latent_variances, moments, times, stops, logsnrs):

@@ -181,7 +181,7 @@ def plan(task: tasks_lib.Task, config: Config) -> list[plans.Stage]:
 def _together(what: str, stages: list[plans.Stage]) -> plans.Stage:
     """Stages of several programs, one after the other, as one."""
     total = {name: sum(getattr(stage, name) for stage in stages) for name in ("runs", "programs", "seconds")}
-    return plans.Stage(what=what, bytes=max(stage.bytes for stage in stages), **total)
+    return plans.Stage(what=what, **total)
 
 
 def run_task(

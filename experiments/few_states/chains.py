@@ -6,6 +6,7 @@ program per chain would take longer to compile than to run. `merge` puts the lev
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.tasks import BLOCKS, Task
-from ldmjax import metrics, samplers, schedules
+from ldmjax import loops, metrics, samplers, schedules
 from ldmjax.devices import spread_samples
 from ldmjax.process import Denoiser
 
@@ -82,15 +83,17 @@ def run_row(
     """Samples ``[N, D]`` of one chain from ``start`` to clean data; traceable in the row, unlike `samplers.sample`."""
     step = samplers.make_step(denoiser, ladder, sampler=sampler)
 
-    def advance(k, state):
+    def advance(k, noise_key, state, counts):
         z, memory = state
         mean, std, memory = step.update(z, times[k], times[k + 1], memory)
-        if std is None:
-            return mean, memory
-        return mean + std * jax.random.normal(jax.random.fold_in(key, k), z.shape, z.dtype), memory
+        if std is not None:
+            mean = mean + std * jax.random.normal(noise_key, z.shape, z.dtype)
+        return jax.tree.map(lambda new, old: jnp.where(counts, new, old), (mean, memory), state)
 
     start = spread_samples(start)
-    return jax.lax.fori_loop(0, updates, advance, (start, step.init(start)))[0]
+    keys = partial(jax.random.fold_in, key)
+    state, most = (start, step.init(start)), len(times) - 1
+    return loops.repeat(advance, state, first=0, last=updates, length=most, prepare=keys)[0]
 
 
 def statistics(samples: jax.Array, task: Task) -> Statistics:

@@ -78,8 +78,9 @@ def run_chains(
         return chains.statistics(samples, task), squared
 
     mapped = devices.map_runs(one_row)
-    # Longest first, one on each device: chains that run at the same time are about equally long.
+    # Longest first: chains that run at the same time are about equally long.
     order = np.argsort(-rows.updates, kind="stable")
+    at_once = devices.items_at_once(len(order), 4.0 * start.size * 32)
 
     def compute(indices):
         own = order[indices]
@@ -88,7 +89,7 @@ def run_chains(
 
     names = [f"mixture/{sampler}/{name}/T{count}" for name, count, _ in named]
     label = f"mixture: {sampler}, chains of {len(start)} samples"
-    found = pieces.finish([names[i] for i in order], compute, store=store, label=label, report=report)
+    found = pieces.finish([names[i] for i in order], compute, store=store, label=label, report=report, at_once=at_once)
     return jax.tree.map(lambda *leaves: np.stack(leaves), *(found[i] for i in np.argsort(order)))
 
 

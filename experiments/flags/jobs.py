@@ -38,9 +38,14 @@ HOW = ("workdir", "overwrite", "checkpoint_every", "keep_checkpoints", "dry_run"
 
 
 def define_job_flags() -> None:
-    """--overwrite, --dry_run, --checkpoint_every, --keep_checkpoints, and those of several processes."""
+    """--overwrite, --dry_run, --deterministic, --checkpoint_every, --keep_checkpoints, and those of several processes."""
     define_switch("overwrite", False, "Deletes the results in --workdir and starts anew.")
-    define_switch("dry_run", False, "Prints the plan (runs, programs, memory, time, where results go) and ends.")
+    define_switch("dry_run", False, "Prints the plan (runs, programs, time, where results go) and ends.")
+    define_switch(
+        "deterministic",
+        False,
+        "On a GPU only kernels that give the same bits every time; slower. A CPU needs no switch.",
+    )
     define_float("checkpoint_every", 30.0, "Seconds of training between checkpoints.", low=0.0, high=1e6)
     define_integer("keep_checkpoints", 2, "Newest checkpoints kept of each training.", low=1, high=1000)
     define_word(
@@ -72,6 +77,7 @@ def join_processes() -> None:
         coordinator_address=FLAGS.coordinator_address,
         num_processes=FLAGS.num_processes,
         process_id=FLAGS.process_id,
+        deterministic=FLAGS.deterministic,
     )
     if not devices.is_first_process():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

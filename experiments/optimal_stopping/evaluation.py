@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.optimal_stopping.setup import BLOCKS, Config, Problem, Problems
-from ldmjax import losses, metrics, oracle, process, samplers, stopping, sweeps, threefry
+from ldmjax import devices, losses, metrics, oracle, process, samplers, stopping, sweeps, threefry
 from ldmjax.checkpoints import Store
 
 METRIC_PREFIX = {"w2": "w2_squared", "mmd": "mmd_squared", "sliced_w2": "sliced_w2_squared", "kl": "kl"}
@@ -101,10 +101,11 @@ def stopping_results(
     results = [store.get(f"stopping/{spec.name}") for spec in trained.specs]
     missing = np.array([found is None for found in results])
     begin, done, total = time.perf_counter(), 0, int(missing.sum())
-    with ThreadPoolExecutor(jax.device_count()) as pool:
+    with ThreadPoolExecutor(devices.host_threads()) as pool:
         for width, indices in _by_width(trained, missing).items():
             call = sweeps.map_trained(trained, statistics_of, chosen, width=width, runs_per_batch=config.runs_per_batch)
-            size = 2 * jax.device_count()
+            # From the number of all runs: a job that goes on with few of them must not round otherwise.
+            size = devices.items_at_once(len(missing), _bytes_of_run(config, width, kernel_count), on_cpu=2)
             for first in range(0, len(indices), size):
                 batch = indices[first : first + size]
                 statistics = call(np.pad(batch, (0, size - len(batch)), mode="edge"))
@@ -117,6 +118,13 @@ def stopping_results(
                     f"{done / seconds:.1f} runs/s"
                 )
     return [found.result() if isinstance(found, Future) else found for found in results]
+
+
+def _bytes_of_run(config: Config, width: int, kernel_count: int) -> float:
+    """Roughly, of one run that is sampled: states at all stops, a few more of activations, kernels, sums over blocks."""
+    states = config.samples * (2 * config.stops * width + 16 * config.hidden)
+    kernels = samplers.STOPS_AT_ONCE * 3 * 2 * kernel_count**2
+    return 4.0 * (states + kernels + 2 * config.stops * BLOCKS * width**2)
 
 
 def _by_width(trained: sweeps.TrainedRuns, chosen: np.ndarray) -> dict[int, np.ndarray]:

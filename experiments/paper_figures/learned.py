@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments import pieces, plans
 from experiments.paper_figures import Panel
-from ldmjax import metrics, oracle, plotting, samplers, schedules, sweeps, threefry, training
+from ldmjax import devices, metrics, oracle, plotting, samplers, schedules, sweeps, threefry, training
 from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 BLOCKS = 64
@@ -177,9 +177,12 @@ def measure(
         runs = np.array([i for i, spec in enumerate(specs) if panels[spec.data].t_max == t_max])
         sampler = _sampler(trained, config, t_max, max(specs[i].latent_dim for i in runs))
 
-        def compute(jobs, runs=runs, sampler=sampler):
-            # Always as many as there are devices: another number would be another program, with other roundings.
-            indices = np.pad(runs[jobs], (0, jax.device_count() - len(jobs)), mode="edge")
+        entries = config.samples * max(specs[i].latent_dim for i in runs)
+        at_once = devices.items_at_once(len(runs), 4.0 * entries * (config.stops + 8))
+
+        def compute(jobs, runs=runs, sampler=sampler, at_once=at_once):
+            # Always equally many: another number would be another program, with other roundings.
+            indices = np.pad(runs[jobs], (0, at_once - len(jobs)), mode="edge")
             rows = zip(runs[jobs], *sampler(indices), strict=False)
             return [
                 _read(panels[specs[i].data], specs[i].latent_dim, config, *moments, int(trained.failed_at[i]))
@@ -188,7 +191,7 @@ def measure(
 
         names = [f"learned/{specs[i].data}/d{specs[i].latent_dim}" for i in runs]
         label = f"linear: sampled runs with T = {t_max:g}"
-        found = pieces.finish(names, compute, store=store, label=label, report=report)
+        found = pieces.finish(names, compute, store=store, label=label, report=report, at_once=at_once)
         curves |= dict(zip(runs.tolist(), found, strict=True))
     return [curves[i] for i in range(len(specs))]
 

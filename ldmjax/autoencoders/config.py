@@ -26,7 +26,7 @@ class AutoencoderConfig:
       code_dim: "vq" only; entries of a vector latent that share one code. A map latent has one code per position.
       code_decay: "vq" only; decay of the codebook's moving averages.
       commitment: "vq" only; weight of the mean squared distance of a latent entry to its code against that of a pixel.
-      eval_batch: images per call of encode and decode.
+      eval_batch: images per call of encode and decode on a CPU; an accelerator takes more.
     """
 
     kind: str

@@ -1,6 +1,7 @@
 """Trained autoencoders: convolutional, KL and VQ, grouped into as few programs as their latent shapes allow."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -11,6 +12,9 @@ from ldmjax.autoencoders.convolutional import Geometry, geometry_of
 from ldmjax.autoencoders.fitting import RunSpec, coding_programs, train
 from ldmjax.autoencoders.interface import FittedAutoencoder, LatentScale
 from ldmjax.checkpoints import Store
+from ldmjax.devices import items_per_device
+
+MOST_CODED = 4096  # images per call
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,7 +63,10 @@ class NeuralAutoencoder(FittedAutoencoder):
 
     def _batched(self, program: Callable[[np.ndarray], jax.Array], inputs: np.ndarray) -> np.ndarray:
         """Runs ``program`` on batches of one size: a shorter one would be compiled anew, so the last is padded."""
-        size = self.config.eval_batch
+        # Some hundred times an image's own size are its activations and patches.
+        size = min(
+            MOST_CODED, items_per_device(400.0 * math.prod(self.geometry.image_shape), on_cpu=self.config.eval_batch)
+        )
         short = -len(inputs) % size if len(inputs) else size
         padded = np.concatenate([inputs, np.zeros((short, *inputs.shape[1:]), np.float32)])
         batches = [np.asarray(program(padded[i : i + size])) for i in range(0, len(padded), size)]
