@@ -45,8 +45,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_records(workdir: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Writes records.jsonl, one object per line in the order given, with ``schema_version`` first."""
-    lines = [json.dumps({"schema_version": SCHEMA_VERSION, **plain(dict(record))}) for record in records]
+    """Writes records.jsonl, one object per line in the order given, with ``schema_version`` first.
+
+    ``precision`` comes next: how devices computed products of float32 matrices, unless a record says otherwise of its networks.
+    """
+    first = {"schema_version": SCHEMA_VERSION, "precision": product_precision()}
+    lines = [json.dumps(first | plain(dict(record))) for record in records]
     write_text(workdir / "records.jsonl", "".join(line + "\n" for line in lines))
 
 
@@ -66,7 +70,7 @@ def write_metadata(workdir: Path, **fields: Any) -> None:
         "platform": platform.platform(),
         "versions": versions(),
         "devices": [str(device) for device in jax.devices()],
-        "precision": {"default": jax.config.jax_default_matmul_precision, "mapped_runs": product_precision()},
+        "precision": {"of_the_process": jax.config.jax_default_matmul_precision, "of_runs": product_precision()},
         "git": _git_state(),
         **fields,
     }
