@@ -29,6 +29,7 @@ from ldmjax.data import Dataset
 from ldmjax.features import Features
 from ldmjax.networks import as_denoiser
 
+MIXED = ("conv", "kl", "vq", "unet")  # networks that compute in the precision that is asked for
 BLOCKS = 64  # of the jackknife, in every curve
 PROCESSES = ("rectified_flow", "vp")
 # Peak rates: at 0.005 an MLP of two blocks on 64 pixels sends one sample in thousands to infinity.
@@ -166,6 +167,12 @@ def fit_autoencoders(
             report=report,
         )
     ]  # fmt: skip
+
+
+def precision_used(*networks: str, asked: str) -> str:
+    """What records say of the precision of ``networks``, kinds of autoencoders and model classes: all that are in use."""
+    used = {asked if name in MIXED else "float32" for name in networks if name != "identity"}
+    return " and ".join(sorted(used))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

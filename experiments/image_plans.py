@@ -6,7 +6,6 @@ Constants were measured on the machine of plans.py.
 from collections.abc import Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -14,7 +13,7 @@ from experiments import plans
 from experiments.image_models import SamplingConfig
 from ldmjax import training
 from ldmjax.autoencoders import AutoencoderConfig
-from ldmjax.autoencoders.convolutional import ConvolutionalNetwork, geometry_of
+from ldmjax.autoencoders.convolutional import ConvolutionalNetwork, geometry_of, network_flops
 
 LINEAR = ("pca", "identity")
 UNET_SLOWNESS = 4.0  # of an operation in the small convolutions of a U-Net, relative to one in an MLP
@@ -56,14 +55,8 @@ def network_size(
         return 4.0 * np.prod(image_shape) * np.prod(latent_shape), 0.0
     geometry = geometry_of(image_shape, latent_shape, downsampling=config.downsampling)
     rng = np.random.default_rng(0)
-    graphdef, params = nnx.split(ConvolutionalNetwork(geometry, config, latent_dim=latent_shape[-1], rng=rng))
-
-    def there_and_back(params, x):
-        network, mask = nnx.merge(graphdef, params), jnp.ones(geometry.width)
-        return network.decode(network.encode(x, mask)[0], mask)
-
-    lowered = jax.jit(there_and_back).lower(params, jnp.zeros((1, *geometry.image_shape)))
-    return lowered.cost_analysis()["flops"], sum(x.size for x in jax.tree.leaves(params))
+    params = nnx.split(ConvolutionalNetwork(geometry, config, latent_dim=latent_shape[-1], rng=rng))[1]
+    return network_flops(geometry, config), sum(x.size for x in jax.tree.leaves(params))
 
 
 def decoding(shapes: Mapping[str, Sequence[tuple[int, ...]]], image_shape: tuple[int, ...]) -> float:

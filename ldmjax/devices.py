@@ -7,7 +7,7 @@ own rows; host arrays are equal on all of them, the first process writes.
 
 What a CPU and an accelerator want differently asks `platform`: how many runs go at once (`default_runs_per_batch`), how many
 equal items (`items_per_device`), how precise products are (`product_precision`), how loops over steps end (loops.py) and how
-maps are convolved (networks.py).
+maps are convolved (convolutions.py).
 """
 
 import contextlib

@@ -17,6 +17,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ldmjax.convolutions import convolve, product
 from ldmjax.process import Denoiser
 from ldmjax.schedules import Schedule, noise_var_from_logsnr
 
@@ -140,7 +141,8 @@ class UNet(nnx.Module):
     """F(u, features) on maps: residual 3x3 convolutions at halving resolutions, skips added; 0 at initialisation.
 
     ``channels[r]`` belongs to resolution r, whose sides are half (rounded up) of those before, so that odd sides work.
-    A map's position enters as learned additions to the first layer: centred images are not stationary.
+    A map's position enters as learned additions to the first layer: centred images are not stationary. Maps and their products
+    are in ``precision``, parameters, what is computed of time, and the output in float32.
     """
 
     def __init__(
@@ -150,10 +152,12 @@ class UNet(nnx.Module):
         channels: tuple[int, ...],
         blocks: int = 1,
         features: int = BUMPS,
+        precision: str = "float32",
         rngs: nnx.Rngs,
     ):
         """Args: map_shape: (H, W, C). channels: per resolution. blocks: per resolution and way. features: of time."""
         height, width, depth = self.map_shape = map_shape
+        self.dtype = jnp.dtype(precision)
 
         def kernel(c_in, c_out):
             return nnx.Param(_kernel_init(rngs.params(), (9 * c_in, c_out)))
@@ -181,7 +185,8 @@ class UNet(nnx.Module):
 
     def __call__(self, u: Float[Array, "b d"], features: Float[Array, "#b f"]) -> Float[Array, "b d"]:
         """F, ``[B, D]`` with D = H W C, row by row; ``features`` is ``[B, F]``, or ``[1, F]`` for one time."""
-        h = convolve(u.reshape(-1, *self.map_shape), self.encode[...]) + self.position[...]
+        h = convolve(u.reshape(-1, *self.map_shape).astype(self.dtype), self.encode[...])
+        h = h + self.position[...].astype(h.dtype)
         skips = []
         for r, stage in enumerate(self.down):
             h = convolve(h, self.halve[r - 1][...], stride=2) if r else h
@@ -189,12 +194,12 @@ class UNet(nnx.Module):
                 h = block(h, features)
             skips.append(h)
         for stage, kernel, skip in reversed(list(zip(self.up, self.double, skips, strict=False))):
-            larger = jnp.repeat(jnp.repeat(h @ kernel[...], 2, axis=1), 2, axis=2)
+            larger = jnp.repeat(jnp.repeat(product(h, kernel[...]), 2, axis=1), 2, axis=2)
             h = skip + larger[:, : skip.shape[1], : skip.shape[2]]
             for block in stage:
                 h = block(h, features)
-        h = h * (1.0 + features @ self.gain[...])[:, None, None]
-        return convolve(h, self.decode[...]).reshape(u.shape)
+        h = h * _of_time(1.0 + features @ self.gain[...], h)
+        return convolve(h, self.decode[...]).reshape(u.shape).astype(u.dtype)
 
 
 class _ConvolutionBlock(nnx.Module):
@@ -206,27 +211,13 @@ class _ConvolutionBlock(nnx.Module):
         self.scale, self.shift = (nnx.Param(jnp.zeros((features, channels))) for _ in range(2))
 
     def __call__(self, h: jax.Array, features: jax.Array) -> jax.Array:
-        scale, shift = (1.0 + features @ self.scale[...])[:, None, None], (features @ self.shift[...])[:, None, None]
+        scale, shift = _of_time(1.0 + features @ self.scale[...], h), _of_time(features @ self.shift[...], h)
         return h + convolve(jax.nn.silu(convolve(h, self.up[...]) * scale + shift), self.down[...])
 
 
-def convolve(maps: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
-    """3x3 convolution of maps ``[B, H, W, C]``, zero-padded, as one matrix product over the nine shifts.
-
-    XLA's own convolution is 4 to 20 times slower inside a loop on a CPU, where its gradient falls back to plain loops.
-
-    Args:
-      maps: ``[B, H, W, C]``.
-      kernel: ``[9 C, C_out]``, shifts row by row, then channels.
-      stride: keeps every stride-th row and column, beginning with the first.
-
-    Returns:
-      ``[B, ceil(H / stride), ceil(W / stride), C_out]``.
-    """
-    height, width = maps.shape[1:3]
-    padded = jnp.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    shifts = [padded[:, i : i + height : stride, j : j + width : stride] for i in range(3) for j in range(3)]
-    return jnp.concatenate(shifts, axis=-1) @ kernel
+def _of_time(factors: jax.Array, maps: jax.Array) -> jax.Array:
+    """``[B, C]`` for every position of ``maps``, in their precision."""
+    return factors[:, None, None].astype(maps.dtype)
 
 
 def _kernel_init(key: jax.Array, shape: tuple[int, int]) -> jax.Array:

@@ -18,7 +18,7 @@ from flax import nnx
 
 from ldmjax import chunks, loops, threefry
 from ldmjax.checkpoints import NOTHING_KEPT, Store, fingerprint
-from ldmjax.devices import collect, map_runs
+from ldmjax.devices import collect, default_runs_per_batch, map_runs
 from ldmjax.networks import RunInputs, as_denoiser
 from ldmjax.process import Denoiser
 from ldmjax.training import (
@@ -27,6 +27,7 @@ from ldmjax.training import (
     TrainingConfig,
     choose_noising,
     ema_decay,
+    flops,
     graph_definition,
     init_state,
     map_parameters,
@@ -266,7 +267,9 @@ def train(
     graphdef = graph_definition(config, width)
     init = map_runs(lambda _, run: init_state(config, width, jax.random.fold_in(run.key, 0), run.latent_dim))
     step_chunk = partial(_train_chunk, config, graphdef, loops.steps_per_call(chunk))
-    advance = map_runs(step_chunk, runs_per_batch=runs_per_batch, donate=1)
+    # A U-Net's maps take memory that a MLP's vectors do not: when it is large, one alone keeps an accelerator busy.
+    step_flops = 3 * config.batch_size * flops(config, width) if config.model == "unet" else 0
+    advance = map_runs(step_chunk, runs_per_batch=runs_per_batch or default_runs_per_batch(step_flops), donate=1)
     finished = chunks.train(
         advance,
         lambda: init(0, runs),

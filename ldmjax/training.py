@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from ldmjax import threefry
+from ldmjax.convolutions import PRECISIONS
 from ldmjax.devices import platform
 from ldmjax.losses import denoising_score_matching, edm_weight, linear_score_matching
 from ldmjax.networks import (
@@ -55,6 +56,7 @@ class TrainingConfig:
       logsnr_max: cleanest level trained.
       schedule: forward process.
       ema_gamma: exponent of the power EMA.
+      precision: of the U-Net's maps and products, "float32" or "bfloat16"; all else is in float32, and the other models are.
     """
 
     model: str
@@ -69,6 +71,7 @@ class TrainingConfig:
     logsnr_max: float = 9.0
     schedule: ContinuousSchedule = LinearVP()
     ema_gamma: float = 7.0
+    precision: str = "float32"
 
     def __post_init__(self):
         if self.model not in MODELS:
@@ -77,6 +80,10 @@ class TrainingConfig:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
         self._check_maps()
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if self.precision != "float32" and self.model != "unet":
+            raise ValueError(f"precision {self.precision} is the U-Net's, got it with model {self.model!r}")
         if not self.logsnr_min < self.logsnr_max:
             raise ValueError(f"logsnr_min must be < logsnr_max, got {self.logsnr_min} and {self.logsnr_max}")
 
@@ -116,7 +123,8 @@ def make_network(config: TrainingConfig, width: int, key: jax.Array, latent_dim:
         return DiagonalLinearScore(width, schedule=schedule, levels=config.levels, **span)
     rngs = nnx.Rngs(params=key)
     if config.model == "unet":
-        raw = UNet(config.map_shape, channels=config.channels, blocks=config.blocks, rngs=rngs)
+        size = {"channels": config.channels, "blocks": config.blocks}
+        raw = UNet(config.map_shape, **size, precision=config.precision, rngs=rngs)
     else:
         raw = ResidualMLP(width, latent_dim=latent_dim, hidden=config.hidden, blocks=config.blocks, rngs=rngs)
     return Preconditioned(raw, schedule=schedule, **span)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ldmjax import networks, training
+from ldmjax import convolutions, networks, training
 from ldmjax.schedules import LinearVP, RectifiedFlow
 
 SPAN = {"logsnr_min": -10.0, "logsnr_max": 9.0}
@@ -45,7 +45,7 @@ def test_convolution_equals_that_of_xla(sides, stride):
         jnp.asarray(maps, jnp.float32), jnp.asarray(kernel, jnp.float32), (stride, stride), [(1, 1), (1, 1)],
         dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest",
     )  # fmt: skip
-    ours = networks.convolve(jnp.asarray(maps), jnp.asarray(kernel.reshape(27, 4)), stride=stride)
+    ours = convolutions.convolve(jnp.asarray(maps), jnp.asarray(kernel.reshape(27, 4)), stride=stride)
     np.testing.assert_allclose(ours, exact, atol=1e-4)
 
 

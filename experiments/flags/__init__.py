@@ -21,6 +21,7 @@ from experiments.flags.groups import (
     define_data_flags,
     define_feature_flags,
     define_ladder_flags,
+    define_precision_flag,
     define_runs_per_batch,
 )
 from experiments.flags.jobs import Job, open_job
@@ -67,6 +68,7 @@ __all__ = [
     "define_integer",
     "define_ladder_flags",
     "define_list",
+    "define_precision_flag",
     "define_range",
     "define_runs_per_batch",
     "define_seed",

@@ -6,6 +6,7 @@ from pathlib import Path
 from experiments.flags.jobs import define_job_flags
 from experiments.flags.parsers import (
     IMPORT,
+    define_choice,
     define_choices,
     define_float,
     define_integer,
@@ -15,6 +16,7 @@ from experiments.flags.parsers import (
     define_words,
 )
 from ldmjax import data, features
+from ldmjax.convolutions import PRECISIONS
 
 LADDERS = ("karras", "uniform_logsnr", "linear_beta", "scaled_linear", "cosine", "rectified_flow", "spectral")
 LARGEST_LADDER = 10_000
@@ -109,6 +111,17 @@ def _check_workdir(path: str) -> None:
     place = next(p for p in [Path(path).absolute(), *Path(path).absolute().parents] if p.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise ValueError(f"cannot write to {path!r}")
+
+
+def define_precision_flag() -> None:
+    """--precision."""
+    define_choice(
+        "precision",
+        "float32",
+        "Of activations and products in trained autoencoders and U-Nets. Their parameters, statistics and losses, and MLPs, "
+        "are always in float32.",
+        PRECISIONS,
+    )
 
 
 def define_runs_per_batch(what: str = "runs") -> None:

@@ -51,6 +51,7 @@ class Config:
       autoencoder_steps: of the trained autoencoders.
       sampling: of every diffusion model.
       runs_per_batch: runs vmapped at once on each device, by default `devices.default_runs_per_batch`.
+      precision: of trained autoencoders and U-Nets, out of `convolutions.PRECISIONS`.
     """
 
     autoencoders: tuple[tuple[str, tuple[int, ...]], ...]
@@ -66,6 +67,7 @@ class Config:
     autoencoder_steps: int = 1500
     sampling: SamplingConfig = SamplingConfig()
     runs_per_batch: int | None = None
+    precision: str = "float32"
 
 
 class Plan(NamedTuple):
@@ -167,6 +169,7 @@ def _network(config: Config, family: str, shape: tuple[int, ...]) -> training.Tr
         if len(shape) not in (2, 3):
             raise ValueError(f"a U-Net needs images [H, W] or [H, W, C], got {list(shape)}")
         size = {"map_shape": (*shape, 1)[:3], "channels": config.channels, "blocks": config.unet_blocks}
+        size["precision"] = config.precision
     return training.TrainingConfig(
         model=family,
         steps=config.training_steps,
@@ -256,7 +259,7 @@ def _fit(
             members = [i for i, p in enumerate(plans) if p.kind == kind]
             fitted = image_models.fit_autoencoders(
                 split, {kind: [plans[i].latent_shape for i in members]}, seed=seed, store=store, report=report,
-                steps=config.autoencoder_steps,
+                steps=config.autoencoder_steps, precision=config.precision,
             )  # fmt: skip
             found |= {(i, seed): autoencoder for i, autoencoder in zip(members, fitted, strict=True)}
     return {(i, seed): found[i, seed] for i in range(len(plans)) for seed in splits}

@@ -56,6 +56,7 @@ def define_flags() -> None:
     shared.define_integer(
         "unet_blocks", 1, "Residual blocks of each resolution of the U-Nets, each way.", low=0, high=64
     )
+    shared.define_precision_flag()
     shared.define_runs_per_batch()
 
 
@@ -83,14 +84,14 @@ def read_config(dataset: data.Dataset, sampling: image_models.SamplingConfig) ->
     for kind, shape in latents:
         shared.check_latent_shapes("autoencoders", kind, [shape], dataset, n=FLAGS.n)
     names = (
-        "n reference hidden mlp_blocks unet_blocks training_steps batch_size autoencoder_steps runs_per_batch".split()
+        "n reference hidden mlp_blocks unet_blocks training_steps batch_size autoencoder_steps runs_per_batch precision"
     )
     config = latent_vs_pixel.Config(
         autoencoders=tuple(latents),
         seeds=tuple(FLAGS.seeds),
         channels=tuple(FLAGS.channels),
         sampling=sampling,
-        **{name: FLAGS[name].value for name in names},
+        **{name: FLAGS[name].value for name in names.split()},
     )
     try:
         latent_vs_pixel.make_plans(config, dataset.image_shape)

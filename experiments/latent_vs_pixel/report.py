@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.image_models import precision_used
 from experiments.latent_vs_pixel import FAMILIES, Config, Outcome, Reading, summary_readings
 from experiments.tables import align
 from ldmjax import plotting
@@ -120,6 +121,7 @@ def make_records(outcome: Outcome, dataset: Dataset, features: Sequence[Features
             "reference": min(config.reference, len(dataset.samples) - config.n), "samples": sampling.samples,
             "process": sampling.process, "sampler": sampling.sampler, "sampling_steps": sampling.steps,
             "training_steps": config.training_steps, "batch_size": config.batch_size,
+            "precision": precision_used(r.plan.kind, r.plan.network.model, asked=config.precision),
             "flops": r.plan.flops, "flops_pixel": r.plan.pixel_flops, "flops_difference": r.plan.flops_difference,
             **{k: v for k, v in own.items() if k != "reconstruction"},
         })  # fmt: skip

@@ -63,6 +63,7 @@ class Config:
       sampling: of the diffusion models.
       readout: of their states, and of the noisy autoencoder.
       runs_per_batch: runs vmapped at once on each device, by default `devices.default_runs_per_batch`.
+      precision: of trained autoencoders, out of `convolutions.PRECISIONS`.
     """
 
     autoencoder: str
@@ -79,6 +80,7 @@ class Config:
     sampling: SamplingConfig = SamplingConfig(samples=4096)
     readout: str = "rescaled"
     runs_per_batch: int | None = None
+    precision: str = "float32"
 
     @property
     def kept(self) -> np.ndarray:
@@ -220,7 +222,13 @@ def _train(splits, config, store, report) -> tuple[list[DiffusionModel], float]:
         (seed, autoencoder)
         for seed, split in splits.items()
         for autoencoder in image_models.fit_autoencoders(
-            split, shapes, seed=seed, steps=config.autoencoder_steps, store=store, report=report
+            split,
+            shapes,
+            seed=seed,
+            steps=config.autoencoder_steps,
+            precision=config.precision,
+            store=store,
+            report=report,
         )
     ]
     begin = time.perf_counter()

@@ -46,6 +46,7 @@ def define_flags() -> None:
     shared.define_integer("hidden", 256, "Width of the diffusion models' MLP.", low=1, high=16_384)
     shared.define_integer("blocks", 2, "Residual blocks of the MLP.", low=0, high=64)
     shared.define_integer("autoencoder_steps", 2000, "Optimiser steps of trained autoencoders.", low=1, high=10_000_000)
+    shared.define_precision_flag()
     shared.define_runs_per_batch()
 
 
@@ -76,7 +77,7 @@ def read_config(dataset: data.Dataset, sampling: image_models.SamplingConfig) ->
     shared.check_latent_dims(dataset)
     shapes = [(d,) for d in FLAGS.latent_dims]
     shared.check_latent_shapes("latent_dims", FLAGS.autoencoder, shapes, dataset, n=FLAGS.n)
-    names = "autoencoder n reference hidden blocks training_steps batch_size learning_rate autoencoder_steps readout"
+    names = "autoencoder n reference hidden blocks training_steps batch_size learning_rate autoencoder_steps readout precision"
     return noisy_autoencoder.Config(
         latent_dims=tuple(FLAGS.latent_dims),
         seeds=tuple(FLAGS.seeds),

@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.ticker import LogLocator, NullLocator
 
+from experiments import image_models
 from experiments.noisy_autoencoder import FAR_FROM_AUTOENCODER, STILL_IMPROVING, Config, Outcome
 from experiments.noisy_autoencoder.predictors import PREDICTORS
 from experiments.tables import align
@@ -90,6 +91,7 @@ def make_records(outcome: Outcome, dataset: Dataset, config: Config) -> list[dic
         "process": sampling.process, "sampling_steps": sampling.steps, "readout": config.readout,
         "training_steps": config.training_steps, "batch_size": config.batch_size,
         "learning_rate": config.learning_rate, "hidden": config.hidden,
+        "precision": image_models.precision_used(config.autoencoder, config.network.model, asked=config.precision),
     }  # fmt: skip
     for c in outcome.cases:
         row = {

@@ -275,6 +275,7 @@ def make_record(candidate, space, metric, result, floors, scale, config) -> dict
         "reference_images": len(reference.features),
         "decoded_images": config.decoded(len(candidate.latents)),
         "feature_dim": reference.features.shape[1],
+        "precision": candidate.precision,
         "data": config.data,
         "seed": config.seed,
     }  # fmt: skip

@@ -52,6 +52,7 @@ def define_flags() -> None:
     shared.define_integer(
         "autoencoder_steps", 2000, "Optimiser steps of the suite's autoencoders.", low=1, high=10_000_000
     )
+    shared.define_precision_flag()
     shared.define_seed("seed", 0, "Chooses the split, the autoencoders' initialisation and the noise.")
     shared.define_choice(
         "readout", "rescaled", "What is decoded, VP coordinates or the flow's state.", stopping.NOISY_READOUTS
@@ -77,6 +78,8 @@ def check_flags() -> None:
     own = FLAGS.autoencoder is not None or FLAGS.latents is not None
     if own and _is_changed("autoencoders"):
         raise shared.bad("autoencoders", FLAGS.autoencoders, "allowed only without --autoencoder and --latents")
+    if own and _is_changed("precision"):
+        raise shared.bad("precision", FLAGS.precision, "allowed only without --autoencoder and --latents")
     if FLAGS.latents is not None and FLAGS.decoder is None and _is_changed("features"):
         raise shared.bad("features", FLAGS.features, "not used with --latents alone: give --decoder and --data too")
     if FLAGS.decoder is not None and FLAGS.latents is None:
@@ -127,7 +130,8 @@ def fit_autoencoders(training: np.ndarray, job: shared.Job) -> dict[str, autoenc
     """The suite's autoencoders by name."""
     shapes, named = [(d,) for d in FLAGS.latent_dims], {}
     for kind in FLAGS.autoencoders:
-        config = autoencoders.AutoencoderConfig(kind=kind, steps=FLAGS.autoencoder_steps)
+        steps, precision = FLAGS.autoencoder_steps, FLAGS.precision
+        config = autoencoders.AutoencoderConfig(kind=kind, steps=steps, precision=precision)
         options = {"seeds": [FLAGS.seed] * len(shapes), "store": job.store, "report": job.report}
         try:
             fitted = autoencoders.fit(training, shapes, config, **options)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ldmjax import autoencoders, features
-from ldmjax.autoencoders import Autoencoder
+from ldmjax.autoencoders import Autoencoder, FittedAutoencoder
 from ldmjax.checkpoints import NOTHING_KEPT, Store
 from ldmjax.metrics import FeatureReference, Measure
 
@@ -24,6 +24,7 @@ class Candidate:
       decode: from that scale to what ``measures`` compare.
       measures: feature spaces by name.
       training: the training images as ``measures`` see them, for the floor; None if there are none.
+      precision: of the autoencoder's products; None if it is not the suite's, and not known.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Candidate:
     decode: Callable[[np.ndarray], np.ndarray]
     measures: Mapping[str, Measure]
     training: np.ndarray | None
+    precision: str | None = None
 
     @property
     def latent_dim(self) -> int:
@@ -65,7 +67,9 @@ def of_autoencoders(
         encode = batched(f"{name}: encode", autoencoder.encode, batch)
         latents = store.piece(f"latents/{name}", lambda e=encode: e(training))
         decode(latents[:2])
-        found.append(Candidate(name=name, latents=latents, decode=decode, measures=measures, training=training))
+        precision = autoencoder.precision if isinstance(autoencoder, FittedAutoencoder) else None
+        shared = {"measures": measures, "training": training, "precision": precision}
+        found.append(Candidate(name=name, latents=latents, decode=decode, **shared))
     return found
 
 

@@ -62,6 +62,7 @@ class Config:
       training_steps: optimiser steps of each diffusion model.
       hidden: width of its MLP.
       sampling: process, steps, samples and stops.
+      precision: of trained autoencoders, out of `convolutions.PRECISIONS`.
     """
 
     autoencoders: tuple[str, ...] = ("pca", "conv")
@@ -74,6 +75,7 @@ class Config:
     training_steps: int = 2000
     hidden: int = 128
     sampling: image_models.SamplingConfig = image_models.SamplingConfig()
+    precision: str = "float32"
 
     def __post_init__(self):
         if self.readout not in self.sampling.readouts:
@@ -232,7 +234,7 @@ def _train(problems, config, store, report):
     autoencoders, kept = [], {"store": store, "report": report}
     for seed, problem in problems.items():
         autoencoders += image_models.fit_autoencoders(
-            problem.split, shapes, seed=seed, steps=config.autoencoder_steps, **kept
+            problem.split, shapes, seed=seed, steps=config.autoencoder_steps, precision=config.precision, **kept
         )
     owners = [(seed, kind) for seed in problems for kind in shapes for _ in config.latent_dims]
     seeds, kinds = zip(*owners, strict=True)

@@ -40,6 +40,7 @@ def define_flags() -> None:
     shared.define_integer("autoencoder_steps", 1000, "Optimiser steps of an autoencoder.", low=1, high=10_000_000)
     shared.define_integer("training_steps", 2000, "Optimiser steps of every diffusion model.", low=1, high=10_000_000)
     shared.define_integer("hidden", 128, "Width of its network.", low=1, high=16_384)
+    shared.define_precision_flag()
 
 
 def read_sampling() -> image_models.SamplingConfig:
@@ -67,7 +68,7 @@ def read_config(dataset: data.Dataset, sampling: image_models.SamplingConfig) ->
     shared.check_latent_dims(dataset)
     for kind in FLAGS.autoencoders:
         shared.check_latent_shapes("latent_dims", kind, [(d,) for d in FLAGS.latent_dims], dataset, n=FLAGS.n)
-    names = "n reference readout autoencoder_steps training_steps hidden".split()
+    names = "n reference readout autoencoder_steps training_steps hidden precision".split()
     lists = "autoencoders latent_dims seeds".split()
     return Config(
         **{name: FLAGS[name].value for name in names},

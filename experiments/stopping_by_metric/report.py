@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments import image_models
 from experiments.stopping_by_metric import Agreement, Config, Measure, Run
 from experiments.tables import align
 from ldmjax import plotting, stopping
@@ -98,8 +99,10 @@ def make_records(
                 "readout": config.readout, "features": space, "features_sha256": digests[space], "metric": metric,
                 "end": q.end, "best": q.best, **where, "gain": q.gain, "gain_low": q.gain_low,
                 "gain_high": q.gain_high, "verdict": q.verdict, "noise_floor": run.floors[space, metric],
-                "reconstruction": run.reconstructions[space, metric], "diverged_at_step": run.failed_at, **common,
+                "reconstruction": run.reconstructions[space, metric], "diverged_at_step": run.failed_at,
+                "precision": image_models.precision_used(run.autoencoder, "mlp", asked=config.precision), **common,
             })  # fmt: skip
+    common["precision"] = image_models.precision_used(*config.autoencoders, "mlp", asked=config.precision)
     fields = ("overlap", "same", "opposed", "difference", "half_width")
     for i, j in zip(*np.triu_indices(len(agreement.measures), 1), strict=True):
         pair = {"first": words(agreement.measures[i]), "second": words(agreement.measures[j]), "runs": agreement.runs}

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from ldmjax.convolutions import PRECISIONS
+
 KINDS = ("pca", "identity", "conv", "kl", "vq")
 
 
@@ -27,6 +29,7 @@ class AutoencoderConfig:
       code_decay: "vq" only; decay of the codebook's moving averages.
       commitment: "vq" only; weight of the mean squared distance of a latent entry to its code against that of a pixel.
       eval_batch: images per call of encode and decode on a CPU; an accelerator takes more.
+      precision: of the network's activations and products, "float32" or "bfloat16"; all else is in float32.
     """
 
     kind: str
@@ -43,6 +46,7 @@ class AutoencoderConfig:
     code_decay: float = 0.99
     commitment: float = 0.25
     eval_batch: int = 256
+    precision: str = "float32"
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -53,6 +57,8 @@ class AutoencoderConfig:
                 raise ValueError(f"{name} must be >= {low}, got {getattr(self, name)}")
         if self.downsampling & (self.downsampling - 1):
             raise ValueError(f"downsampling must be a power of 2, got {self.downsampling}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
         if not 0 < self.code_decay < 1:

@@ -3,13 +3,13 @@
 Every level halves the sides. Images whose sides are not multiples of 2^levels are extended by their last row and column,
 and what was added is cut off again after decoding. Vector latents ``[D]`` read the whole coarsest grid, map latents
 ``[h, w, D]`` one position each. D is the widest latent of a program; a run's own d enters through its mask and fan-in alone,
-so a run does not depend on how wide its neighbours are.
-
-Convolutions are written as products of patches and a matrix: inside a loop on a CPU, XLA's own convolutions and their
-gradients take five times as long.
+so a run does not depend on how wide its neighbours are. Activations and their products are in the configuration's precision,
+parameters, latents and images in float32.
 """
 
 import dataclasses
+import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from ldmjax.autoencoders.config import AutoencoderConfig
+from ldmjax.convolutions import double, halve, product
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,11 @@ class Geometry:
         """Sides of the coarsest maps."""
         height, width, _ = self.image_shape
         return -(-height >> self.levels), -(-width >> self.levels)
+
+    def channels(self, coarsest: int) -> list[int]:
+        """Of the image, and of the maps after every halving, ``coarsest`` of them at last."""
+        halved = [max(1, coarsest >> (self.levels - i)) for i in range(1, self.levels + 1)]
+        return [self.image_shape[2], *halved]
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -81,7 +87,7 @@ def fan_in_normal(rng: np.random.Generator, *shape: int, fan_in: int) -> jax.Arr
 
 
 class Halving(nnx.Module):
-    """Convolution of kernel 4, stride 2, zero border 1: patches ``[B, H / 2, W / 2, 16 C]`` times a matrix."""
+    """Half the sides (`convolutions.halve`), then a bias."""
 
     def __init__(self, inputs: int, outputs: int, *, rng: np.random.Generator):
         """Args: inputs, outputs: channels. rng: for the kernel."""
@@ -90,14 +96,11 @@ class Halving(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[B, H, W, inputs]`` with even sides to ``[B, H / 2, W / 2, outputs]``."""
-        height, width = x.shape[1:3]
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        patches = [x[:, i : i + height : 2, j : j + width : 2] for i in range(4) for j in range(4)]
-        return jnp.concatenate(patches, axis=-1) @ self.kernel[...] + self.bias[...]
+        return halve(x, self.kernel[...]) + self.bias[...].astype(x.dtype)
 
 
 class Doubling(nnx.Module):
-    """Transposed convolution of kernel 4, stride 2, border 1: each position paints a 4 x 4 square, overlaps add up."""
+    """Twice the sides (`convolutions.double`), then a bias."""
 
     def __init__(self, inputs: int, outputs: int, *, rng: np.random.Generator):
         """Args: inputs, outputs: channels. rng: for the kernel."""
@@ -107,17 +110,7 @@ class Doubling(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[B, H, W, inputs]`` to ``[B, 2 H, 2 W, outputs]``."""
-        batch, height, width, _ = x.shape
-        # A square is 2 x 2 blocks of 2 x 2 pixels; block (p, q) of position (i, j) lands on block (i + p, j + q).
-        blocks = jnp.split(x @ self.kernel[...], 4, axis=-1)
-        places = [(0, 0), (0, 1), (1, 0), (1, 1)]
-        full = sum(
-            jnp.pad(block, ((0, 0), (p, 1 - p), (q, 1 - q), (0, 0)))
-            for block, (p, q) in zip(blocks, places, strict=True)
-        )
-        full = full.reshape(batch, height + 1, width + 1, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
-        full = full.reshape(batch, 2 * height + 2, 2 * width + 2, -1)
-        return full[:, 1:-1, 1:-1] + self.bias[...]
+        return double(x, self.kernel[...]) + self.bias[...].astype(x.dtype)
 
 
 class ConvolutionalNetwork(nnx.Module):
@@ -125,9 +118,9 @@ class ConvolutionalNetwork(nnx.Module):
 
     def __init__(self, geometry: Geometry, config: AutoencoderConfig, *, latent_dim: int, rng: np.random.Generator):
         """Args: geometry: shapes. config: channels, kind. latent_dim: the run's own d. rng: of the initial weights."""
-        levels, self.geometry = geometry.levels, geometry
-        channels = [geometry.image_shape[2]] + [max(1, config.channels >> (levels - i)) for i in range(1, levels + 1)]
-        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        self.geometry, self.dtype = geometry, jnp.dtype(config.precision)
+        channels = geometry.channels(config.channels)
+        pairs = list(itertools.pairwise(channels))
         self.down = nnx.List([Halving(a, b, rng=rng) for a, b in pairs])
         self.up = nnx.List([Doubling(b, a, rng=rng) for a, b in reversed(pairs)])
         # A map latent reads its position's channels, a vector all of them.
@@ -143,18 +136,31 @@ class ConvolutionalNetwork(nnx.Module):
         """Mean and log variance of the latent ``[B, *latent_shape]`` of ``[B, H, W, C]``; log variance 0 unless "kl"."""
         factor = 2**self.geometry.levels
         below, right = (side * factor - have for side, have in zip(self.geometry.grid, x.shape[1:3], strict=True))
-        x = jnp.pad(x, ((0, 0), (0, below), (0, right), (0, 0)), mode="edge")
+        x = jnp.pad(x, ((0, 0), (0, below), (0, right), (0, 0)), mode="edge").astype(self.dtype)
         for layer in self.down:
             x = jax.nn.silu(layer(x))
         if not self.geometry.mapped:
             x = x.reshape(len(x), -1)
-        mean = x @ self.mean[...] * mask
-        return mean, jnp.zeros_like(mean) if self.log_var is None else x @ self.log_var[...] * mask
+        mean = product(x, self.mean[...]).astype(mask.dtype) * mask
+        if self.log_var is None:
+            return mean, jnp.zeros_like(mean)
+        return mean, product(x, self.log_var[...]).astype(mask.dtype) * mask
 
     def decode(self, z: jax.Array, mask: jax.Array) -> jax.Array:
         """Images ``[B, H, W, C]`` of latents ``[B, *latent_shape]``."""
-        x = jax.nn.silu((z * mask) @ self.expand[...] + self.expand_bias[...]).reshape(len(z), *self.grid_shape)
+        x = product((z * mask).astype(self.dtype), self.expand[...]) + self.expand_bias[...].astype(self.dtype)
+        x = jax.nn.silu(x).reshape(len(z), *self.grid_shape)
         for i, layer in enumerate(self.up):
             x = jax.nn.silu(layer(x)) if i < len(self.up) - 1 else layer(x)
         height, width, _ = self.geometry.image_shape
-        return x[:, :height, :width]
+        return x[:, :height, :width].astype(z.dtype)
+
+
+def network_flops(geometry: Geometry, config: AutoencoderConfig) -> int:
+    """Floating-point operations of encoding and decoding one image: 2 per multiply-add of the matrix products."""
+    positions, channels = math.prod(geometry.grid), geometry.channels(config.channels)
+    dense = (3 if config.kind == "kl" else 2) * positions * channels[-1] * geometry.width
+    # The last halving, and the first doubling, has every position of the grid; the ones before it four times as many.
+    kernels = [16 * a * b for a, b in itertools.pairwise(channels)]
+    maps = sum(positions * 4**finer * kernel for finer, kernel in enumerate(reversed(kernels)))
+    return 2 * (2 * maps + dense)

@@ -28,10 +28,10 @@ from jax.flatten_util import ravel_pytree
 
 from ldmjax import chunks, loops, threefry
 from ldmjax.autoencoders.config import AutoencoderConfig
-from ldmjax.autoencoders.convolutional import ConvolutionalNetwork, Geometry
+from ldmjax.autoencoders.convolutional import ConvolutionalNetwork, Geometry, network_flops
 from ldmjax.autoencoders.quantiser import Codebook, empty_codebook, nearest, reseed, straight_through, updated
 from ldmjax.checkpoints import Store, fingerprint
-from ldmjax.devices import MappedRuns, map_runs
+from ldmjax.devices import MappedRuns, default_runs_per_batch, map_runs
 
 CHUNK = 100  # steps per dispatch and per progress line
 ADAM = optax.scale_by_adam()
@@ -225,7 +225,8 @@ def training_program(config: AutoencoderConfig, geometry: Geometry, runs_per_bat
         length = loops.steps_per_call(CHUNK)
         return loops.repeat(step_of, carry, first=first, last=last, length=length, prepare=draws_of)
 
-    return map_runs(advance, runs_per_batch=runs_per_batch, donate=1)
+    step_flops = 3 * config.batch_size * network_flops(geometry, config)
+    return map_runs(advance, runs_per_batch=runs_per_batch or default_runs_per_batch(step_flops), donate=1)
 
 
 def _network_of(config, geometry):

@@ -75,6 +75,11 @@ class FittedAutoencoder:
     failed_at: int = -1
 
     @property
+    def precision(self) -> str:
+        """Of the activations and products in it."""
+        return "float32"
+
+    @property
     def latent_mean(self) -> float:
         """Mean of all latent entries."""
         return self.scale.mean

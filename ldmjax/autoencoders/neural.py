@@ -39,6 +39,11 @@ class NeuralAutoencoder(FittedAutoencoder):
     losses: np.ndarray
     perplexity: float = np.nan
 
+    @property
+    def precision(self) -> str:
+        """Of the activations and products in it."""
+        return self.config.precision
+
     def _encode(self, images: np.ndarray) -> np.ndarray:
         pixels = self.pixel_scale.standardise(images).reshape(-1, *self.geometry.image_shape)
         encode = coding_programs(self.config, self.geometry).encode

@@ -23,7 +23,7 @@ from jax.flatten_util import ravel_pytree
 
 from ldmjax import threefry
 from ldmjax.data import Dataset
-from ldmjax.devices import cache_directory, is_first_process
+from ldmjax.devices import cache_directory, is_first_process, platform
 from ldmjax.features.maps import pixels
 
 VERSION = 1  # of what training does: caches of another version are not read
@@ -183,8 +183,8 @@ def _train(network, inputs, targets, config, report):
 
 
 def _key(dataset, config):
-    """sha256 of all that the trained parameters depend on."""
-    digest = hashlib.sha256(f"{VERSION} {config} {dataset.image_shape} {dataset.digest}".encode())
+    """sha256 of all that the trained parameters depend on, the platform's rounding included."""
+    digest = hashlib.sha256(f"{VERSION} {platform()} {config} {dataset.image_shape} {dataset.digest}".encode())
     for array in (dataset.mean, dataset.labels):
         digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
