@@ -47,9 +47,11 @@ def write_text(path: Path, text: str) -> None:
 def write_records(workdir: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Writes records.jsonl, one object per line in the order given, with ``schema_version`` first.
 
-    ``precision`` comes next: how devices computed products of float32 matrices, unless a record says otherwise of its networks.
+    ``precision`` comes next, what networks computed in ("float32" unless a record says otherwise), and ``float32_products``,
+    how devices computed products of float32 matrices (`devices.product_precision`).
     """
-    first = {"schema_version": SCHEMA_VERSION, "precision": product_precision()}
+    precisions = {"precision": "float32", "float32_products": product_precision()}
+    first = {"schema_version": SCHEMA_VERSION} | precisions
     lines = [json.dumps(first | plain(dict(record))) for record in records]
     write_text(workdir / "records.jsonl", "".join(line + "\n" for line in lines))
 
@@ -70,7 +72,7 @@ def write_metadata(workdir: Path, **fields: Any) -> None:
         "platform": platform.platform(),
         "versions": versions(),
         "devices": [str(device) for device in jax.devices()],
-        "precision": {"of_the_process": jax.config.jax_default_matmul_precision, "of_runs": product_precision()},
+        "float32_products": {"process": jax.config.jax_default_matmul_precision, "runs": product_precision()},
         "git": _git_state(),
         **fields,
     }

@@ -14,7 +14,7 @@ def test_round_trip_with_nulls(tmp_path):
     ]
     records.write_records(tmp_path, rows)
     (loaded,) = records.load_records(tmp_path)
-    assert loaded.pop("precision") == "highest"
+    assert (loaded.pop("precision"), loaded.pop("float32_products")) == ("float32", "highest")
     assert loaded == {"schema_version": 1, "a": 1.5, "b": None, "c": None, "d": [3, None], "e": {"f": True}}
     assert [p.name for p in tmp_path.iterdir()] == ["records.jsonl"]
 
@@ -22,7 +22,9 @@ def test_round_trip_with_nulls(tmp_path):
 def test_a_record_says_how_products_were_computed(tmp_path):
     with devices.made_for("gpu"):
         records.write_records(tmp_path, [{"a": 1}, {"precision": "bfloat16"}])
-    assert [row["precision"] for row in records.load_records(tmp_path)] == ["TF32_TF32_F32_X3", "bfloat16"]
+    rows = records.load_records(tmp_path)
+    assert [row["precision"] for row in rows] == ["float32", "bfloat16"]
+    assert {row["float32_products"] for row in rows} == {"TF32_TF32_F32_X3"}
 
 
 def test_damage_is_reported(tmp_path):
@@ -40,7 +42,7 @@ def test_metadata_and_curves(tmp_path):
     records.write_metadata(tmp_path, seconds=1.0)
     entry = json.loads((tmp_path / "metadata.json").read_text())
     assert entry["seconds"] == 1.0 and entry["versions"]["jax"] and entry["devices"]
-    assert entry["precision"] == {"of_the_process": "highest", "of_runs": "highest"}
+    assert entry["float32_products"] == {"process": "highest", "runs": "highest"}
     records.write_curves(tmp_path, {"x": np.arange(3)})
     np.testing.assert_array_equal(np.load(tmp_path / "curves.npz")["x"], [0, 1, 2])
 
