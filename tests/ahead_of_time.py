@@ -32,6 +32,7 @@ NOT_LAUNCHED = {
     "get-tuple-element", "tuple", "parameter", "constant", "bitcast", "after-all", "partition-id", "replica-id",
     "add-dependency", "opt-barrier", "optimization-barrier", "copy-done", "async-done", "while", "call", "conditional",
 }  # fmt: skip
+TPU_LAYOUT = ":T("  # tiles, in the types of a TPU's program
 UNKNOWN_TRIPS = 100  # stands for a number that the compiler does not know, where loops are put in order
 COLLECTIVES = {"all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast"}
 
@@ -270,16 +271,30 @@ def _loops(computations, name, around=()):
 
 def _loop(computations, instruction, around):
     (body,) = instruction.called("body")
-    known = re.search(r'known_trip_count"?:\{"n":"(\d+)"', instruction.line)
     launched = list(_launched(computations, body))
     return Loop(
         body=body,
         around=around,
-        trips=int(known[1]) if known else None,
+        trips=_trips(computations, instruction),
         kernels=collections.Counter(kernel.opcode for kernel, _ in launched),
         traffic=sum(size for _, size in launched),
         opcodes=frozenset(i.opcode for i in _within(computations, body)),
     )
+
+
+def _trips(computations, loop):
+    """What the compiler noted; a TPU's notes nothing, there the condition compares a counter from 0 with a constant, or not."""
+    if noted := re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.line):
+        return int(noted[1])
+    condition = computations[loop.called("condition")[0]]
+    constants = {i.name: re.search(r" constant\((\d+)\)", i.line) for i in condition if i.opcode == "constant"}
+    if (
+        TPU_LAYOUT in loop.shape
+        and "direction=LT" in condition[-1].line
+        and (limit := constants.get(condition[-1].operands[1]))
+    ):
+        return int(limit[1])
+    return None
 
 
 def _launched(computations, name):
