@@ -248,6 +248,22 @@ class MappedRuns:
                 if any(x.is_deleted() for x in jax.tree.leaves(rows)):
                     raise StateLost from error
 
+    def lower(self, shared: Any, *rows: PyTree, mesh: Mesh) -> jax.stages.Lowered:
+        """The program of `__call__` for the devices of ``mesh``, which need not be here, before it is compiled.
+
+        Args:
+          shared: arrays, or what only has a shape and dtype.
+          *rows: the same, leading axes a multiple of the mesh's "runs".
+          mesh: with axes "runs" and "samples"; trace under `made_for` if its devices are of another kind.
+        """
+
+        def spread(tree, axes):
+            sharding = NamedSharding(mesh, PartitionSpec(*axes))
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+        arguments = spread(shared, ()), *(spread(tree, (RUNS,)) for tree in rows)
+        return self._compile(mesh, self.runs_per_batch).lower(*arguments)
+
     def _runs_axis(self, count: int) -> int:
         """Devices along "runs": all, or with ``samples`` as many as there are runs to fill."""
         devices = jax.device_count()

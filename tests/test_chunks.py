@@ -113,6 +113,7 @@ def test_an_interrupted_training_ends_like_a_whole_one(tmp_path, whole, line, ev
     assert again == [] and mapped.compilations == 0, "a finished training is not redone"
 
 
+@pytest.mark.needs_cpu("the numbers of a CPU, where the training goes on")
 def test_restored_on_another_number_of_devices(tmp_path, whole):
     """3 rows on 2 devices are padded to 4; a checkpoint holds the 3."""
     with pytest.raises(Stop):

@@ -124,6 +124,7 @@ def test_place_pads_with_the_last_row_and_collect_removes_it():
     assert devices.any_process(np.array([True, False])).tolist() == [True, False] and devices.is_first_process()
 
 
+@pytest.mark.needs_cpu("two devices")
 @pytest.mark.parametrize("samples", [False, True])
 def test_samples_are_spread_only_where_runs_leave_devices_idle(samples):
     seen = []
@@ -199,6 +200,7 @@ def test_other_errors_of_the_device_are_not_taken_for_memory(monkeypatch):
     assert mapped.runs_per_batch == 4
 
 
+@pytest.mark.needs_cpu("a CPU's products")
 def test_products_of_matrices_are_not_rounded_on_accelerators():
     mapped = devices.map_runs(lambda shared, run: run @ run.T)
     rows = devices.place(np.zeros((2, 3, 3), np.float32))
@@ -223,6 +225,7 @@ def test_the_batch_divides_the_runs_if_it_can():
     assert devices.batch_size(7, 4) == 4
 
 
+@pytest.mark.needs_cpu("one run at a time on each device")
 def test_all_runs_go_at_once_where_a_device_has_many_cores(monkeypatch):
     """The default off the CPU, with rows of different lengths, gives what one run at a time gives."""
 

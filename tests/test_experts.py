@@ -268,6 +268,7 @@ def watched(disentangled):
     return short, programs, states[-1]
 
 
+@pytest.mark.needs_cpu("two devices")
 def test_experts_never_talk_to_each_other(watched):
     """No collective in the compiled program of two devices, so K devices need no connection while they train."""
     _, programs, _ = watched

@@ -110,6 +110,7 @@ def test_untrained_chain_is_the_exact_linear_one(models, process):
     assert len(np.unique(start[:, 0])) == 256  # both batches differ
 
 
+@pytest.mark.needs_cpu("two devices")
 def test_interrupted_sampling_goes_on(models, tmp_path):
     """Eight chains on two devices: a line, and a piece, after every two."""
     model, sampling = models[1][1], SamplingConfig(**SAMPLING | {"batch": 32})
@@ -122,6 +123,7 @@ def test_interrupted_sampling_goes_on(models, tmp_path):
     np.testing.assert_array_equal(again, alone)
 
 
+@pytest.mark.needs_cpu("two devices")
 def test_one_chain_is_spread_over_the_devices(models):
     """256 samples of a single chain, half of them on each device, are those of the same chain on one."""
     model, sampling = models[1][1], SamplingConfig(**SAMPLING | {"batch": 256})

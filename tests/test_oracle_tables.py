@@ -70,6 +70,7 @@ def test_a_part_of_the_schemes(schemes):
     np.testing.assert_allclose(found, every[[SCHEMES.index(scheme) for scheme in schemes]], rtol=1e-10)
 
 
+@pytest.mark.needs_cpu("two devices")
 def test_devices_get_equal_work():
     assert jax.device_count() == 2
     counts = np.array([50, 250, 500, 1000, 50, 250, 500, 1000])
