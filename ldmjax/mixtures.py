@@ -168,13 +168,11 @@ def mixture_denoiser(mixture: GaussianMixture, schedule: Schedule) -> Denoiser:
     def denoise(z, t):
         alpha, sigma = (jnp.asarray(f(t), z.dtype)[:, None, None] for f in (schedule.alpha, schedule.sigma))
         sigma = jnp.maximum(sigma, scale * jnp.finfo(z.dtype).eps)
-        # Accelerators round the factors of a matrix product to 10 or 8 bits unless told not to.
-        with jax.default_matmul_precision("highest"):
-            log_joint, offsets, marginal = _posteriors(mixture, z, alpha, sigma)
-            shrunk = alpha * jnp.asarray(values, z.dtype) / marginal * offsets
-            means = jnp.asarray(mixture.means, z.dtype)
-            denoised = means + jnp.einsum("bmk,mik->bmi", shrunk, jnp.asarray(vectors, z.dtype))
-            return jnp.einsum("bm,bmi->bi", jax.nn.softmax(log_joint, axis=-1), denoised)
+        log_joint, offsets, marginal = _posteriors(mixture, z, alpha, sigma)
+        shrunk = alpha * jnp.asarray(values, z.dtype) / marginal * offsets
+        means = jnp.asarray(mixture.means, z.dtype)
+        denoised = means + jnp.einsum("bmk,mik->bmi", shrunk, jnp.asarray(vectors, z.dtype))
+        return jnp.einsum("bm,bmi->bi", jax.nn.softmax(log_joint, axis=-1), denoised)
 
     return denoise
 
