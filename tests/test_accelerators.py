@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from experiments import image_models, optimal_stopping, tasks
-from experiments.few_states import mixture
+from experiments.few_states import learned, mixture
 from experiments.optimal_stopping.evaluation import stopping_results
 from experiments.optimal_stopping.setup import make_specs
 from ldmjax import autoencoders, data, devices, experts, oracle, schedules, sweeps, training
@@ -153,6 +153,19 @@ def sample_few_states(sampler):
     return ahead_of_time.recorded(job, program=0)
 
 
+def sample_learned():
+    """Chains of trained experts, a few levels out of many."""
+    task = mixture_task()
+    config = experts.ExpertsConfig(ladder=LADDER, experts=1, batch_size=128, steps=STEPS)
+    specs = [experts.ModelSpec(seed=seed, parameterisation="v", learning_rate=0.003) for seed in range(8)]
+
+    def job():
+        trained = experts.train(specs, task.training, config, chunk=STEPS)
+        learned.sample_models(trained, task, (4,), samples=4096, sampler="ddim", store=NOTHING_KEPT, report=silent)
+
+    return ahead_of_time.recorded(job, program=TRAINING + 1)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
     """A program and what it is held to.
@@ -184,9 +197,7 @@ CASES = {
     "linear": Case(make=train_linear, steps=STEPS, runs=64, megabytes=20, kernels=(14,), tpu_runs=8),
     "mlp": Case(make=train_mlp, steps=STEPS, runs=64, megabytes=200, kernels=(36,), tpu_runs=8),
     "mlp, 1024 runs": Case(make=train_mlp, steps=STEPS, runs=1024, megabytes=3000, kernels=(36,), spread=False),
-    "experts, one for a level": Case(
-        make=lambda: train_experts(32), steps=STEPS, runs=32, megabytes=100, kernels=(35,), tpu_runs=8
-    ),
+    "experts, one for a level": Case(make=lambda: train_experts(32), steps=STEPS, runs=32, megabytes=20, kernels=(35,)),
     "experts, one for a block": Case(make=lambda: train_experts(8), steps=STEPS, runs=8, megabytes=20),
     "main job's samples": Case(make=sample_main_job, runs=16, megabytes=600, kernels=(17, 12)),
     "images": Case(make=sample_images, runs=8, megabytes=60),
@@ -201,6 +212,7 @@ CASES = {
     "tables": Case(make=tabulate, runs=8, megabytes=1, wide=True),
     "few states, ddim": Case(make=lambda: sample_few_states("ddim"), runs=8, megabytes=30),
     "few states, heun": Case(make=lambda: sample_few_states("heun"), runs=8, megabytes=30, spread=False),
+    "few states, learned": Case(make=sample_learned, runs=8, megabytes=100, spread=False),
 }
 PLATFORMS = {"gpu": CASES, "tpu": {name: case for name, case in CASES.items() if case.tpu_runs}}
 

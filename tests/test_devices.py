@@ -200,6 +200,16 @@ def test_other_errors_of_the_device_are_not_taken_for_memory(monkeypatch):
     assert mapped.runs_per_batch == 4
 
 
+def test_a_program_is_lowered_from_shapes_alone():
+    mapped, mesh = devices.map_runs(lambda shared, run: shared + 2.0 * run), devices._mesh(jax.device_count())
+    rows = np.arange(2.0 * jax.device_count(), dtype=np.float32)
+    shapes = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct(rows.shape, jnp.float32)
+    program = mapped.lower(shapes[0], shapes[1], mesh=mesh).compile()
+    assert mapped.compilations == 0
+    found = program(devices.replicate(jnp.float32(1.0)), devices.place(rows))
+    np.testing.assert_allclose(devices.collect(found, len(rows)), 1.0 + 2.0 * rows)
+
+
 @pytest.mark.needs_cpu("a CPU's products")
 def test_products_of_matrices_are_not_rounded_on_accelerators():
     mapped = devices.map_runs(lambda shared, run: run @ run.T)
