@@ -16,8 +16,9 @@ What they are compared with is made before, on a CPU, in a folder to carry along
     python -m experiments.on_device --carried=results/carried --seconds=560
 
 Every step is a process of its own (a GPU's memory is free again after each) with a time limit of its own, and is left out when
-less than it needs is left of --seconds. What it measured is written at once: STAGE.json and results.json, which gathers all, in
---workdir. The same command goes on: finished steps are not done again, stopped ones from what they kept in --scratch.
+less than it needs is left of --seconds, or of its stage's share of them. What it measured is written at once to --workdir:
+STAGE.json, and results.json, which gathers all. The same command goes on: finished steps are not done again, stopped ones go on
+from what they kept in --scratch. The status is 1 if a step failed.
 
 **Not yet run on a GPU**; all of it runs on a CPU with --quick, and does so in tests/test_on_device.py.
 """

@@ -107,7 +107,7 @@ def measure(chosen: list[steps.Step], places: plan.Places, code: str) -> None:
         ) from error
     for step in chosen if FLAGS.overwrite else ():
         shutil.rmtree(step.folder, ignore_errors=True)
-    steps.run_all(chosen, results, seconds=FLAGS.seconds, report=jobs.Job.report)
+    steps.run_all(chosen, results, seconds=FLAGS.seconds, shares=plan.SHARES, report=jobs.Job.report)
     print(report.table(results.steps, carrying.cpu_rates(places.carried) if places.carried else None))
     print(f"results are in {workdir}")
     failed = [

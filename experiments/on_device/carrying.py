@@ -93,7 +93,7 @@ def prepare(
 
 def reference_steps(places: plan.Places) -> list[tuple[Step, dict[str, str]]]:
     """What a CPU computes to compare with: steps, and where the files that each leaves go."""
-    runs = (plan.QUICK_RUNS if places.quick else plan.RUNS)[0]
+    runs = plan.QUICK_RUNS[0] if places.quick else plan.CPU_RUNS
     job = {name: f"main_job/{name}" for name in ("records.jsonl", "curves.npz", "metadata.json")}
     found = [
         (plan.rate_step(places, "benchmark", runs), {"metadata.json": "rates.json"}),

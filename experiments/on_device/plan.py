@@ -14,10 +14,12 @@ COMPARED = ("agreement", "main_job", "science")  # they need a carried folder
 # Loops that XLA's GPU runtime puts whole into a CUDA graph.
 COMMAND_BUFFERS = "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL"
 VARIANTS = {"": "", ", command buffers": COMMAND_BUFFERS}
-RUNS, QUICK_RUNS = (64, 1024, 4096), (8,)
+RUNS, QUICK_RUNS = (1024, 64, 4096), (8,)
+CPU_RUNS = 64  # of the rates to compare with: a CPU trains one run after another, however many there are
 # Contests of experiments.benchmark that need PyTorch, the most interesting ones first.
 PYTORCH = ("mlp_vmap", "linear_vmap", "mlp_loop", "linear_loop", "experts")
 UNLIMITED = float("inf")
+SHARES = {"benchmark": 0.4, "pytorch": 0.2}  # of all seconds, so that something is left for the main job
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ def benchmark_steps(places: Places) -> list[Step]:
     runs = QUICK_RUNS if places.quick else RUNS
     size = "--samples=512 --sampling_steps=50" if places.quick else "--samples=4096 --sampling_steps=1000"
     return [
-        *(rate_step(places, "benchmark", count, variant) for variant in VARIANTS for count in runs),
+        *(rate_step(places, "benchmark", count, variant) for count in runs for variant in VARIANTS),
         *(
             benchmark_step(places, "benchmark", f"sampling{v}", f"--only=sampling {size}", xla, needs=20.0, limit=60.0)
             for v, xla in VARIANTS.items()

@@ -87,7 +87,7 @@ def _apart(reference, found, name):
     error = np.hypot(*(arrays[f"{name}_standard_error"] for arrays in (reference, found)))
     finite = np.isfinite(curves[0]) & np.isfinite(curves[1])
     difference = np.where(np.isfinite(curves[0]) == np.isfinite(curves[1]), 0.0, np.inf)
-    shift = np.abs(curves[0] - curves[1])[finite]
+    shift = np.abs(curves[0][finite] - curves[1][finite])
     # Where both curves are exactly one number its error may be 0.
     difference[finite] = np.where(shift > 0.0, shift / np.maximum(error[finite], np.finfo(float).tiny), 0.0)
     return {"points": difference.size, "apart": int(np.sum(difference > WITHIN)), "largest": float(difference.max())}

@@ -27,7 +27,7 @@ def table(steps: Measured, cpu: Mapping[str, Any] | None) -> str:
         for name, step in steps.get(stage, {}).items()
         for row in _rows(stage, name, step, cpu)
     ]
-    return "\n".join(["", device_line(steps), *align(rows, left=5)])
+    return "\n".join(["", device_line(steps), *map(str.rstrip, align(rows, left=5))])
 
 
 def device_line(steps: Measured) -> str:

@@ -94,7 +94,12 @@ class Results:
 
 
 def run_all(
-    steps: Sequence[Step], results: Results, *, seconds: float = math.inf, report: Callable[[str], None] = print
+    steps: Sequence[Step],
+    results: Results,
+    *,
+    seconds: float = math.inf,
+    shares: Mapping[str, float] | None = None,
+    report: Callable[[str], None] = print,
 ) -> None:
     """Runs what is not done, as long as there is time.
 
@@ -102,11 +107,14 @@ def run_all(
       steps: in the order of their worth.
       results: get what each measured.
       seconds: for all of them.
+      shares: of these seconds that the steps of a stage may take together; the others have no such bound.
       report: receives a line or more for each.
     """
-    end = time.monotonic() + seconds
+    begin = time.monotonic()
+    left_to_stage = {stage: share * seconds for stage, share in (shares or {}).items()}
     for step in steps:
-        left, label = end - time.monotonic(), f"{step.stage}, {step.name}"
+        left = min(begin + seconds - time.monotonic(), left_to_stage.get(step.stage, math.inf))
+        label = f"{step.stage}, {step.name}"
         if results.is_done(step):
             report(f"{label}: done before")
         elif left < step.needs:
@@ -114,6 +122,8 @@ def run_all(
         else:
             outcome = run_step(step, seconds=min(step.limit, left - GRACE))
             results.add(step, outcome)
+            if step.stage in left_to_stage:
+                left_to_stage[step.stage] -= outcome["seconds"]
             report(f"{label}: {outcome['status']}, {outcome['seconds']:.1f} s{' (resumed)' * outcome['resumed']}")
             for line in outcome["lines"]:
                 report(f"    {line}")
@@ -161,7 +171,7 @@ def started(step: Step, output):
     environment = {**os.environ, **step.environment, "PYTHONUNBUFFERED": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
-        [sys.executable, *step.words], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=Path.cwd(),
+        [sys.executable, *step.words], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
         env=environment, start_new_session=True,
     )  # fmt: skip
     try:
