@@ -17,6 +17,7 @@ from experiments.flags.errors import UsageError, bad
 from experiments.flags.groups import (
     LADDERS,
     check_npz,
+    check_writable,
     define_common_flags,
     define_data_flags,
     define_feature_flags,
@@ -58,6 +59,7 @@ __all__ = [
     "check_n",
     "check_npz",
     "check_states",
+    "check_writable",
     "define_choice",
     "define_choices",
     "define_common_flags",

@@ -100,14 +100,14 @@ def define_common_flags(experiment: str) -> None:
         f"results/{experiment}",
         "Where flags.txt, records.jsonl, curves.npz and figures go.",
         allowed="a directory that can be written, or made",
-        check=_check_workdir,
+        check=check_writable,
     )
     define_switch("quick", False, "A smaller version of everything, to see that it runs.")
     define_job_flags()
 
 
-def _check_workdir(path: str) -> None:
-    """Without touching anything: a directory that exists must be writable, else the nearest one above it."""
+def check_writable(path: str) -> None:
+    """ValueError, without touching anything, unless the directory, or the nearest one above it that exists, is writable."""
     place = next(p for p in [Path(path).absolute(), *Path(path).absolute().parents] if p.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise ValueError(f"cannot write to {path!r}")

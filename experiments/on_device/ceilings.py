@@ -1,0 +1,77 @@
+"""What one device can do at most. A process of its own: python -m experiments.on_device.ceilings FILE [quick]."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldmjax import devices, records
+
+ROUNDS, LOOP_STEPS = 5, 2000
+SIDES = {"quick": 256, "cpu": 1024}  # of the products; elsewhere `LARGE_SIDE`
+LARGE_SIDE = 8192
+COPIED = {"quick": 2**20, "cpu": 2**24}  # numbers; elsewhere `LARGE_COPY`
+LARGE_COPY = 2**28
+
+
+def measure(*, quick: bool) -> dict[str, Any]:
+    """Versions and rates; seconds are the best of `ROUNDS`."""
+    kind = "quick" if quick else devices.platform()
+    side, copied = SIDES.get(kind, LARGE_SIDE), COPIED.get(kind, LARGE_COPY)
+    device, array = jax.devices()[0], jnp.zeros(copied, jnp.float32)
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "devices": jax.device_count(),
+        "memory_bytes": (device.memory_stats() or {}).get("bytes_limit"),
+        "host_threads": devices.host_threads(),
+        "python": sys.version.split()[0],
+        "versions": records.versions(),
+        "product_precision": devices.product_precision(),
+        "product_side": side,
+        "copy_bytes_per_second": 2.0 * array.nbytes / best_seconds(jax.jit(lambda x: x + 1.0), array),
+        "operations_per_second": {
+            name: 2.0 * side**3 / _product_seconds(name, side)
+            for name in dict.fromkeys(["highest", devices.product_precision(), "bfloat16"])
+        },
+        "loop_step_seconds": best_seconds(jax.jit(_loop), jnp.ones(256)) / LOOP_STEPS,
+        "call_seconds": best_seconds(jax.jit(jnp.sin), jnp.ones(256)),
+    }
+
+
+def _product_seconds(precision: str, side: int) -> float:
+    """Of one product of square matrices; "bfloat16" has such operands too, the others float32."""
+    dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
+    rng = np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.standard_normal((side, side), np.float32), dtype) for _ in range(2))
+    return best_seconds(jax.jit(partial(jnp.matmul, precision=precision)), a, b)
+
+
+def _loop(x):
+    """A loop of known length whose steps are one small kernel each."""
+    return jax.lax.fori_loop(0, LOOP_STEPS, lambda i, x: jnp.sin(x), x)
+
+
+def best_seconds(program: Callable, *arrays: jax.Array) -> float:
+    """Seconds of a call that waits for its result, after one that is not timed."""
+    jax.block_until_ready(program(*arrays))
+    seconds = []
+    for _ in range(ROUNDS):
+        begin = time.perf_counter()
+        jax.block_until_ready(program(*arrays))
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)
+
+
+if __name__ == "__main__":
+    devices.start()
+    measured = records.plain(measure(quick="quick" in sys.argv[2:]))
+    records.write_text(Path(sys.argv[1]), json.dumps(measured))
+    print(measured)
