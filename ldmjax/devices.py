@@ -264,6 +264,12 @@ class MappedRuns:
         arguments = spread(shared, ()), *(spread(tree, (RUNS,)) for tree in rows)
         return self._compile(mesh, self.runs_per_batch).lower(*arguments)
 
+    def compiled(self, shared: Any, *rows: PyTree) -> jax.stages.Compiled:
+        """The program for arguments like these, to be looked at: its text, its memory on each device."""
+        mesh = _mesh(self._runs_axis(_length(rows[0])))
+        rows = tuple(_place(tree, mesh) for tree in rows)
+        return self._program(mesh).lower(replicate(shared), *rows).compile()
+
     def _runs_axis(self, count: int) -> int:
         """Devices along "runs": all, or with ``samples`` as many as there are runs to fill."""
         devices = jax.device_count()

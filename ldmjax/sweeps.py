@@ -18,7 +18,7 @@ from flax import nnx
 
 from ldmjax import chunks, loops, threefry
 from ldmjax.checkpoints import NOTHING_KEPT, Store, fingerprint
-from ldmjax.devices import collect, default_runs_per_batch, map_runs
+from ldmjax.devices import MappedRuns, collect, default_runs_per_batch, map_runs
 from ldmjax.networks import RunInputs, as_denoiser
 from ldmjax.process import Denoiser
 from ldmjax.training import (
@@ -79,11 +79,6 @@ class RunSpec:
             f"{self.model}/{self.data}/{self.training_draws}/d{self.latent_dim}/seed{self.seed}/n{self.n}"
             f"/cap{self.cap:g}/lr{self.learning_rate:g}"
         )
-
-    @property
-    def key(self) -> jax.Array:
-        """The run's random key, from its seed and name alone."""
-        return jax.random.fold_in(threefry.key(self.seed), zlib.crc32(self.name.encode()))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,11 +152,20 @@ class TrainedRuns:
         return as_denoiser(nnx.merge(graphdef, params), inputs)
 
 
+def run_keys(specs: Sequence[RunSpec]) -> jax.Array:
+    """Random keys ``[R]``, each from its run's own seed and name alone; all in one operation, for thousands of runs."""
+    seeds = np.array([s.seed for s in specs], np.int64)
+    names = np.array([zlib.crc32(s.name.encode()) for s in specs], np.uint32)
+    return jax.vmap(lambda seed, name: jax.random.fold_in(threefry.key(seed), name))(seeds, names)
+
+
 def stack_runs(
     specs: Sequence[RunSpec], latents: dict[tuple[str, int, int], Latents], width: int
 ) -> tuple[StackedRuns, Sources]:
     """Stacks specs and their latents, padded to ``width`` components. ``latents`` is keyed by (data, seed, n)."""
-    groups = list(dict.fromkeys((s.data, s.seed, s.n) for s in specs))
+    places: dict[tuple[str, int, int], int] = {}
+    source = [places.setdefault((s.data, s.seed, s.n), len(places)) for s in specs]
+    groups = list(places)
     n_max = max(n for _, _, n in groups)
     # Without fresh runs no Gaussian draws are made: the factor has no columns.
     fresh = any(s.training_draws == "fresh" for s in specs)
@@ -179,10 +183,10 @@ def stack_runs(
         raise ValueError(f"latent_dim must be <= {width}, got {dims.max()}")
     stds = [np.sqrt(np.mean(latents[(s.data, s.seed, s.n)].sample[:, : s.latent_dim] ** 2)) for s in specs]
     runs = StackedRuns(
-        key=jnp.stack([s.key for s in specs]),
+        key=run_keys(specs),
         latent_dim=jnp.asarray(dims),
         learning_rate=jnp.asarray([s.learning_rate for s in specs], jnp.float32),
-        source=jnp.asarray([groups.index((s.data, s.seed, s.n)) for s in specs]),
+        source=jnp.asarray(source),
         n=jnp.asarray([s.n for s in specs]),
         fresh=jnp.asarray([s.training_draws == "fresh" for s in specs]),
         inputs=RunInputs(
@@ -264,12 +268,7 @@ def train(
             f"maps {config.map_shape} have latent_dim {config.map_dim}, got {[s.latent_dim for s in specs]}"
         )
     runs, sources = stack_runs(specs, latents, width)
-    graphdef = graph_definition(config, width)
-    init = map_runs(lambda _, run: init_state(config, width, jax.random.fold_in(run.key, 0), run.latent_dim))
-    step_chunk = partial(_train_chunk, config, graphdef, loops.steps_per_call(chunk))
-    # A U-Net's maps take memory that a MLP's vectors do not: when it is large, one alone keeps an accelerator busy.
-    step_flops = 3 * config.batch_size * flops(config, width) if config.model == "unet" else 0
-    advance = map_runs(step_chunk, runs_per_batch=runs_per_batch or default_runs_per_batch(step_flops), donate=1)
+    init, advance = training_programs(config, width, chunk=chunk, runs_per_batch=runs_per_batch)
     finished = chunks.train(
         advance,
         lambda: init(0, runs),
@@ -299,6 +298,17 @@ def train(
         seconds=float(finished.seconds[-1]),
         compilations=advance.compilations,
     )
+
+
+def training_programs(
+    config: TrainingConfig, width: int, *, chunk: int = 100, runs_per_batch: int | None = None
+) -> tuple[MappedRuns, MappedRuns]:
+    """What `train` calls: (0, runs) to states, and ((sources, first, last), states, runs) to (states, sums of losses)."""
+    init = map_runs(lambda _, run: init_state(config, width, jax.random.fold_in(run.key, 0), run.latent_dim))
+    step_chunk = partial(_train_chunk, config, graph_definition(config, width), loops.steps_per_call(chunk))
+    # A U-Net's maps take memory that a MLP's vectors do not: when it is large, one alone keeps an accelerator busy.
+    step_flops = 3 * config.batch_size * flops(config, width) if config.model == "unet" else 0
+    return init, map_runs(step_chunk, runs_per_batch=runs_per_batch or default_runs_per_batch(step_flops), donate=1)
 
 
 def _train_chunk(config, graphdef, length, shared, state, run):

@@ -1,13 +1,14 @@
 """Batched training: learned scores against the oracle, batch against alone, caps, freezing, one compilation."""
 
 import dataclasses
+import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldmjax import devices, losses, networks, oracle, sweeps, training
+from ldmjax import devices, losses, networks, oracle, sweeps, threefry, training
 from ldmjax.schedules import LinearVP, RectifiedFlow
 
 SCHEDULE = LinearVP()
@@ -286,3 +287,12 @@ def test_a_loop_of_fixed_length_does_the_same_steps(model, steps):
     ):
         np.testing.assert_allclose(a, b, atol=2e-5)
     np.testing.assert_array_equal(fixed.failed_at, told.failed_at)
+
+
+def test_keys_made_at_once_come_from_seed_and_name_alone():
+    specs = [spec("mlp", d, seed=seed) for d in (1, 3) for seed in (0, 5, 2**31 - 1, 2**40 + 3)]
+    names = [zlib.crc32(s.name.encode()) for s in specs]
+    alone = [jax.random.fold_in(threefry.key(s.seed), name) for s, name in zip(specs, names, strict=True)]
+    np.testing.assert_array_equal(
+        jax.random.key_data(sweeps.run_keys(specs)), [jax.random.key_data(key) for key in alone]
+    )

@@ -3,36 +3,38 @@ r"""How fast is this, side by side with what a user would run instead?
 Every row is a ratio of times measured in turn (A B A B ...) in one process, after both sides have run once: the median over
 rounds of theirs / ours, with the smallest and largest round. Both sides do the same mathematics in the same precision, with
 noise of its own for every run and sample; what each pair was checked to agree in is a column. The opponents are a PyTorch user
-(opponents.py: fused Adam, no host synchronisation, the best of 1 and 2 threads and of eager and compiled), a NumPy loop
-(numpy_loop.py), the straightforward `lax.scan`, and the expensive way to the same answer.
+(opponents.py: fused Adam, no host synchronisation, the best of eager and compiled; on a CPU of 1 thread and all, on a GPU of
+CUDA graphs too), a NumPy loop (numpy_loop.py), the straightforward `lax.scan`, and the expensive way to the same answer.
 
     python -m experiments.benchmark                            # all; needs PyTorch: pip install -e '.[bench]'
     python -m experiments.benchmark --only=table,law           # no PyTorch needed
     python -m experiments.benchmark --spectrum=cifar10.npy     # another spectrum for the table
+    python -m experiments.benchmark --runs=1024 --bound_runs=64,1024,4096 --precision=bfloat16     # on a GPU
 
 All of it takes 20 minutes on two cores; its table is in README.md. Goals that were missed: MLPs 3.8 times a PyTorch loop (4)
 and 1.8 times torch.func.vmap (2), linear scores 2.5 times vmap (3), the exact law 313 times our own sampler (1000; 1182 times
 NumPy).
 
 "Run after run" is one process, with the better of 1 thread and all; two processes of one thread would use two cores as well.
-What favours PyTorch: unpadded latents in its loop, no decay of the rate, no freezing of a run that diverges.
+What favours PyTorch: unpadded latents in its loop, no decay of the rate, no freezing of a run that diverges. Float32 is float32
+on its side: no TF32, in convolutions neither. A variant of it that fails is reported, and the others compete; a contest that
+fails for want of memory is reported, and the others are held.
 
 Timings are what this experiment is about, and they vary: they are in metadata.json ("measured"). records.jsonl holds what
-does not: what was compared, at which sizes, with which options, and how well the sides agree. A second start prints what was
-measured before; --overwrite measures again.
+does not: what was compared, at which sizes, with which options, and how well the sides agree. table.json holds what a page
+about speed shows: the table's rows, the device, the precision and the versions. A second start prints what was measured before;
+--overwrite measures again.
 """
 
-import concurrent.futures
 import dataclasses
 import gc
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
+from ldmjax import devices
 from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 PAUSE = 0.2  # seconds between two measurements: threads of the side before stop spinning
@@ -50,6 +52,7 @@ class Config:
       steps: of training a round, for the MLP; linear scores take twenty times as many.
       samples: of the sampling contests.
       sampling_steps: of their chains.
+      precision: of the U-Nets' activations and products, "float32" or "bfloat16".
       spectrum: ``[D]``, all above 0, of the discretisation table.
     """
 
@@ -59,6 +62,7 @@ class Config:
     steps: int
     samples: int
     sampling_steps: int
+    precision: str
     spectrum: np.ndarray
 
 
@@ -141,11 +145,22 @@ def timed(work: Callable[[], object]) -> float:
     return (time.perf_counter() - begin) / calls
 
 
-def in_fresh_process(function: Callable, *arguments: object) -> Any:
-    """What ``function``, of a module, returns in a process of its own, where JAX has not begun."""
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *arguments).result()
+class NotHeldError(Exception):
+    """A contest could not be held; the message says why."""
+
+
+def reason_of(error: Exception) -> str:
+    """An error as a short line."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether JAX, PyTorch or Python ran out of memory."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # PyTorch's, which may not be there
+        or (isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
+    )
 
 
 def run(
@@ -171,7 +186,13 @@ def run(
             skipped[name] = reason
             report(f"{name}: skipped, {reason}")
             continue
-        outcomes.append(store.piece(name, lambda name=name: hold(name, contests[name], config, report)))
+        try:
+            outcomes.append(store.piece(name, lambda name=name: hold(name, contests[name], config, report)))
+        except Exception as error:
+            if not isinstance(error, NotHeldError) and not out_of_memory(error):
+                raise
+            skipped[name] = str(error) if isinstance(error, NotHeldError) else reason_of(error)
+            report(f"{name}: skipped, {skipped[name]}")
     return outcomes, skipped
 
 
@@ -201,6 +222,7 @@ def make_records(outcomes: Sequence[Outcome], contests: dict[str, Contest], conf
             "agreement_in": o.sides.agreement_in,
             **sizes,
             "components": len(config.spectrum),
+            "products": devices.product_precision(),
         }
         for o in outcomes
     ]

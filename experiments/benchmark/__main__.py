@@ -1,6 +1,7 @@
 """The command line: flags, files and what is printed."""
 
 import importlib.metadata
+import json
 import os
 import time
 
@@ -12,11 +13,12 @@ from threadpoolctl import threadpool_info
 from experiments import benchmark, plans
 from experiments import flags as shared
 from experiments.benchmark import contests, machine, report
-from ldmjax import data, plotting, records
+from ldmjax import data, devices, plotting, records
 
 FLAGS = flags.FLAGS
 PARTS = (*contests.CONTESTS, "bound", "growth")
 QUICK = {"rounds": 1, "runs": 8, "steps": 10, "samples": 512, "sampling_steps": 50, "bound_runs": [8], "data_dim": 256}
+PRECISIONS = ("float32", "bfloat16")
 TABLE_DIM = 3072  # CIFAR-10's
 
 
@@ -30,6 +32,12 @@ def define_flags() -> None:
     )
     shared.define_integer("samples", 4096, "Samples of each chain.", low=8, high=10_000_000)
     shared.define_integer("sampling_steps", 1000, "Steps of each chain.", low=40, high=1_000_000)
+    shared.define_choice(
+        "precision",
+        "float32",
+        "Of the U-Nets' activations and products; parameters and losses stay float32.",
+        PRECISIONS,
+    )
     shared.define_list("bound_runs", "64", "Numbers of runs of the part 'bound'.", int, 1, 1_000_000)
     shared.define_list("widths", "128,512", "Widths of its MLPs.", int, 1, 100_000)
     shared.define_word(
@@ -46,6 +54,8 @@ def plan(config: benchmark.Config) -> list[plans.Stage]:
     for name in config.only:
         if not contests.CONTESTS[name].needs_torch:
             parts.append((name, 20.0 * share))
+        elif name.startswith("unet") and not benchmark.missing_torch():
+            parts.append((name, 30.0 + 30.0 * share))
         elif not benchmark.missing_torch():
             parts.append((name, 30.0 + 15.0 * share * training))
     if "bound" in FLAGS.only:
@@ -59,10 +69,14 @@ def machine_line() -> str:
     """The machine and versions, for tables and figures."""
     device = jax.devices()[0]
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "numpy")]
-    if not benchmark.missing_torch():
-        versions.append(f"torch {importlib.metadata.version('torch')}")
+    if torch := _torch_version():
+        versions.append(f"torch {torch}")
     kind = device.device_kind if device.platform != "cpu" else _processor()
     return f"{jax.device_count()} x {kind}, {', '.join(versions)}"
+
+
+def _torch_version() -> str | None:
+    return None if benchmark.missing_torch() else importlib.metadata.version("torch")
 
 
 def _processor() -> str:
@@ -88,7 +102,8 @@ def main() -> None:
         )
     config = benchmark.Config(
         only=tuple(name for name in FLAGS.only if name in contests.CONTESTS), rounds=FLAGS.rounds, runs=FLAGS.runs,
-        steps=FLAGS.steps, samples=FLAGS.samples, sampling_steps=FLAGS.sampling_steps, spectrum=spectrum,
+        steps=FLAGS.steps, samples=FLAGS.samples, sampling_steps=FLAGS.sampling_steps, precision=FLAGS.precision,
+        spectrum=spectrum,
     )  # fmt: skip
     job = shared.open_job(lambda: plan(config))
     outcomes, skipped = benchmark.run(contests.CONTESTS, config, job.report, job.store)
@@ -105,6 +120,7 @@ def main() -> None:
     if bounds:
         print(report.bound_table(bounds))
     print(f"median [smallest, largest] of {config.rounds} rounds; {described}")
+    _write_table(job.workdir, config, outcomes, skipped, bounds)
     records.write_records(job.workdir, benchmark.make_records(outcomes, contests.CONTESTS, config))
     if growths:
         plotting.save(report.draw_growth(growths, described), job.workdir / "growth.png")
@@ -115,6 +131,16 @@ def main() -> None:
         thread_pools=threadpool_info(), measured=report.measured(outcomes, bounds, growths),
     )  # fmt: skip
     print(f"{seconds:.1f} s; results in {job.workdir}")
+
+
+def _write_table(workdir, config, outcomes, skipped, bounds):
+    about = {
+        "machine": machine_line(), "device": jax.devices()[0].device_kind, "devices": jax.device_count(),
+        "platform": jax.default_backend(), "precision": config.precision, "products": devices.product_precision(),
+        "rounds": config.rounds, "runs": config.runs, "versions": records.versions() | {"torch": _torch_version()},
+    }  # fmt: skip
+    found = report.results(outcomes, contests.CONTESTS, skipped, bounds, **about)
+    records.write_text(workdir / "table.json", json.dumps(records.plain(found), indent=2) + "\n")
 
 
 if __name__ == "__main__":

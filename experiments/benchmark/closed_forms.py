@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
-from experiments.benchmark import Config, Sides, Timer, in_fresh_process, numpy_loop, timed
+from experiments.benchmark import Config, Sides, Timer, numpy_loop, timed
 from experiments.benchmark.sampling import SCHEDULE, VARIANCES, gaussian_chain, uniform_grid
 from ldmjax import devices, oracle, threefry
 
@@ -62,7 +63,7 @@ def table_sides(config: Config, report: Callable[[str], None]) -> tuple[Timer, T
         functools.partial(make, variances, variances, SCHEDULE, **TABLE)
         for make in (oracle.discretisation_table, numpy_loop.discretisation_table)
     )
-    cold = in_fresh_process(_cold_seconds, variances)
+    cold = _cold_seconds(ours)
     report(f"table: the first call took {cold:.2f} s")
     first, second = ours(), theirs()
     facts = Sides(
@@ -76,9 +77,18 @@ def table_sides(config: Config, report: Callable[[str], None]) -> tuple[Timer, T
     return lambda: timed(ours), lambda: timed(theirs), facts
 
 
-def _cold_seconds(variances):
-    jax.config.update("jax_enable_compilation_cache", False)
-    devices.start()
-    begin = time.perf_counter()
-    oracle.discretisation_table(variances, variances, SCHEDULE, **TABLE)
-    return time.perf_counter() - begin
+def _cold_seconds(work):
+    """Seconds of ``work`` when nothing is compiled, in this process: a device may not be shared with a second one."""
+    jax.clear_caches()
+    _use_compiled_programs_on_disk(False)
+    try:
+        begin = time.perf_counter()
+        work()
+        return time.perf_counter() - begin
+    finally:
+        _use_compiled_programs_on_disk(True)
+
+
+def _use_compiled_programs_on_disk(value):
+    jax.config.update("jax_enable_compilation_cache", value)
+    compilation_cache.reset_cache()  # JAX asks its configuration once

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from experiments.benchmark import Contest
+from experiments.benchmark import Contest, unets
 from experiments.benchmark.closed_forms import law_sides, table_sides
 from experiments.benchmark.sampling import noisy_sides, sampling_sides
 from experiments.benchmark.training import expert_sides, growth_sides, sweep_sides
@@ -59,4 +59,12 @@ CONTESTS = {
         what="four times the runs, linear scores", against="linear growth", goal=4.2,
         sides=partial(growth_sides, "linear"), goal_is_ceiling=True,
     ),
+    **{
+        f"unet_{work}_{name}": Contest(
+            what=f"{work} a U-Net of maps {'x'.join(map(str, size.map_shape))}, channels {', '.join(map(str, size.channels))}",
+            against="PyTorch, channels last", goal=1.0, sides=partial(sides, name), needs_torch=True,
+        )
+        for work, sides in (("train", unets.training_sides), ("sample", unets.sampling_sides))
+        for name, size in unets.SIZES.items()
+    },
 }  # fmt: skip

@@ -1,53 +1,80 @@
 """What the machine can do at most, how near training comes to it, and how costs grow.
 
 A training step of one run is counted as 3 x the network's forward operations on its batch, and as one read and one write of
-each parameter, both moments and the average (float32). With the measured rates of a matrix product and of a copy, all devices
-at work, the larger of the two times is the bound.
+each parameter, both moments and the average (float32). The bound is the larger of the two times that the measured rates of a
+matrix product, in the precision that the program uses, and of a copy allow, all devices at work; added to it is a measured
+launch for each kernel that the compiled program launches in a step (launches.py; none on a CPU).
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmark import timed
+from experiments.benchmark import out_of_memory, reason_of, timed
+from experiments.benchmark.launches import launch_seconds, loop_kernels
 from experiments.benchmark.sampling import gaussian_chain, uniform_grid
-from experiments.benchmark.training import BATCH, DIM, HIDDEN, LINEAR_STEPS, sweep_rate
-from ldmjax import devices, threefry, training
+from experiments.benchmark.training import BATCH, DIM, HIDDEN, LINEAR_STEPS, sweep_of, sweep_rate
+from ldmjax import chunks, devices, sweeps, threefry, training
 
-PRODUCTS, COPIES, COPIED = 400, 10, 2**26  # COPIED: numbers per device, far beyond any cache
+COPIES, COPIED = 10, 2**26  # COPIED: numbers per device, far beyond any cache
+# Operations of one timed call: so many that the call itself costs little.
+MULTIPLIED = {"cpu": 1e10, "gpu": 4e11, "tpu": 4e11}
 STATE_BYTES = 2 * 4 * 4  # per parameter
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ceilings:
-    """Operations per second of products [256, w] x [w, w] and bytes per second of copies, all devices together."""
+    """What all devices together reach.
 
-    operations: float
+    Attributes:
+      products: operations per second of products [256, w] x [w, w], by their precision: as JAX names it for float32 numbers, or
+        bfloat16.
+      bytes: per second, of copies.
+      launch: seconds of a kernel that does almost nothing, 0 on a CPU.
+    """
+
+    products: dict[str, float]
     bytes: float
+    launch: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bound:
-    """How near a sweep of MLPs comes to the bound: seconds per run-step measured, and those that the counts allow."""
+    """How near a sweep of MLPs comes to the bound.
+
+    Attributes:
+      runs: trained at once.
+      hidden: width.
+      precision: of the products, a key of ``ceilings.products``.
+      seconds: per run-step, measured.
+      operations: per run-step.
+      bytes: per run-step.
+      kernels: that one step of all runs launches.
+      ceilings: of this machine.
+    """
 
     runs: int
     hidden: int
+    precision: str
     seconds: float
     operations: float
     bytes: float
+    kernels: int
     ceilings: Ceilings
 
     @property
     def bound(self) -> tuple[float, str]:
-        """Seconds per run-step, and what sets them."""
-        times = {
-            "operations": self.operations / self.ceilings.operations,
+        """Seconds per run-step, and what sets most of them."""
+        work = {
+            "operations": self.operations / self.ceilings.products[self.precision],
             "memory": self.bytes / self.ceilings.bytes,
         }
-        name = max(times, key=times.get)
-        return times[name], name
+        launches = self.kernels * self.ceilings.launch / self.runs
+        name = max(work, key=work.get)
+        return work[name] + launches, "launches" if launches > work[name] else name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,46 +88,76 @@ class Growth:
 
 
 def measure_ceilings(hidden: int, runs: int, rounds: int) -> Ceilings:
-    """The best of ``rounds`` for both; on an accelerator the products of all ``runs`` at once, as in training."""
+    """The best of ``rounds``; on an accelerator the products of all ``runs`` at once, as in training."""
     count = jax.device_count()
     rows = count if devices.default_runs_per_batch() == 1 else devices.padded_count(runs)
     rng = np.random.default_rng(0)
-    # Orthogonal: the products neither grow nor vanish.
-    factor = np.linalg.qr(rng.standard_normal((rows, hidden, hidden)))[0].astype(np.float32)
+    # Orthogonal: the products neither grow nor vanish. The same for all: thousands of their own would take minutes to make.
+    factor = np.linalg.qr(rng.standard_normal((hidden, hidden)))[0].astype(np.float32)
+    arrays = (
+        np.repeat(rng.standard_normal((1, BATCH, hidden)).astype(np.float32), rows, 0),
+        np.repeat(factor[None], rows, 0),
+    )
+    operations = 2.0 * rows * BATCH * hidden**2
+    times = max(4, round(MULTIPLIED[devices.platform()] / operations))
 
-    def products(_, x, w):
-        return jax.lax.fori_loop(0, PRODUCTS, lambda i, x: x @ w, x)
-
-    def copies(_, x):
-        return jax.lax.fori_loop(0, COPIES, lambda i, x: x + 1.0, x)
-
-    def best(program, *arrays):
-        arrays = devices.place(arrays)
+    def best(function, *arrays):
+        program, arrays = devices.map_runs(function), devices.place(arrays)
         program(0, *arrays)
         return min(timed(lambda: program(0, *arrays)) for _ in range(max(3, rounds)))
 
-    multiplied = rng.standard_normal((rows, BATCH, hidden)).astype(np.float32)
+    def multiply(name):
+        def products(_, x, w):
+            x, w = (a.astype(jnp.bfloat16 if name == "bfloat16" else jnp.float32) for a in (x, w))
+            with jax.default_matmul_precision("default" if name == "bfloat16" else name):
+                return jax.lax.fori_loop(0, times, lambda i, x: x @ w, x)
+
+        return times * operations / best(products, *arrays)
+
+    names = dict.fromkeys(("highest", devices.product_precision(), "bfloat16"))
     copied = np.zeros((count, COPIED), np.float32)
+    copying = best(lambda _, x: jax.lax.fori_loop(0, COPIES, lambda i, x: x + 1.0, x), copied)
     return Ceilings(
-        operations=PRODUCTS * 2.0 * multiplied.size * hidden / best(devices.map_runs(products), multiplied, factor),
-        bytes=COPIES * 2.0 * copied.nbytes / best(devices.map_runs(copies), copied),
+        products={name: multiply(name) for name in names},
+        bytes=COPIES * 2.0 * copied.nbytes / copying,
+        launch=launch_seconds(),
     )
+
+
+def step_kernels(runs: int, steps: int, hidden: int) -> int:
+    """Kernels that a step of a sweep of MLPs launches, counted in the program that `sweeps.train` runs; 0 on a CPU."""
+    if devices.platform() == "cpu":
+        return 0
+    specs, latents, config = sweep_of("mlp", runs, steps, hidden=hidden)
+    init, advance = sweeps.training_programs(config, DIM, chunk=steps)
+    stacked, sources = sweeps.stack_runs(specs, latents, DIM)
+    bounds = jnp.asarray(0), jnp.asarray(0)
+    text = advance.compiled((sources, *bounds), init(0, stacked), stacked).as_text()
+    return loop_kernels(text, chunks.steps_per_call(steps))
 
 
 def measure_bounds(
     runs: Sequence[int], widths: Sequence[int], *, steps: int, rounds: int, report: Callable[[str], None]
 ) -> list[Bound]:
-    """A row per number of runs and width of the MLP; the median of ``rounds``."""
+    """A row per number of runs and width of the MLP, the median of ``rounds``; one that runs out of memory gives a line."""
     found = []
     for hidden in widths:
         few = max(1, int(steps * min(1.0, (HIDDEN / hidden) ** 2)))
         config = training.TrainingConfig(model="mlp", steps=1, batch_size=BATCH, hidden=hidden, blocks=1)
         for count in runs:
-            ceilings = measure_ceilings(hidden, count, rounds)
-            seconds = float(np.median([sweep_rate("mlp", count, few, hidden=hidden) for _ in range(rounds)]))
+            try:
+                ceilings = measure_ceilings(hidden, count, rounds)
+                seconds = float(np.median([sweep_rate("mlp", count, few, hidden=hidden) for _ in range(rounds)]))
+                kernels = step_kernels(count, few, hidden)
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                report(f"bound: {count} runs of width {hidden}: left out, {reason_of(error)}")
+                continue
             found.append(
                 Bound(
-                    runs=count, hidden=hidden, seconds=seconds, operations=3.0 * BATCH * training.flops(config, DIM),
+                    runs=count, hidden=hidden, precision=devices.product_precision(), seconds=seconds,
+                    operations=3.0 * BATCH * training.flops(config, DIM), kernels=kernels,
                     bytes=float(STATE_BYTES * training.parameter_count(config, DIM)), ceilings=ceilings,
                 )
             )  # fmt: skip

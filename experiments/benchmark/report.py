@@ -17,14 +17,17 @@ def table(outcomes: Sequence[Outcome], contests: Mapping[str, Contest], skipped:
     rows = [("contest", "what", "against", "theirs / ours", "goal", "met", "ours", "theirs", "agreement")]
     for o in outcomes:
         contest, ratio = contests[o.name], float(np.median(o.ratios))
-        sign, met = ("<=", ratio <= contest.goal) if contest.goal_is_ceiling else (">=", ratio >= contest.goal)
+        sign = "<=" if contest.goal_is_ceiling else ">="
         spread = f"{_short(ratio)} [{_short(o.ratios.min())}, {_short(o.ratios.max())}]"
         rows.append((
-            o.name, contest.what, contest.against, spread, f"{sign} {contest.goal:g}", "yes" if met else "no",
+            o.name, contest.what, contest.against, spread, f"{sign} {contest.goal:g}", "yes" if met(o, contest) else "no",
             _seconds(np.median(o.ours)), _seconds(np.median(o.theirs)), _short(o.sides.agreement),
         ))  # fmt: skip
     lines = align(rows, left=3)
-    lines += [f"{o.name}: per {o.sides.unit}; {o.sides.opponent}; agreement: {o.sides.agreement_in}" for o in outcomes]
+    lines += [
+        f"{o.name}: per {o.sides.unit}; ours: {o.sides.options}; theirs: {o.sides.opponent}; agreement: {o.sides.agreement_in}"
+        for o in outcomes
+    ]
     for o in outcomes:
         if o.sides.peak_bytes:
             ours, theirs = o.sides.peak_bytes
@@ -39,16 +42,22 @@ def table(outcomes: Sequence[Outcome], contests: Mapping[str, Contest], skipped:
 
 
 def bound_table(bounds: Sequence[Bound]) -> str:
-    """A row per sweep: rate, achieved operations and bytes per second, and the share of the bound."""
-    rows = [("runs", "width", "run-steps/s", "GFLOP/s", "of", "GB/s", "of", "of the bound", "set by")]
+    """A row per sweep: rate, achieved operations and bytes per second, and the share of the bound; then all ceilings."""
+    rows = [(
+        "runs", "width", "products", "run-steps/s", "GFLOP/s", "of", "GB/s", "of", "kernels a step", "of the bound", "set by",
+    )]  # fmt: skip
+    lines = []
     for b in bounds:
         limit, name = b.bound
         rows.append((
-            f"{b.runs}", f"{b.hidden}", f"{1 / b.seconds:.0f}", f"{b.operations / b.seconds / 1e9:.0f}",
-            f"{b.ceilings.operations / 1e9:.0f}", f"{b.bytes / b.seconds / 1e9:.2g}", f"{b.ceilings.bytes / 1e9:.0f}",
-            f"{100 * limit / b.seconds:.0f} %", name,
+            f"{b.runs}", f"{b.hidden}", b.precision, f"{1 / b.seconds:.0f}", f"{b.operations / b.seconds / 1e9:.0f}",
+            f"{b.ceilings.products[b.precision] / 1e9:.0f}", f"{b.bytes / b.seconds / 1e9:.2g}",
+            f"{b.ceilings.bytes / 1e9:.0f}", f"{b.kernels}", f"{100 * limit / b.seconds:.0f} %", name,
         ))  # fmt: skip
-    return "\n".join(align(rows, left=0))
+        rates = ", ".join(f"{precision} {rate / 1e9:.0f} GFLOP/s" for precision, rate in b.ceilings.products.items())
+        launch = f"{b.ceilings.launch * 1e6:.2f} us a launch" if b.ceilings.launch else "no launches"
+        lines.append(f"ceilings, {b.runs} runs of width {b.hidden}: products {rates}; {launch}")
+    return "\n".join(align(rows, left=0) + lines)
 
 
 def _short(value: float) -> str:
@@ -94,6 +103,38 @@ def measured(outcomes: Sequence[Outcome], bounds: Sequence[Bound], growths: Sequ
     """All timings, for metadata.json."""
     return {
         "contests": {o.name: dataclasses.asdict(o) for o in outcomes},
-        "bounds": [dataclasses.asdict(b) | {"bound_seconds": b.bound[0], "set_by": b.bound[1]} for b in bounds],
+        "bounds": [_row(b) for b in bounds],
         "growth": [dataclasses.asdict(g) for g in growths],
     }
+
+
+def results(
+    outcomes: Sequence[Outcome],
+    contests: Mapping[str, Contest],
+    skipped: Mapping[str, str],
+    bounds: Sequence[Bound],
+    **about: object,
+) -> dict:
+    """What a page about speed shows, for table.json: a row per contest and per bound, and ``about`` (device, versions ...)."""
+    rows = {
+        o.name: {
+            "what": contests[o.name].what, "against": contests[o.name].against, "ratio": float(np.median(o.ratios)),
+            "least": float(o.ratios.min()), "most": float(o.ratios.max()), "goal": contests[o.name].goal,
+            "goal_is_ceiling": contests[o.name].goal_is_ceiling, "met": met(o, contests[o.name]),
+            "ours_seconds": float(np.median(o.ours)), "theirs_seconds": float(np.median(o.theirs)),
+            **dataclasses.asdict(o.sides),
+        }
+        for o in outcomes
+    }  # fmt: skip
+    shares = [_row(b) | {"share_of_bound": b.bound[0] / b.seconds} for b in bounds]
+    return {**about, "contests": rows, "skipped": dict(skipped), "bounds": shares}
+
+
+def met(outcome: Outcome, contest: Contest) -> bool:
+    """Whether the median over rounds reaches the goal."""
+    ratio = float(np.median(outcome.ratios))
+    return ratio <= contest.goal if contest.goal_is_ceiling else ratio >= contest.goal
+
+
+def _row(bound):
+    return dataclasses.asdict(bound) | {"bound_seconds": bound.bound[0], "set_by": bound.bound[1]}

@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmark import Config, Sides, Timer, in_fresh_process, timed
+from experiments.benchmark import Config, Sides, Timer, timed
 from experiments.benchmark.training import DIM, points
 from ldmjax import autoencoders, data, devices, samplers, schedules, stopping, sweeps, threefry, training
 
@@ -48,7 +48,7 @@ def sampling_sides(config: Config, report: Callable[[str], None]) -> tuple[Timer
     """Second moments of 8 Gaussian chains at 100 stops."""
     del report
     ours, scan = _our_chains(config), _scanned_chains(config)
-    first, second = (np.asarray(side())[:RUNS] for side in (ours, scan))
+    first, second = (np.asarray(side.run())[:RUNS] for side in (ours, scan))
     error = np.sqrt(4.0 / config.samples) * np.sqrt(first * second)
     facts = Sides(
         unit=f"{RUNS} chains of {config.samples} samples, {config.sampling_steps} steps",
@@ -56,15 +56,29 @@ def sampling_sides(config: Config, report: Callable[[str], None]) -> tuple[Timer
         opponent="one device, XLA's threads as they come",
         agreement=float(np.max(np.abs(first - second) / error)),
         agreement_in=f"largest difference of {first.size} second moments, in its standard errors",
-        peak_bytes=tuple(in_fresh_process(_peak_bytes, side, config) for side in ("ours", "scan")),
+        peak_bytes=(ours.bytes, scan.bytes),
     )
-    return lambda: timed(ours), lambda: timed(scan), facts
+    return lambda: timed(ours.run), lambda: timed(scan.run), facts
+
+
+class Chains(NamedTuple):
+    """Chains ready to run: ``run`` gives their moments, ``bytes`` is the memory that their program needs on all devices."""
+
+    run: Callable[[], np.ndarray | jax.Array]
+    bytes: float
+
+
+def _program_bytes(compiled, count):
+    """What a compiled program holds on ``count`` devices: its arguments, results and temporaries."""
+    memory = compiled.memory_analysis()
+    return float(count * (memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes))
 
 
 def _our_chains(config):
     program = devices.map_runs(gaussian_chain(*_grid(config), config.samples), samples=True)
     keys = jax.random.split(threefry.key(0), RUNS)
-    return lambda: devices.collect(program(0, keys), RUNS)
+    needed = _program_bytes(program.compiled(0, keys), jax.device_count())
+    return Chains(lambda: devices.collect(program(0, keys), RUNS), needed)
 
 
 def _grid(config):
@@ -100,25 +114,7 @@ def _scanned_chains(config):
         return jnp.mean(jax.vmap(chain)(keys)[:, stops - 1] ** 2, axis=2)
 
     keys = jax.random.split(jax.random.key(1), RUNS)
-    return lambda: jax.block_until_ready(moments(keys))
-
-
-def _peak_bytes(side, config):
-    """Memory that a side adds to a process at its peak; on an accelerator, that of the devices."""
-    devices.start()
-    jnp.zeros(1).block_until_ready()
-    before = _peak_of_process()
-    {"ours": _our_chains, "scan": _scanned_chains}[side](config)()
-    statistics = [device.memory_stats() for device in jax.local_devices()]
-    if all(statistics):
-        return float(sum(s["peak_bytes_in_use"] for s in statistics))
-    return _peak_of_process() - before
-
-
-def _peak_of_process():
-    """In bytes, of Linux: getrusage would tell that of the parent where it was larger."""
-    line = next(line for line in Path("/proc/self/status").open() if line.startswith("VmHWM"))
-    return 1024.0 * float(line.split()[1])
+    return Chains(lambda: jax.block_until_ready(moments(keys)), _program_bytes(moments.lower(keys).compile(), 1))
 
 
 def noisy_sides(decoding: bool, config: Config, report: Callable[[str], None]) -> tuple[Timer, Timer, Sides]:

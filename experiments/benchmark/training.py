@@ -1,7 +1,6 @@
 """Contests of training: sweeps of runs, and experts, against PyTorch loops and torch.func.vmap; and their growth with runs."""
 
 import functools
-import os
 from collections.abc import Callable
 
 import jax
@@ -9,27 +8,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmark import Config, Sides, Timer
+from experiments.benchmark.variants import fastest
 from ldmjax import devices, experts, losses, networks, schedules, sweeps, training
+from ldmjax.devices import host_threads
 
 DIM, POINTS, BATCH, LATENT_DIMS = 16, 1024, 256, (2, 4, 8, 16)
 HIDDEN, EXPERT_HIDDEN, EXPERT_BATCH, LEVELS = 128, 64, 128, 32
 RATES, CAP = {"mlp": 0.005, "linear": 0.05, "expert": 0.003}, 20.0
 LINEAR_STEPS = 20  # times those of the MLP
 EXPERT = 16  # the level at which the experts' losses are compared
-TRIAL_STEPS = 20  # at least, to choose the opponent's fastest variant
 LADDER = schedules.Ladder(*schedules.karras_levels(LEVELS, sigma_min=0.002, sigma_max=80.0))
 
 
+@functools.cache
 def points(seed: int, dim: int = DIM) -> np.ndarray:
     """Gaussian latents ``[POINTS, dim]`` with variances 1/k^1.5."""
     normals = np.random.default_rng(seed).standard_normal((POINTS, dim))
     return (normals / np.arange(1, dim + 1) ** 0.75).astype(np.float32)
 
 
-def sweep_rate(
+def sweep_of(
     model: str, runs: int, steps: int, *, hidden: int = HIDDEN, latent_dims: tuple[int, ...] = LATENT_DIMS
-) -> float:
-    """Seconds per run and step of our sweep, compilation left out."""
+) -> tuple[list[sweeps.RunSpec], dict, training.TrainingConfig]:
+    """What `sweeps.train` takes: specs, latents (one for every ``len(latent_dims)`` runs) and configuration."""
     specs, latents, width = [], {}, max(latent_dims)
     for i in range(runs):
         seed, dim = divmod(i, len(latent_dims))
@@ -40,8 +41,12 @@ def sweep_rate(
                 learning_rate=RATES[model], cap=CAP if model == "linear" else np.inf,
             )
         )  # fmt: skip
-    config = training.TrainingConfig(model=model, steps=steps, batch_size=BATCH, hidden=hidden, blocks=1)
-    trained = sweeps.train(specs, latents, config, chunk=steps)
+    return specs, latents, training.TrainingConfig(model=model, steps=steps, batch_size=BATCH, hidden=hidden, blocks=1)
+
+
+def sweep_rate(model: str, runs: int, steps: int, **sizes) -> float:
+    """Seconds per run and step of our sweep, compilation left out; ``sizes`` as in `sweep_of`."""
+    trained = sweeps.train(*sweep_of(model, runs, steps, **sizes), chunk=steps)
     return trained.seconds / (runs * steps)
 
 
@@ -53,36 +58,30 @@ def torch_side(kind: str, steps: int, runs: int | None, report: Callable[[str], 
       steps: of every run.
       runs: trained at once by torch.func.vmap; None for a loop, timed on one run of each latent dimension.
       report: receives a line per variant.
+
+    Raises:
+      NotHeldError: if every variant failed.
     """
     import torch
 
     from experiments.benchmark import opponents
 
-    loss = getattr(opponents, f"{kind}_loss")
+    loss, lead = getattr(opponents, f"{kind}_loss"), () if runs is None else (runs,)
     if runs is not None:
         loss = torch.func.vmap(loss, in_dims=(0, 0, 0, 0 if kind == "mlp" else None, 0, 0))
     batches = _torch_batches(kind, runs, torch, opponents.DEVICE)
-    size = {"hidden": EXPERT_HIDDEN, "batch": EXPERT_BATCH} if kind == "expert" else {"hidden": HIDDEN, "batch": BATCH}
+    hidden, size = (EXPERT_HIDDEN, EXPERT_BATCH) if kind == "expert" else (HIDDEN, BATCH)
+    options = {"batch": size, "rate": RATES[kind], "cap": CAP}
 
-    def seconds(threads, used_loss, steps):
-        torch.set_num_threads(threads)
-        total = sum(
-            opponents.train(kind, used_loss, *batch, **size, steps=steps, rate=RATES[kind], cap=CAP, logsnr=logsnr)
-            for batch, logsnr in batches
-        )
+    def seconds(used_loss, steps):
+        total = 0.0
+        for (data, *rest), logsnr in batches:
+            p = opponents.new_parameters(kind, data.shape[-1], hidden, lead)
+            total += opponents.train(kind, used_loss, p, data, *rest, **options, steps=steps, logsnr=logsnr)
         return total / (steps * (runs or len(batches)))
 
-    trials, cuda = {}, opponents.DEVICE == "cuda"
-    compilers = {"eager": None, "compiled": "default"} | ({"CUDA graphs": "reduce-overhead"} if cuda else {})
-    for threads in sorted({1, len(os.sched_getaffinity(0))}):
-        torch._dynamo.reset()  # a compiled loss is kept for one number of threads, and not too many shapes
-        for name, mode in compilers.items():
-            used = loss if mode is None else torch.compile(loss, dynamic=False, mode=mode)
-            label = f"{name}, {opponents.DEVICE}, {threads} thread{'s' * (threads > 1)}"
-            trials[label] = seconds(threads, used, max(TRIAL_STEPS, steps // 4)), threads, used
-            report(f"  PyTorch {'vmap' if runs else 'loop'}, {kind}, {label}: {1 / trials[label][0]:.0f} run-steps/s")
-    best = min(trials, key=lambda label: trials[label][0])
-    return functools.partial(seconds, *trials[best][1:], steps), best
+    what = f"{'vmap' if runs else 'loop'}, {kind}"
+    return fastest(loss, seconds, steps, what=what, unit="run-step", report=report, thread_counts=(1, host_threads()))
 
 
 def _torch_batches(kind, runs, torch, device):
@@ -99,8 +98,11 @@ def _torch_batches(kind, runs, torch, device):
         return [(on_device(x, np.ones(x.shape[1]), np.sqrt(np.mean(x**2))), None) for x in rows]
     dims = np.array([LATENT_DIMS[i % len(LATENT_DIMS)] for i in range(runs)])
     mask = np.arange(DIM) < dims[:, None]
-    data = np.stack([points(i // len(LATENT_DIMS)) for i in range(runs)]) * mask[:, None]
-    return [(on_device(data, mask, np.sqrt(np.sum(data**2, axis=(1, 2)) / (POINTS * dims))), None)]
+    sources = np.arange(runs) // len(LATENT_DIMS)
+    (data,) = on_device(np.stack([points(seed) for seed in range(sources[-1] + 1)]))
+    (mask,) = on_device(mask)
+    data = data[torch.tensor(sources, device=device)] * mask[:, None]
+    return [((data, mask, (data**2).sum((1, 2)).div(POINTS * mask.sum(1)).sqrt()), None)]
 
 
 def sweep_sides(model: str, vmapped: bool, config: Config, report: Callable[[str], None]) -> tuple[Timer, Timer, Sides]:
@@ -133,7 +135,7 @@ def growth_sides(model: str, config: Config, report: Callable[[str], None]) -> t
     del report
     steps = config.steps * (LINEAR_STEPS if model == "linear" else 1)
     facts = Sides(
-        unit="step of all runs", options=_options(), opponent="the same", agreement=0.0, agreement_in="one program"
+        unit="step of all runs", options=options(), opponent="the same", agreement=0.0, agreement_in="one program"
     )
     few, many = (lambda runs=runs: runs * sweep_rate(model, runs, steps) for runs in (config.runs, 4 * config.runs))
     return few, many, facts
@@ -141,14 +143,16 @@ def growth_sides(model: str, config: Config, report: Callable[[str], None]) -> t
 
 def _facts(kind, unit, opponent):
     return Sides(
-        unit=unit, options=_options(), opponent=opponent, agreement=loss_difference(kind),
+        unit=unit, options=options(), opponent=opponent, agreement=loss_difference(kind),
         agreement_in="relative difference of the two losses, same parameters and batch",
     )  # fmt: skip
 
 
-def _options():
+def options() -> str:
+    """How our side trains here."""
     at_once = "one run" if devices.default_runs_per_batch() == 1 else "all runs"
-    return f"runs spread over all devices, {at_once} at a time on each"
+    precision = devices.product_precision()
+    return f"runs spread over all devices, {at_once} at a time on each, float32 with products {precision}"
 
 
 def loss_difference(kind: str) -> float:
