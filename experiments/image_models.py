@@ -293,7 +293,7 @@ def _chain_program(network: training.TrainingConfig, width: int, sampling: Sampl
             stops=sampling.stop_steps, sampler=sampling.sampler, statistic=lambda z, t: z, mask=inputs.mask,
         )  # fmt: skip
 
-    return devices.map_runs(chain, samples=True)
+    return devices.map_runs(chain, samples=True, small=network.model != "unet")
 
 
 def sample_states(

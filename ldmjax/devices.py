@@ -29,8 +29,8 @@ from jaxtyping import PyTree
 
 RUNS, SAMPLES = "runs", "samples"
 LOG = logging.getLogger("ldmjax")
-# Float32 products on a GPU: three TF32 products of operands split in two, about as exact as float32's own and several times as
-# fast. Elsewhere float32's own (a TPU makes it of six bfloat16 products).
+# Float32 products of linear scores and MLPs on a GPU: three TF32 products of operands split in two, about as exact as float32's
+# own (tests/test_precision.py) and several times as fast. All else is float32's own (a TPU makes it of six bfloat16 products).
 PRODUCTS = {"gpu": "TF32_TF32_F32_X3"}
 # Operations of one run's step that keep an accelerator busy alone; the memory of many such runs would be spent for nothing.
 LARGE_STEP = 1e9
@@ -140,7 +140,7 @@ def made_for(name: str) -> Iterator[None]:
 
 
 def product_precision() -> str:
-    """How float32 matrix products are computed: `PRODUCTS`, unless JAX_DEFAULT_MATMUL_PRECISION says otherwise."""
+    """How linear scores and MLPs compute float32 products: `PRODUCTS`, unless JAX_DEFAULT_MATMUL_PRECISION says otherwise."""
     chosen = jax.config.jax_default_matmul_precision
     return PRODUCTS.get(platform(), "highest") if chosen in (None, "highest") else chosen
 
@@ -224,9 +224,11 @@ class MappedRuns:
       runs_per_batch: runs that each device handles at once; halved when memory runs out.
     """
 
-    def __init__(self, function: Callable, *, runs_per_batch: int | None, samples: bool, donate: int | None):
+    def __init__(
+        self, function: Callable, *, runs_per_batch: int | None, samples: bool, donate: int | None, small: bool
+    ):
         self.runs_per_batch = runs_per_batch or default_runs_per_batch()
-        self._function, self._samples, self._donate = function, samples, donate
+        self._function, self._samples, self._donate, self._small = function, samples, donate, small
         self._compiled: dict[tuple[int, int, str], Callable] = {}
 
     @property
@@ -295,7 +297,8 @@ class MappedRuns:
             global _SAMPLES_SPREAD
             _SAMPLES_SPREAD = mesh.shape[SAMPLES] > 1
             try:
-                with jax.default_matmul_precision(product_precision()):
+                precision = product_precision() if self._small else jax.config.jax_default_matmul_precision
+                with jax.default_matmul_precision(precision):
                     batch = batch_size(_length(rows), runs_per_batch)
                     # One run at a time needs no vmap: on a CPU its axis of length 1 makes programs up to twice as slow.
                     at_once = None if batch == 1 else batch
@@ -314,7 +317,12 @@ class MappedRuns:
 
 
 def map_runs(
-    function: Callable, *, runs_per_batch: int | None = None, samples: bool = False, donate: int | None = None
+    function: Callable,
+    *,
+    runs_per_batch: int | None = None,
+    samples: bool = False,
+    donate: int | None = None,
+    small: bool = False,
 ) -> MappedRuns:
     """Compiles ``function(shared, *one_run)`` mapped over the leading axis of stacked runs, on all devices.
 
@@ -326,8 +334,9 @@ def map_runs(
         wait their turn, which bounds memory. By default `default_runs_per_batch`.
       samples: whether ``function`` spreads samples over devices that have no run (`spread_samples`).
       donate: position of the argument whose buffers the result may take.
+      small: whether ``function`` computes linear scores or MLPs, whose products may be `product_precision`'s.
     """
-    return MappedRuns(function, runs_per_batch=runs_per_batch, samples=samples, donate=donate)
+    return MappedRuns(function, runs_per_batch=runs_per_batch, samples=samples, donate=donate, small=small)
 
 
 @functools.cache

@@ -280,7 +280,7 @@ def _compiled_map(function, config: ExpertsConfig, width: int):
         params, (table, extra) = row
         return function(_denoiser(config, width, params, table), extra)
 
-    return map_runs(one, samples=True)
+    return map_runs(one, samples=True, small=True)
 
 
 @functools.lru_cache(maxsize=32)
@@ -288,7 +288,7 @@ def _compiled_training(config: ExpertsConfig, width: int, experts_per_batch: int
     """(initialise, advance) over stacked experts; ``length`` bounds the steps of a call."""
     init = map_runs(lambda _, run: _init_expert(config, width, run))
     step_chunk = functools.partial(_train_chunk, config, _rebuild(config, width), length)
-    return init, map_runs(step_chunk, runs_per_batch=experts_per_batch, donate=1)
+    return init, map_runs(step_chunk, runs_per_batch=experts_per_batch, donate=1, small=True)
 
 
 def _network(config: ExpertsConfig, width: int, key: jax.Array) -> ResidualMLP:

@@ -48,7 +48,7 @@ def write_records(workdir: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Writes records.jsonl, one object per line in the order given, with ``schema_version`` first.
 
     ``precision`` comes next, what networks computed in ("float32" unless a record says otherwise), and ``float32_products``,
-    how devices computed products of float32 matrices (`devices.product_precision`).
+    how linear scores and MLPs computed products of float32 matrices (`devices.product_precision`).
     """
     precisions = {"precision": "float32", "float32_products": product_precision()}
     first = {"schema_version": SCHEMA_VERSION} | precisions
@@ -72,7 +72,7 @@ def write_metadata(workdir: Path, **fields: Any) -> None:
         "platform": platform.platform(),
         "versions": versions(),
         "devices": [str(device) for device in jax.devices()],
-        "float32_products": {"process": jax.config.jax_default_matmul_precision, "runs": product_precision()},
+        "float32_products": {"process": jax.config.jax_default_matmul_precision, "small_networks": product_precision()},
         "git": _git_state(),
         **fields,
     }

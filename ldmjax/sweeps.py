@@ -308,7 +308,8 @@ def training_programs(
     step_chunk = partial(_train_chunk, config, graph_definition(config, width), loops.steps_per_call(chunk))
     # A U-Net's maps take memory that a MLP's vectors do not: when it is large, one alone keeps an accelerator busy.
     step_flops = 3 * config.batch_size * flops(config, width) if config.model == "unet" else 0
-    return init, map_runs(step_chunk, runs_per_batch=runs_per_batch or default_runs_per_batch(step_flops), donate=1)
+    at_once = runs_per_batch or default_runs_per_batch(step_flops)
+    return init, map_runs(step_chunk, runs_per_batch=at_once, donate=1, small=config.model != "unet")
 
 
 def _train_chunk(config, graphdef, length, shared, state, run):
@@ -361,7 +362,8 @@ def map_trained(
         run = run._replace(inputs=run.inputs._replace(mask=run.inputs.mask[:width]))
         return function(as_denoiser(network, run.inputs), run, sources, extra_of_run)
 
-    compiled = map_runs(one, runs_per_batch=runs_per_batch, samples=True)
+    small = trained.config.model != "unet"
+    compiled = map_runs(one, runs_per_batch=runs_per_batch, samples=True, small=small)
 
     def call(indices):
         indices = np.asarray(indices)

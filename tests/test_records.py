@@ -42,7 +42,7 @@ def test_metadata_and_curves(tmp_path):
     records.write_metadata(tmp_path, seconds=1.0)
     entry = json.loads((tmp_path / "metadata.json").read_text())
     assert entry["seconds"] == 1.0 and entry["versions"]["jax"] and entry["devices"]
-    assert entry["float32_products"] == {"process": "highest", "runs": "highest"}
+    assert entry["float32_products"] == {"process": "highest", "small_networks": "highest"}
     records.write_curves(tmp_path, {"x": np.arange(3)})
     np.testing.assert_array_equal(np.load(tmp_path / "curves.npz")["x"], [0, 1, 2])
 

@@ -17,7 +17,7 @@ from experiments.benchmark import out_of_memory, reason_of, timed
 from experiments.benchmark.launches import launch_seconds, loop_kernels
 from experiments.benchmark.sampling import gaussian_chain, uniform_grid
 from experiments.benchmark.training import BATCH, DIM, HIDDEN, LINEAR_STEPS, sweep_of, sweep_rate
-from ldmjax import chunks, devices, sweeps, threefry, training
+from ldmjax import loops, devices, sweeps, threefry, training
 
 COPIES, COPIED = 10, 2**26  # COPIED: numbers per device, far beyond any cache
 # Operations of one timed call: so many that the call itself costs little.
@@ -133,7 +133,7 @@ def step_kernels(runs: int, steps: int, hidden: int) -> int:
     stacked, sources = sweeps.stack_runs(specs, latents, DIM)
     bounds = jnp.asarray(0), jnp.asarray(0)
     text = advance.compiled((sources, *bounds), init(0, stacked), stacked).as_text()
-    return loop_kernels(text, chunks.steps_per_call(steps))
+    return loop_kernels(text, loops.steps_per_call(steps))
 
 
 def measure_bounds(
