@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from ldmjax import data, features
+from ldmjax import data, devices, features
 from ldmjax.features.classifier import classifier
 
 SMALL = features.ClassifierConfig(hidden=32, steps=200, batch_size=64)
@@ -236,6 +236,9 @@ def test_classifier_is_trained_once(cache, digits):
     other = dataclasses.replace(digits, labels=digits.labels[::-1].copy())
     assert again(1, other)[1] != accuracy
     assert len(list(cache.iterdir())) == 2
+    with devices.made_for("gpu"):  # whose products round otherwise
+        again(1)
+    assert len(list(cache.iterdir())) == 3
 
 
 def test_classifier_without_a_place_for_its_cache(cache, digits):

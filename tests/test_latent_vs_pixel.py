@@ -281,6 +281,7 @@ def test_records_say_what_was_measured(outcome, dataset, tmp_path):
     assert len(rows) == len(outcome.readings)
     for row, reading in zip(rows, outcome.readings, strict=True):
         assert row["verdict"] in stopping.VERDICTS and row["readout"] == reading.readout
+        assert row["precision"] == "float32"
         assert row["flops_difference"] == pytest.approx(row["flops"] / row["flops_pixel"] - 1) and row["n"] == 200
         assert row["reference"] == 150 and row["samples"] == 256 and row["progress_best"] <= 1.0
         assert (row["progress_best_low"], row["progress_best_high"]) == tuple(

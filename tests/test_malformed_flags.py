@@ -122,6 +122,7 @@ TOGETHER = {
         ("--decoder=json:dumps", "decoder", "only with --latents"),
         ("--autoencoder=json:dumps --autoencoders=pca", "autoencoders", "only without --autoencoder"),
         ("--autoencoder=json:dumps --autoencoders=pca,conv", "autoencoder", "factory(): TypeError"),  # as flags.txt gives it
+        ("--autoencoder=json:dumps --precision=bfloat16", "precision", "only without --autoencoder"),
         ("--readout=state --schedule=linear_vp", "readout", "needs --schedule=rectified_flow"),
         ("--n=1700", "n", "64..1669"),
         ("--reference=1700", "reference", "128..899"),

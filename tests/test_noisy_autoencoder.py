@@ -448,6 +448,7 @@ def test_records_and_curves_agree_with_the_cases(outcome, tmp_path):
     assert len(loaded) == len(outcome.cases) + len(outcome.comparisons) and json.dumps(loaded)
     for row, case in zip(loaded, outcome.cases, strict=False):
         assert (row["seed"], row["latent_dim"], row["metric"]) == (case.seed, case.latent_dim, case.metric)
+        assert row["precision"] == "float32"
         assert row["model_end"] == pytest.approx(case.model[:, -1].mean()) and row["reference"] == 100
         assert row["model_best"] == pytest.approx(case.model.mean(axis=0).min())
         assert row["noisy_best"] == pytest.approx(case.noisy.mean(axis=0).min())

@@ -687,6 +687,7 @@ def test_files_say_the_same_as_the_table(commands):
         assert {k: row[k] for k in group[0] if k != "schema_version"} | {"schema_version": 1} in group
     curves = np.load(workdir / "curves.npz")
     for r in rows:
+        assert r["precision"] == "float32"
         curve = curves[f"{r['name']}/{r['features']}/{r['metric']}"]
         assert r["best"] == curve.min() and r["end"] == curve[-1] and len(curve) == 10
         index = int(curve.argmin())
@@ -707,6 +708,8 @@ def test_kinds_of_input_say_what_they_know(commands):
     assert {r["latent_dim"] for r in records.load_records(commands["dimensions"][0])} == {2, 64}
     assert "Without a decoder" in summaries["latents alone"]["unknown"][1]
     assert [r["features"] for r in summaries["latents alone"]["recommendations"]] == ["latents"] * 3
+    own = records.load_records(commands["latents, decoder"][0])
+    assert {r["precision"] for r in own} == {None}  # of a user's functions nothing is known
     assert all(r["floor"] is not None for r in summaries["latents alone"]["recommendations"])
     assert "other latent dimensions" in summaries["latents, decoder"]["unknown"][1]
     assert "divided by 5 as asked" in summaries["latents, decoder"]["latents"][0]

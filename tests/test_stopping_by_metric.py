@@ -194,6 +194,7 @@ def test_records_say_what_was_read(commands):
     rows = records.load_records(where / "one")
     readings, pairs = ([r for r in rows if r["kind"] == kind] for kind in ("reading", "agreement"))
     assert len(readings) == 4 * 6 and len(pairs) == 15
+    assert {row["precision"] for row in rows} == {"float32"}
     for row in readings:
         assert row["verdict"] in stopping.VERDICTS and row["reference"] == 200 and row["features_sha256"]
         assert 0.5 <= row["progress_best_low"] <= row["progress_best"] <= row["progress_best_high"] <= 1
