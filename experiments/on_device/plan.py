@@ -17,7 +17,10 @@ VARIANTS = {"": "", ", command buffers": COMMAND_BUFFERS}
 RUNS, QUICK_RUNS = (1024, 64, 4096), (8,)
 CPU_RUNS = 64  # of the rates to compare with: a CPU trains one run after another, however many there are
 # Contests of experiments.benchmark that need PyTorch, the most interesting ones first.
-PYTORCH = ("mlp_vmap", "linear_vmap", "mlp_loop", "linear_loop", "experts")
+PYTORCH = (
+    "unet_train_cifar", "unet_sample_cifar", "mlp_vmap", "unet_train_digits", "unet_sample_digits", "linear_vmap", "mlp_loop",
+    "linear_loop", "experts",
+)  # fmt: skip
 UNLIMITED = float("inf")
 SHARES = {"benchmark": 0.4, "pytorch": 0.2}  # of all seconds, so that something is left for the main job
 
@@ -100,7 +103,7 @@ def pytorch_steps(places: Places) -> list[Step]:
     """Contests, where there is a PyTorch."""
     if importlib.util.find_spec("torch") is None:
         return []
-    names, runs = (PYTORCH[:1], 8) if places.quick else (PYTORCH, 64)
+    names, runs = (("mlp_vmap",), 8) if places.quick else (PYTORCH, 64)
     limits = {"needs": 30.0, "limit": 80.0}
     return [benchmark_step(places, "pytorch", name, f"--only={name} --runs={runs}", **limits) for name in names]
 
