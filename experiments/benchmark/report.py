@@ -32,7 +32,7 @@ def table(outcomes: Sequence[Outcome], contests: Mapping[str, Contest], skipped:
         if o.sides.peak_bytes:
             ours, theirs = o.sides.peak_bytes
             lines.append(
-                f"{o.name}: memory {ours / 1e6:.0f} MB against {theirs / 1e6:.0f} MB, {theirs / ours:.1f} times less"
+                f"{o.name}: memory {ours / 1e6:.3g} MB against {theirs / 1e6:.3g} MB, {theirs / ours:.1f} times less"
             )
         if o.sides.cold_seconds:
             ratio = np.median(o.theirs) / o.sides.cold_seconds

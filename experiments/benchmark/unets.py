@@ -230,13 +230,13 @@ def loss_difference(size: Size, precision: str) -> float:
     dim, rng = math.prod(size.map_shape), np.random.default_rng(2)
     x0, noise = points(0, dim)[: size.batch], rng.standard_normal((size.batch, dim)).astype(np.float32)
     logsnr = rng.uniform(-9.0, 8.0, size.batch).astype(np.float32)
-    net = functools.partial(opponents.unet, half=precision == "bfloat16")
+    net, run = functools.partial(opponents.unet, half=precision == "bfloat16"), _run_inputs(dim)
     inputs = _tensors(x0, noise, logsnr, DATA_STD, np.ones(dim))
     theirs = float(opponents.mlp_loss(_torch_parameters(size, values), *inputs, net=net))
 
     def our_loss(x0, noise, logsnr):
         t = SCHEDULE.inverse_logsnr(logsnr)
-        weight, denoiser = losses.edm_weight(SCHEDULE, t, DATA_STD), networks.as_denoiser(network, _run_inputs(dim))
+        weight, denoiser = losses.edm_weight(SCHEDULE, t, run.data_std), networks.as_denoiser(network, run)
         return losses.denoising_score_matching(denoiser, x0, noise, t, weight, schedule=SCHEDULE, dim=dim)
 
     with jax.default_matmul_precision(devices.product_precision()):
