@@ -407,13 +407,13 @@ def _train_chunk(config, rebuild, length, shared, state, run):
         rate = run.learning_rate * jnp.minimum(1.0, (step + 1) / WARM_UP)
         # 0 was the initialisation's.
         key = jax.random.fold_in(run.key, step + 1)
-        return _choose_batch(config, run, len(data), key), Pace(rate, 1.0 - ema_decay(step, config.ema_gamma))
+        return _choose_batch(config, run, len(data), key), Pace(rate, 1.0 - ema_decay(step, config.ema_gamma)).packed()
 
     def step_of(step, draws, carry, counts):
         (batch, pace), (state, total) = draws, carry
         loss_of = functools.partial(_expert_loss, rebuild, run, data, batch)
         loss, gradient = jax.value_and_grad(loss_of)(state.params)
-        state = apply_gradient(state, loss, gradient, pace=pace, step=step, counts=counts)
+        state = apply_gradient(state, loss, gradient, pace=Pace(*pace), step=step, counts=counts)
         return state, total + jnp.where(counts, loss, 0.0)
 
     carry = state, jnp.zeros(())

@@ -213,14 +213,14 @@ def read_out(denoiser: Denoiser, schedule: Schedule, readout: str) -> Callable[[
 
 def _make_advance(step: Step, key: jax.Array, mask, updates: int):
     """The loop's body (times, k, (z at times[k], memory)) -> the pair at times[k + 1], for k < ``updates``."""
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(updates))
+    words = jax.vmap(lambda k: threefry.words(jax.random.fold_in(key, k)))(jnp.arange(updates))
 
     def advance(times, k, state):
         z, memory = state
         mean, std, memory = step.update(z, times[k], times[k + 1], memory)
         if std is None:
             return mean, memory
-        noise = threefry.normal(keys[k], *z.shape).astype(z.dtype)
+        noise = threefry.normal(words[k], *z.shape).astype(z.dtype)
         return mean + std * noise * mask, memory
 
     return advance
@@ -293,7 +293,16 @@ def sample(
 
 
 def _states_at(stops, advance, state):
-    """States ``[S, B, D]`` at the stops: every step writes to the place of the next stop, and the last one stays."""
+    """States ``[S, B, D]`` at the stops."""
+    gaps = np.diff(stops, prepend=0)
+    if np.all(gaps == gaps[0]):
+
+        def to_stop(state, first):
+            state = jax.lax.fori_loop(0, int(gaps[0]), lambda i, state: advance(first + i, state), state)
+            return state, state[0]
+
+        return jax.lax.scan(to_stop, state, jnp.asarray(stops - gaps))[1]
+    # Every step writes to the place of the next stop, and the last one stays.
     place = jnp.asarray(np.searchsorted(stops, np.arange(1, stops[-1] + 1)))
     states = jnp.zeros((len(stops), *state[0].shape), state[0].dtype).at[0].set(state[0])
 

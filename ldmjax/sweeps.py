@@ -320,14 +320,14 @@ def _train_chunk(config, graphdef, length, shared, state, run):
     def draws_of(step):
         latents_key, noising_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(run.key, 1), step))
         rate = run.learning_rate * unit_learning_rate(step, config.steps)
-        pace = Pace(rate, 1.0 - ema_decay(step, config.ema_gamma))
+        pace = Pace(rate, 1.0 - ema_decay(step, config.ema_gamma)).packed()
         return choose_latents(run, latents_key, config.batch_size), choose_noising(noising_key), pace
 
     def step_of(step, draws, carry, counts):
         (latents, noising, pace), (state, total) = draws, carry
         state, loss = train_step(
             config, graphdef, flat, state, run.inputs, x0=chosen_latents(sources, run, latents), dim=dim,
-            noising=noising, pace=pace, step=step, counts=counts,
+            noising=noising, pace=Pace(*pace), step=step, counts=counts,
         )  # fmt: skip
         return state, total + jnp.where(counts, loss, 0.0)
 

@@ -34,23 +34,37 @@ def normal(key: jax.Array, count: int, width: int) -> jax.Array:
     one draws.
 
     Args:
-      key: of this generator, or of JAX's own Threefry.
+      key: of this generator, or of JAX's own Threefry; or its `words`, made before a loop.
       count: rows.
       width: columns.
 
     Raises:
       ValueError: for a key of another generator, or 2^32 numbers or more.
     """
-    words = jax.random.key_data(key)
-    if words.shape != (2,):
-        raise ValueError(f"key must be one Threefry key of two words, got words of shape {words.shape}")
+    made = key.dtype == jnp.uint32 and key.shape == (3,)
     _check_size(count, width)
     row, column = (jax.lax.broadcasted_iota(jnp.uint32, (count, width), axis) for axis in (0, 1))
-    high, low = _threefry(words, jnp.uint32(0), column * np.uint32(count) + row)
+    high, low = _threefry(key if made else words(key), jnp.uint32(0), column * np.uint32(count) + row)
     # Uniform on [1, 2) by its bits, then on (-1, 1).
     uniform = jax.lax.bitcast_convert_type((high ^ low) >> np.uint32(9) | np.uint32(0x3F800000), jnp.float32) - 1.0
     above = np.nextafter(np.float32(-1.0), np.float32(0.0))
     return _normal_quantile(jnp.maximum(above, uniform * (1.0 - above) + above))
+
+
+def words(key: jax.Array) -> jax.Array:
+    """The words ``[3]`` that the rounds of a key add: the key's two, and their parity.
+
+    Raises:
+      ValueError: for a key of another generator.
+    """
+    found = jax.random.key_data(key)
+    if found.shape != (2,):
+        raise ValueError(f"key must be one Threefry key of two words, got words of shape {found.shape}")
+    return _with_parity(found)
+
+
+def _with_parity(key):
+    return jnp.stack([key[0], key[1], key[0] ^ key[1] ^ PARITY])
 
 
 def _normal_quantile(x):
@@ -68,9 +82,8 @@ def _check_size(*shape):
         raise ValueError(f"one call draws fewer than 2^32 numbers, got shape {shape}")
 
 
-def _threefry(key, high, low):
-    """Both words of the block with counter (high, low)."""
-    words = key[0], key[1], key[0] ^ key[1] ^ PARITY
+def _threefry(words, high, low):
+    """Both words of the block with counter (high, low), from a key's three `words`."""
     a, b = high + words[0], low + words[1]
     for group in range(5):
         for rotation in ROTATIONS[group % 2]:
@@ -84,7 +97,7 @@ def _threefry(key, high, low):
 def _blocks(key, shape):
     """Both words of one block per element of ``shape``."""
     _check_size(*shape)
-    return _threefry(key, jnp.uint32(0), jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape))
+    return _threefry(_with_parity(key), jnp.uint32(0), jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape))
 
 
 @functools.partial(jax.jit, inline=True)
@@ -107,7 +120,7 @@ def _random_bits(key, bit_width, shape):
 
 @functools.partial(jax.jit, inline=True)
 def _fold_in(key, data):
-    return jnp.stack(_threefry(key, jnp.uint32(0), data.astype(jnp.uint32)))
+    return jnp.stack(_threefry(_with_parity(key), jnp.uint32(0), data.astype(jnp.uint32)))
 
 
 THREEFRY = define_prng_impl(

@@ -196,10 +196,10 @@ class Case:
 CASES = {
     "linear": Case(make=train_linear, steps=STEPS, runs=64, megabytes=20, kernels=(14,), tpu_runs=8),
     "mlp": Case(make=train_mlp, steps=STEPS, runs=64, megabytes=200, kernels=(36,), tpu_runs=8),
-    "mlp, 1024 runs": Case(make=train_mlp, steps=STEPS, runs=1024, megabytes=3000, kernels=(36,), spread=False),
+    "mlp, 1024 runs": Case(make=train_mlp, steps=STEPS, runs=1024, megabytes=3000, kernels=(42,), spread=False),
     "experts, one for a level": Case(make=lambda: train_experts(32), steps=STEPS, runs=32, megabytes=20, kernels=(35,)),
     "experts, one for a block": Case(make=lambda: train_experts(8), steps=STEPS, runs=8, megabytes=20),
-    "main job's samples": Case(make=sample_main_job, runs=16, megabytes=600, kernels=(17, 12)),
+    "main job's samples": Case(make=sample_main_job, runs=16, megabytes=1100, kernels=(17, 12)),
     "images": Case(make=sample_images, runs=8, megabytes=60),
     "unet, digits": Case(make=lambda: train_unet(**DIGITS), steps=STEPS, runs=3, megabytes=100, kernels=(84,)),
     "unet, cifar": Case(make=lambda: train_unet(**CIFAR), steps=STEPS, runs=1, megabytes=500, gigabytes=2.0),

@@ -17,7 +17,7 @@ from experiments.benchmark import out_of_memory, reason_of, timed
 from experiments.benchmark.launches import launch_seconds, loop_kernels
 from experiments.benchmark.sampling import gaussian_chain, uniform_grid
 from experiments.benchmark.training import BATCH, DIM, HIDDEN, LINEAR_STEPS, sweep_of, sweep_rate
-from ldmjax import loops, devices, sweeps, threefry, training
+from ldmjax import devices, loops, sweeps, threefry, training
 
 COPIES, COPIED = 10, 2**26  # COPIED: numbers per device, far beyond any cache
 # Operations of one timed call: so many that the call itself costs little.
