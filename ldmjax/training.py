@@ -216,7 +216,7 @@ class FlatParameters(NamedTuple):
         """For a loop of steps: `of` on a CPU, where Adam, EMA and freezing of a vector are a few operations and not dozens.
 
         On an accelerator a tree of few leaves stays as it is: the compiler makes one kernel of the updates of all leaves, and
-        would need one more to cut each leaf out of a vector. Of many leaves the check for numbers that are not finite costs more.
+        would need one more to cut each leaf out of a vector. With many leaves the check that all are finite costs more.
         """
         if platform() == "cpu" or len(jax.tree.leaves(params)) > FEW_LEAVES:
             return cls.of(params)
