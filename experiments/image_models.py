@@ -321,7 +321,7 @@ def sample_states(
     own = jax.tree.map(lambda x: x[model.index], (trained.params, trained.runs.inputs))
     # A key of the seed alone; 11 keeps it from those that training uses.
     keys = jax.random.split(jax.random.fold_in(threefry.key(model.seed), 11), chains)
-    size = devices.items_at_once(chains, _bytes_of_chain(trained.config, trained.width, sampling))
+    size = min(chains, devices.items_at_once(chains, _bytes_of_chain(trained.config, trained.width, sampling)))
     name, kept = f"{what}/{model.spec.name}", time.perf_counter()
     states = store.get(name) or []
     while len(states) < chains:

@@ -6,7 +6,7 @@ otherwise: accelerators round the factors to 10 or 8 bits by themselves, and the
 
 import jax
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 if jax.config.jax_default_matmul_precision is None:
     jax.config.update("jax_default_matmul_precision", "highest")

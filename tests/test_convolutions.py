@@ -203,7 +203,8 @@ def test_a_bfloat16_unet_has_float32s_loss():
         def loss(params, config=config, graphdef=graphdef):
             noising = training.choose_noising(jax.random.key(1))
             network = nnx.merge(graphdef, params)
-            return training.batch_loss(config, network, run, jnp.asarray(images, jnp.float32), noising)
+            x0 = jnp.asarray(images, jnp.float32)
+            return training.batch_loss(config, network, run, x0, noising, dim=jnp.asarray(64.0))
 
         losses.append(float(jax.jit(loss)(params)))
     assert losses[0] != losses[1] and abs(losses[1] / losses[0] - 1) < 0.01

@@ -561,7 +561,8 @@ def test_command_writes_its_files_and_reruns_to_the_same_bytes(commands):
     chain = exact.make_chain(variances, "karras", shared.make_ladder("karras", 4, variances), "dpmpp_2m")
     (row,) = [r for r in loaded if (r["kind"], r["ladder"], r["sampler"], r.get("levels")) == (
         "exact", "karras", "dpmpp_2m", 4)]  # fmt: skip
-    assert row == {"schema_version": 1, "kind": "exact", **dataclasses.asdict(chain)}
+    written = {"schema_version": 1, "precision": "float32", "float32_products": "highest"}
+    assert row == written | {"kind": "exact", **dataclasses.asdict(chain)}
     assert sum(r["kind"] == "verdict" for r in loaded) == 4 + 3 + 4
     with np.load(first / "curves.npz") as curves:
         place = [curves[f"exact_{axis}"].tolist().index(v) for axis, v in [
