@@ -119,7 +119,7 @@ def _reduced(used, wanted):
 def _precision(config):
     if config.precision != "float32":
         return f"{config.precision} activations and products"
-    return f"float32 with products {devices.product_precision()}"
+    return f"float32 with products {jax.config.jax_default_matmul_precision}"
 
 
 def _their_precision(config):
@@ -239,5 +239,4 @@ def loss_difference(size: Size, precision: str) -> float:
         weight, denoiser = losses.edm_weight(SCHEDULE, t, run.data_std), networks.as_denoiser(network, run)
         return losses.denoising_score_matching(denoiser, x0, noise, t, weight, schedule=SCHEDULE, dim=dim)
 
-    with jax.default_matmul_precision(devices.product_precision()):
-        return abs(float(our_loss(*map(jnp.asarray, (x0, noise, logsnr)))) / theirs - 1.0)
+    return abs(float(our_loss(*map(jnp.asarray, (x0, noise, logsnr)))) / theirs - 1.0)
