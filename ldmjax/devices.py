@@ -198,6 +198,17 @@ def replicate(shared: PyTree) -> PyTree:
     return jax.tree.map(lambda x: _put(x, sharding), shared)
 
 
+def take_rows(rows: PyTree, index: np.ndarray) -> PyTree:
+    """Rows ``index`` of stacked arrays: taken on the host, where JAX would compile a program for every shape."""
+
+    def one(x):
+        if jnp.issubdtype(getattr(x, "dtype", np.float32), jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(one(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        return np.asarray(x)[index]
+
+    return jax.tree.map(one, rows)
+
+
 def collect(rows: PyTree, count: int) -> PyTree:
     """The first ``count`` rows of stacked arrays, as numpy arrays, on every process."""
 
@@ -229,7 +240,7 @@ class MappedRuns:
     ):
         self.runs_per_batch = runs_per_batch or default_runs_per_batch()
         self._function, self._samples, self._donate, self._small = function, samples, donate, small
-        self._compiled: dict[tuple[int, int, str], Callable] = {}
+        self._compiled: dict[tuple[Mesh, int, str], Callable] = {}
 
     @property
     def compilations(self) -> int:
@@ -250,27 +261,28 @@ class MappedRuns:
                 if any(x.is_deleted() for x in jax.tree.leaves(rows)):
                     raise StateLost from error
 
-    def lower(self, shared: Any, *rows: PyTree, mesh: Mesh) -> jax.stages.Lowered:
-        """The program of `__call__` for the devices of ``mesh``, which need not be here, before it is compiled.
+    def lower(self, shared: Any, *rows: PyTree, mesh: Mesh | None = None) -> jax.stages.Lowered:
+        """The program of `__call__` before it is compiled, to be looked at: its text, its memory on each device.
 
         Args:
           shared: arrays, or what only has a shape and dtype.
-          *rows: the same, leading axes a multiple of the mesh's "runs".
-          mesh: with axes "runs" and "samples"; trace under `made_for` if its devices are of another kind.
+          *rows: the same.
+          mesh: with axes "runs" and "samples", of devices that need not be here; trace under `made_for` if they are of another
+            kind. By default the mesh that `__call__` takes.
         """
+        mesh = mesh or _mesh(self._runs_axis(_length(rows[0])))
 
-        def spread(tree, axes):
+        def spread(tree, axes, length_of=lambda shape: shape):
             sharding = NamedSharding(mesh, PartitionSpec(*axes))
-            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(length_of(x.shape), x.dtype, sharding=sharding),
+                jax.eval_shape(lambda leaves: leaves, tree),
+            )
 
-        arguments = spread(shared, ()), *(spread(tree, (RUNS,)) for tree in rows)
-        return self._compile(mesh, self.runs_per_batch).lower(*arguments)
-
-    def compiled(self, shared: Any, *rows: PyTree) -> jax.stages.Compiled:
-        """The program for arguments like these, to be looked at: its text, its memory on each device."""
-        mesh = _mesh(self._runs_axis(_length(rows[0])))
-        rows = tuple(_place(tree, mesh) for tree in rows)
-        return self._program(mesh).lower(replicate(shared), *rows).compile()
+        padded = [
+            spread(tree, (RUNS,), lambda shape: (padded_count(shape[0], mesh.shape[RUNS]), *shape[1:])) for tree in rows
+        ]
+        return self._program(mesh).lower(spread(shared, ()), *padded)
 
     def _runs_axis(self, count: int) -> int:
         """Devices along "runs": all, or with ``samples`` as many as there are runs to fill."""
@@ -287,7 +299,7 @@ class MappedRuns:
         LOG.warning("out of memory with %d runs at once on each device: going on with %d", batch, self.runs_per_batch)
 
     def _program(self, mesh: Mesh) -> Callable:
-        key = mesh.shape[RUNS], self.runs_per_batch, platform()
+        key = mesh, self.runs_per_batch, platform()
         if key not in self._compiled:
             self._compiled[key] = self._compile(mesh, self.runs_per_batch)
         return self._compiled[key]
@@ -355,7 +367,8 @@ def _place(rows: PyTree, mesh: Mesh) -> PyTree:
     def one(x):
         if isinstance(x, jax.Array) and x.sharding == sharding:
             return x
-        return _put(x[np.minimum(np.arange(padded_count(len(x), multiple)), len(x) - 1)], sharding)
+        padded = np.minimum(np.arange(padded_count(len(x), multiple)), len(x) - 1)
+        return _put(take_rows(x, padded), sharding)
 
     return jax.tree.map(one, rows)
 

@@ -15,7 +15,6 @@ Sources: arXiv 2508.14413 (the claim), Karras et al., arXiv 2206.00364, Salimans
 
 import dataclasses
 import functools
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -299,7 +298,7 @@ def _network(config: ExpertsConfig, width: int, key: jax.Array) -> ResidualMLP:
 
 def _rebuild(config: ExpertsConfig, width: int) -> Callable[[jax.Array], ResidualMLP]:
     """The function from flat parameters ``[P]`` to a network."""
-    graphdef, params = nnx.split(_network(config, width, threefry.key(0)))
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: _network(config, width, threefry.key(0))))
     flat = FlatParameters.of(params)
     return lambda vector: nnx.merge(graphdef, flat.unravel(vector))
 
@@ -381,17 +380,17 @@ def train(
 
 def _stack_runs(specs: Sequence[ModelSpec], config: ExpertsConfig, data_std: float) -> ExpertRun:
     """Every expert of every model as one row; tables padded to the longest block."""
-    keys, rates, tables, counts = [], [], [], []
+    seeds, names, rates, tables, counts = [], [], [], [], []
     for spec in specs:
         for k, block in config.trained_levels.items():
-            # The key names the expert by its place on the ladder, so it does not depend on which others are trained.
-            name = f"K{config.experts}/{k}/{spec.parameterisation}/lr{spec.learning_rate:g}"
-            keys.append(jax.random.fold_in(threefry.key(spec.seed), zlib.crc32(name.encode())))
+            # By its place on the ladder, so that an expert's key does not depend on which others are trained.
+            names.append(f"K{config.experts}/{k}/{spec.parameterisation}/lr{spec.learning_rate:g}")
+            seeds.append(spec.seed)
             rates.append(spec.learning_rate)
             tables.append(level_table(config.ladder, block, spec.parameterisation, data_std, timed=config.timed))
             counts.append(len(block))
     table = jax.tree.map(jnp.asarray, _stack(tables))
-    return ExpertRun(jnp.stack(keys), jnp.asarray(rates, jnp.float32), table, jnp.asarray(counts))
+    return ExpertRun(threefry.named_keys(seeds, names), jnp.asarray(rates, jnp.float32), table, jnp.asarray(counts))
 
 
 def _init_expert(config: ExpertsConfig, width: int, run: ExpertRun) -> TrainState:

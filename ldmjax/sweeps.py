@@ -6,7 +6,6 @@ model class share one compiled program.
 """
 
 import dataclasses
-import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from flax import nnx
 
 from ldmjax import chunks, loops, threefry
 from ldmjax.checkpoints import NOTHING_KEPT, Store, fingerprint
-from ldmjax.devices import MappedRuns, collect, default_runs_per_batch, map_runs
+from ldmjax.devices import MappedRuns, collect, default_runs_per_batch, map_runs, take_rows
 from ldmjax.networks import RunInputs, as_denoiser
 from ldmjax.process import Denoiser
 from ldmjax.training import (
@@ -152,13 +151,6 @@ class TrainedRuns:
         return as_denoiser(nnx.merge(graphdef, params), inputs)
 
 
-def run_keys(specs: Sequence[RunSpec]) -> jax.Array:
-    """Random keys ``[R]``, each from its run's own seed and name alone; all in one operation, for thousands of runs."""
-    seeds = np.array([s.seed for s in specs], np.int64)
-    names = np.array([zlib.crc32(s.name.encode()) for s in specs], np.uint32)
-    return jax.vmap(lambda seed, name: jax.random.fold_in(threefry.key(seed), name))(seeds, names)
-
-
 def stack_runs(
     specs: Sequence[RunSpec], latents: dict[tuple[str, int, int], Latents], width: int
 ) -> tuple[StackedRuns, Sources]:
@@ -183,7 +175,7 @@ def stack_runs(
         raise ValueError(f"latent_dim must be <= {width}, got {dims.max()}")
     stds = [np.sqrt(np.mean(latents[(s.data, s.seed, s.n)].sample[:, : s.latent_dim] ** 2)) for s in specs]
     runs = StackedRuns(
-        key=run_keys(specs),
+        key=threefry.named_keys([s.seed for s in specs], [s.name for s in specs]),
         latent_dim=jnp.asarray(dims),
         learning_rate=jnp.asarray([s.learning_rate for s in specs], jnp.float32),
         source=jnp.asarray(source),
@@ -369,7 +361,7 @@ def map_trained(
         indices = np.asarray(indices)
         if max(trained.specs[i].latent_dim for i in indices) > width:
             raise ValueError(f"width {width} is too narrow for the runs asked for")
-        rows = jax.tree.map(lambda x: x[indices], (trained.params, trained.runs, extra))
+        rows = take_rows((trained.params, trained.runs, extra), indices)
         return collect(compiled(sources, rows), len(indices))
 
     return call

@@ -7,6 +7,8 @@ straight-line code. `jax.random`'s functions take these keys as any others.
 
 import functools
 import math
+import zlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,12 @@ QUANTILE = (
 def key(seed: int | jax.Array) -> jax.Array:
     """The key of a seed; draws what ``jax.random.key(seed)`` draws."""
     return jax.random.key(seed, impl=THREEFRY)
+
+
+def named_keys(seeds: Sequence[int], names: Sequence[str]) -> jax.Array:
+    """Keys ``[R]``, each from its own seed and name alone; all in one operation, for thousands of runs."""
+    hashes = np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
+    return jax.vmap(lambda seed, name: jax.random.fold_in(key(seed), name))(np.array(seeds, np.int64), hashes)
 
 
 def normal(key: jax.Array, count: int, width: int) -> jax.Array:

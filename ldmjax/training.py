@@ -205,11 +205,13 @@ class FlatParameters(NamedTuple):
 
     @classmethod
     def of(cls, params: PyTree) -> "FlatParameters":
-        """For trees like ``params``."""
+        """For trees like ``params``, of which only shapes are read."""
         leaves, treedef = jax.tree.flatten(params)
         if len(leaves) == 1:
             return cls(lambda tree: jax.tree.leaves(tree)[0], lambda leaf: jax.tree.unflatten(treedef, [leaf]))
-        return cls(lambda tree: jax.flatten_util.ravel_pytree(tree)[0], jax.flatten_util.ravel_pytree(params)[1])
+        ravel, back = jax.flatten_util.ravel_pytree, []
+        jax.eval_shape(lambda tree: back.append(ravel(tree)[1]), params)
+        return cls(lambda tree: ravel(tree)[0], back[0])
 
     @classmethod
     def in_training(cls, params: PyTree) -> "FlatParameters":

@@ -113,7 +113,7 @@ def test_kernels_of_a_loop():
 def test_kernels_of_a_compiled_program():
     """The loop that measures a launch is the one that is counted, here as a CPU's compiler leaves it."""
     rows = devices.place(np.zeros((jax.device_count(), 32), np.float32))
-    text = launches.launch_program().compiled(0, rows).as_text()
+    text = launches.launch_program().lower(0, rows).compile().as_text()
     assert 1 <= launches.loop_kernels(text, launches.LAUNCHES) <= 4
     assert launches.launch_seconds() == 0.0  # a CPU launches nothing
 

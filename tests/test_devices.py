@@ -4,20 +4,22 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import NOT_OPTIMISED, ROOT
 
 from ldmjax import devices
 
-ROOT = Path(__file__).parent.parent
-
 
 def start(output, workdir, *several, count, **environment):
-    variables = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", **environment}
+    variables = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count} {NOT_OPTIMISED}",
+        **environment,
+    }
     command = [sys.executable, str(ROOT / "tests" / "spread_job.py"), str(output), str(workdir), *map(str, several)]
     variables["PYTHONPATH"] = str(ROOT)
     return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -1,16 +1,11 @@
-"""phase_diagram, capped_scores and paper_figures: values against brute force, files, reruns and refusals.
-
-The commands run in children forked from one process that has imported everything, since an import costs seconds.
-"""
+"""phase_diagram, capped_scores and paper_figures: values against brute force, files, reruns and refusals."""
 
 import dataclasses
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run_commands
 from interrupted import lines_until
 
 from experiments import capped_scores, paper_figures, phase_diagram
@@ -18,7 +13,6 @@ from experiments.paper_figures import learned, report
 from ldmjax import data, gaussians, oracle, plotting, records, schedules
 from ldmjax.checkpoints import NOTHING_KEPT, Store
 
-ROOT = Path(__file__).parent.parent
 FILES = {
     "phase_diagram": ["caps.png", "gains.png", "phase_diagram.png"],
     "capped_scores": ["dimensions.png", "substitutes.png"],
@@ -29,66 +23,6 @@ SMALL = {
     "capped_scores": ["--spectrum=exponential:0.5", "--data_dim=10", "--n=8", "--dynamics=ode"],
     "paper_figures": ["--seed=3", "--nolearned"],
 }
-# Reads [[experiment, arguments, whether to draw], ...] from stdin, writes [[status, stdout, stderr], ...] to argv[1].
-DRIVER = """
-import json, os, runpy, sys, tempfile, warnings
-import jax, matplotlib.figure, sklearn.datasets, scipy.stats
-from experiments import capped_scores, paper_figures, phase_diagram, flags
-from experiments.paper_figures import learned
-from ldmjax import plotting
-for name in ("capped_scores", "phase_diagram"):
-    del sys.modules["experiments." + name]
-def start(experiment, arguments, draws=True):
-    out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        child = os.fork()
-    if child:
-        return child, out, err
-    status = 1
-    try:
-        os.dup2(out.fileno(), 1)
-        os.dup2(err.fileno(), 2)
-        sys.argv = [experiment + ".py", *arguments]
-        if not draws:
-            plotting.save = lambda figure, path: None
-        runpy.run_module("experiments." + experiment, run_name="__main__")
-        status = 0
-    except SystemExit as exit:
-        status = exit.code or 0
-    except BaseException:
-        import traceback
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-def finish(child, out, err):
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    out.seek(0), err.seek(0)
-    return [status, out.read().decode(), err.read().decode()]
-
-results, cases = [], json.load(sys.stdin)
-for i in range(0, len(cases), 2):
-    results += [finish(*child) for child in [start(*case) for case in cases[i : i + 2]]]
-with open(sys.argv[1] if len(sys.argv) > 1 else 0, "w") as file:
-    json.dump(results, file)
-"""
-
-
-def run_commands(cases, where):
-    """Runs every (experiment, arguments[, False: no figures]), two at a time; returns (status, stdout, stderr) each."""
-    answer = where / "answer.json"
-    subprocess.run(
-        [sys.executable, "-c", DRIVER, str(answer)],
-        input=json.dumps(cases),
-        text=True,
-        check=True,
-        cwd=ROOT,
-        timeout=120,
-    )
-    return [tuple(result) for result in json.loads(answer.read_text())]
 
 
 def small_phase(**changes):
@@ -374,6 +308,7 @@ def test_learned_scores_reach_the_exact_law(panels, trained):
         assert np.all(np.abs(curve.deviation) < 5) and curve.failed_at == -1
 
 
+@pytest.mark.slow
 def test_interrupted_figures_go_on_to_the_same_records(tmp_path):
     closed = paper_figures.Config(draws=3, levels=11)
     config = learned.LearnedConfig(steps=20, samples=128, sampling_steps=10, stops=3)

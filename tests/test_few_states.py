@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import run_commands
 from interrupted import lines_until
-from test_experiments_closed_form import run_commands
 
 from experiments import few_states, tasks
 from experiments import flags as shared

@@ -11,17 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import MAIN_JOB, ROOT
 
-ROOT = Path(__file__).parent.parent
-SWEEP = (
-    "--latent_dims=1,2 --seeds=0 --caps=inf --linear_steps=400 --mlp_steps=200 --samples=128 --sampling_steps=20 --stops=5 "
-    "--n=100 --batch_size=16 --hidden=8"
-).split()
 DIAGRAM = ["--spectrum=power:1", "--data_dim=6", "--n=50"]
 
 
-def start(experiment, *words, cache=None, before=None):
-    variables = {**os.environ, "PYTHONPATH": str(ROOT)} | ({"LDMJAX_CACHE": str(cache)} if cache else {})
+def start(experiment, *words, before=None):
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", f"experiments.{experiment}", *map(str, words)]
     return subprocess.Popen(
         command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=before
@@ -43,24 +39,19 @@ def snapshot(workdir):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, cache):
+def whole(tmp_path_factory):
     """The sweep without interruption, and the seconds it took."""
     workdir, begin = tmp_path_factory.mktemp("whole"), time.perf_counter()
-    assert run("optimal_stopping", *SWEEP, f"--workdir={workdir}", cache=cache)[0] == 0
+    assert run("optimal_stopping", *MAIN_JOB, f"--workdir={workdir}")[0] == 0
     return workdir, time.perf_counter() - begin
 
 
-def kill_at_random(workdir, whole, cache, *, kills, seed):
+def kill_at_random(workdir, whole, *, kills, seed):
     """Starts the sweep again and again, each time killed (-9) at a random moment, then lets it finish."""
     expected, seconds = whole
     rng, killed = np.random.default_rng(seed), 0
     while killed < kills:
-        process = start("optimal_stopping", *SWEEP, f"--workdir={workdir}", "--checkpoint_every=0", cache=cache)
+        process = start("optimal_stopping", *MAIN_JOB, f"--workdir={workdir}", "--checkpoint_every=0")
         begin = time.perf_counter()
         try:
             process.communicate(timeout=rng.uniform(0.0, 1.1 * seconds))
@@ -73,7 +64,7 @@ def kill_at_random(workdir, whole, cache, *, kills, seed):
         assert digest(workdir / "records.jsonl") == digest(expected / "records.jsonl")
         shutil.rmtree(workdir)  # finished: the next kills hit a new one, which finds its programs compiled
         seconds = min(seconds, time.perf_counter() - begin)
-    code, _, err = run("optimal_stopping", *SWEEP, f"--workdir={workdir}", "--checkpoint_every=0", cache=cache)
+    code, _, err = run("optimal_stopping", *MAIN_JOB, f"--workdir={workdir}", "--checkpoint_every=0")
     assert code == 0, err
     assert digest(workdir / "records.jsonl") == digest(expected / "records.jsonl")
     with np.load(workdir / "curves.npz") as found, np.load(expected / "curves.npz") as wanted:
@@ -83,9 +74,9 @@ def kill_at_random(workdir, whole, cache, *, kills, seed):
     assert not list(workdir.rglob("*.partial")) and not list(workdir.rglob("*tmp*"))
 
 
-def test_a_sweep_stopped_and_killed_ends_the_same(tmp_path, whole, cache):
+def test_a_sweep_stopped_and_killed_ends_the_same(tmp_path, whole):
     """SIGTERM saves and has its status; after a kill -9 at a random moment the records are the same."""
-    process = start("optimal_stopping", *SWEEP, f"--workdir={tmp_path}", cache=cache)
+    process = start("optimal_stopping", *MAIN_JOB, f"--workdir={tmp_path}")
     for line in process.stdout:
         if "step 100/" in line:
             process.send_signal(signal.SIGTERM)
@@ -94,7 +85,7 @@ def test_a_sweep_stopped_and_killed_ends_the_same(tmp_path, whole, cache):
     assert process.returncode == 143, err
     assert err.strip() == "error: stopped by SIGTERM: the same command (without --overwrite) goes on"
     assert not (tmp_path / "records.jsonl").exists()
-    process = start("optimal_stopping", *SWEEP, f"--workdir={tmp_path}", cache=cache)
+    process = start("optimal_stopping", *MAIN_JOB, f"--workdir={tmp_path}")
     lines = []
     for line in process.stdout:
         lines.append(line)
@@ -104,22 +95,29 @@ def test_a_sweep_stopped_and_killed_ends_the_same(tmp_path, whole, cache):
     process.kill()
     process.communicate()
     assert any("from the checkpoint at step" in line for line in lines)
-    code, out, err = run("optimal_stopping", *SWEEP, f"--workdir={tmp_path}", cache=cache)
+    code, out, err = run("optimal_stopping", *MAIN_JOB, f"--workdir={tmp_path}")
     assert code == 0, err
     assert digest(tmp_path / "records.jsonl") == digest(whole[0] / "records.jsonl")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_fifty_kills(tmp_path, whole, cache, seed):
-    kill_at_random(tmp_path / "workdir", whole, cache, kills=10, seed=seed)
+def test_fifty_kills(tmp_path, whole, seed):
+    kill_at_random(tmp_path / "workdir", whole, kills=10, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    code, _, err = run("phase_diagram", *DIAGRAM, f"--workdir={workdir}")
+    assert code == 0, err
+    return workdir
 
 
 @pytest.fixture
-def diagram(tmp_path):
-    code, _, err = run("phase_diagram", *DIAGRAM, f"--workdir={tmp_path}")
-    assert code == 0, err
-    return tmp_path
+def diagram(tmp_path, finished):
+    """A job that has run, to spoil."""
+    return shutil.copytree(finished, tmp_path / "w")
 
 
 def test_other_flags_are_refused_and_overwrite_starts_anew(diagram):
@@ -167,6 +165,7 @@ def test_what_is_not_the_same_job(change, expected):
     assert expected in line and "--overwrite" in line and len(line.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_file_that_changed_and_a_damaged_description_are_refused(tmp_path):
     spectrum, workdir = tmp_path / "spectrum.npy", tmp_path / "w"
     np.save(spectrum, np.array([2.0, 1.0, 0.5]))

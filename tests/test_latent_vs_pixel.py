@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import run_commands
 from interrupted import run_in_sessions
-from test_experiments_closed_form import run_commands
 
 from experiments import image_models, latent_vs_pixel, pieces
 from experiments.image_models import SamplingConfig

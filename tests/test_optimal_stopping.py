@@ -1,17 +1,19 @@
 """The main job: fields, oracle values, determinism, refusals; and, marked slow, every number it promises."""
 
 import json
+import types
 
 import numpy as np
 import pytest
-from test_experiments_closed_form import run_commands
+from commands import MAIN_JOB, run_commands
 
 from experiments import coverage, optimal_stopping
-from experiments.optimal_stopping import report
+from experiments.optimal_stopping import evaluation, report
 from ldmjax import data, gaussians, oracle
 
+# As the flags of MAIN_JOB.
 TINY = optimal_stopping.Config(
-    n=(60,), latent_dims=(1, 3, 17), seeds=(0,), caps=(np.inf, 5.0), linear_steps=40, mlp_steps=30, batch_size=32,
+    n=(60,), latent_dims=(1, 3), seeds=(0,), caps=(np.inf, 5.0), linear_steps=400, mlp_steps=200, batch_size=32,
     hidden=8, samples=256, sampling_steps=30, stops=6,
 )  # fmt: skip
 STOP_FIELDS = {"logsnr_best", "logsnr_best_low", "logsnr_best_high", "gain", "gain_low", "gain_high", "verdict"}
@@ -33,9 +35,9 @@ def test_every_run_has_its_record(tiny):
         ("mlp", "digits_twin", "fresh", np.inf), ("mlp", "digits_twin", "sample", np.inf),
         ("mlp", "digits", "sample", np.inf),
     }  # fmt: skip
-    assert len(outcome.records) == 7 * 3
+    assert len(outcome.records) == 7 * 2
     assert outcome.compilations == {"linear": 1, "mlp": 1}
-    assert any("sampled 12/12" in line for line in lines) and any("step 40/40" in line for line in lines)
+    assert any("sampled 8/8" in line for line in lines) and any("step 400/400" in line for line in lines)
     for r in outcome.records:
         assert STOP_FIELDS | {"w2_squared_end", "w2_squared_best", "latent_dim", "seed", "n"} <= set(r)
         assert set(r["metrics"]) == {"mmd", "sliced_w2", "kl"}
@@ -75,6 +77,12 @@ def test_oracle_values_are_the_bures_distance_of_the_exact_recursion(tiny):
         assert r["oracle_w2_squared_best"] == outcome.exact[i].min()
 
 
+def test_narrow_runs_are_sampled_apart_from_wide_ones():
+    trained = types.SimpleNamespace(width=64, specs=[types.SimpleNamespace(latent_dim=d) for d in (1, 64, 16, 17, 2)])
+    groups = evaluation._by_width(trained, np.array([True, True, True, True, False]))
+    assert {width: indices.tolist() for width, indices in groups.items()} == {16: [0, 2], 64: [1, 3]}
+
+
 def test_stops_and_times():
     assert TINY.stop_logsnrs[-1] == pytest.approx(9.0) and len(TINY.stop_steps) == 6 and TINY.stop_steps[-1] == 30
     np.testing.assert_allclose(TINY.schedule.logsnr(TINY.times[TINY.stop_steps]), TINY.stop_logsnrs, atol=1e-9)
@@ -103,10 +111,6 @@ def test_dimension_between_rank_and_width_is_refused():
         optimal_stopping.make_problems(data.digits(), config)
 
 
-SHORT = (
-    "--seeds=0 --linear_steps=20 --mlp_steps=10 --hidden=4 --samples=128 --sampling_steps=10 --stops=5"
-    " --n=30 --spectrum=power:1.5 --data_dim=4 --caps=inf,20"
-).split()
 REFUSED = [
     ("--data=imagenet", "imagenet"), ("--latent_dims=1,65", "1..64"), ("--latent_dims=", "whole numbers"),
     ("--latent_dims=0", ">= 1"), ("--latent_dims=2,2", "none twice"), ("--caps=1", "> 1"), ("--caps=nan", "> 1"),
@@ -120,7 +124,8 @@ REFUSED = [
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory):
     where = tmp_path_factory.mktemp("main_job")
-    runs = [["optimal_stopping", [*SHORT, f"--workdir={where / 'a'}"]]]
+    runs = [["optimal_stopping", [*MAIN_JOB, f"--workdir={where / 'a'}"]]]
+    runs += [["optimal_stopping", ["--spectrum=power:1.5", "--data_dim=4", "--seeds=0", "--dry_run"]]]
     runs += [["optimal_stopping", [f"--workdir={where / 'refused'}", *bad.split()]] for bad, _ in REFUSED]
     first = run_commands(runs, where)
     again = run_commands(
@@ -135,23 +140,31 @@ def test_command_writes_its_files_and_reruns_to_the_same_records(commands):
     assert again[0][0] == 0, again[0][2]
     names = {p.name for p in (where / "a").iterdir()}
     assert {"flags.txt", "metadata.json", "records.jsonl", "curves.npz", "score_error.png"} <= names
-    assert "stopping_power_1.5_twin.png" in names
+    assert "stopping_digits_twin.png" in names
     assert (where / "a/records.jsonl").read_bytes() == (where / "b/records.jsonl").read_bytes()
-    record = json.loads((where / "a/records.jsonl").read_text().splitlines()[0])
-    assert {r["latent_dim"] for r in map(json.loads, (where / "a/records.jsonl").open())} == {
-        1,
-        2,
-        4,
-    }  # of 1..64: D = 4
-    assert record["cap"] is None and record["data"] == "power:1.5_twin"
     assert "workdir" not in (where / "a/flags.txt").read_text()
     assert json.loads((where / "a/metadata.json").read_text())["compilations"] == {"linear": 1, "mlp": 1}
+
+
+def test_command_has_the_records_of_the_function(commands, tiny):
+    found = [json.loads(line) for line in (commands[0] / "a/records.jsonl").open()]
+    for row, expected in zip(found, tiny[1].records, strict=True):
+        assert (row["name"], row["verdict"]) == (expected["name"], expected["verdict"])
+        assert row["cap"] == (None if np.isinf(expected["cap"]) else expected["cap"])
+        assert row["w2_squared_end"] == pytest.approx(expected["w2_squared_end"], rel=1e-6)
+
+
+def test_dimensions_that_data_lack_are_left_out_of_the_default(commands):
+    """Of d = 1, 2, 4 ... 64 a spectrum of four variances has three; with two caps each."""
+    status, out, _ = commands[1][1]
+    (row,) = (line.split() for line in out.splitlines() if line.startswith("train linear"))
+    assert status == 0 and row[2] == "6"
 
 
 @pytest.mark.parametrize("index", range(len(REFUSED)), ids=[bad for bad, _ in REFUSED])
 def test_bad_input_is_one_line(commands, index):
     where, first, _ = commands
-    status, _, error = first[1 + index]
+    status, _, error = first[2 + index]
     lines = error.strip().splitlines()
     assert status == 2 and len(lines) == 1 and lines[0].startswith("error: "), error
     assert REFUSED[index][1] in lines[0]

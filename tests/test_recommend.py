@@ -6,8 +6,8 @@ import re
 
 import numpy as np
 import pytest
+from commands import run_commands
 from interrupted import run_in_sessions
-from test_experiments_closed_form import run_commands
 
 from experiments import recommend
 from experiments.recommend import candidates, choice, report

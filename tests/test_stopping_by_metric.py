@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+from commands import run_commands
 from interrupted import run_in_sessions
 from scipy import stats
-from test_experiments_closed_form import run_commands
 
 from experiments import image_models, pieces, stopping_by_metric
 from experiments.stopping_by_metric import report

@@ -1,5 +1,7 @@
 """The generator draws what JAX's own draws, bit for bit, in every function, compiled or not, alone or in batches."""
 
+import zlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,3 +80,13 @@ def test_refused():
         jax.eval_shape(lambda: threefry.normal(threefry.key(0), 2**20, 2**12))
     with pytest.raises(ValueError, match=r"fewer than 2\^32"):
         jax.jit(lambda key: jax.random.bits(key, (2**32,))).lower(threefry.key(0))
+
+
+def test_keys_made_at_once_come_from_seed_and_name_alone():
+    seeds, names = [0, 5, 2**31 - 1, 2**40 + 3], ["a", "b", "a", "mlp/digits/d3"]
+    alone = [
+        jax.random.fold_in(threefry.key(seed), zlib.crc32(name.encode()))
+        for seed, name in zip(seeds, names, strict=True)
+    ]
+    made = threefry.named_keys(seeds, names)
+    np.testing.assert_array_equal(jax.random.key_data(made), [jax.random.key_data(key) for key in alone])

@@ -7,9 +7,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import run_commands
 from interrupted import lines_until
 from scipy import special, stats
-from test_experiments_closed_form import run_commands
 
 from experiments import flags as shared
 from experiments import phase_diagram, unused_states
@@ -357,6 +357,7 @@ def test_latents_and_start_states_have_their_covariance_exactly():
     assert learned._standard_error(1.5 * draws[0], np.ones(1)) == pytest.approx(spread, rel=0.5)
 
 
+@pytest.mark.slow
 def test_an_interrupted_job_goes_on_to_the_same_records(tmp_path):
     variances = np.exp(-0.25 * np.arange(4))
     config = unused_states.Config(latent_dims=(2, 4), n=(np.inf, 40), ladders=("karras",), levels=5, draws=4)

@@ -87,6 +87,6 @@ def launch_seconds() -> float:
     if devices.platform() == "cpu":
         return 0.0
     program, rows = launch_program(), devices.place(np.zeros((jax.device_count(), 32), np.float32))
-    kernels = loop_kernels(program.compiled(0, rows).as_text(), LAUNCHES)
+    kernels = loop_kernels(program.lower(0, rows).compile().as_text(), LAUNCHES)
     program(0, rows)
     return min(timed(lambda: program(0, rows)) for _ in range(5)) / (LAUNCHES * kernels)

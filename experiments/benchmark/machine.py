@@ -132,7 +132,7 @@ def step_kernels(runs: int, steps: int, hidden: int) -> int:
     init, advance = sweeps.training_programs(config, DIM, chunk=steps)
     stacked, sources = sweeps.stack_runs(specs, latents, DIM)
     bounds = jnp.asarray(0), jnp.asarray(0)
-    text = advance.compiled((sources, *bounds), init(0, stacked), stacked).as_text()
+    text = advance.lower((sources, *bounds), init(0, stacked), stacked).compile().as_text()
     return loop_kernels(text, loops.steps_per_call(steps))
 
 

@@ -77,7 +77,7 @@ def _program_bytes(compiled, count):
 def _our_chains(config):
     program = devices.map_runs(gaussian_chain(*_grid(config), config.samples), samples=True)
     keys = jax.random.split(threefry.key(0), RUNS)
-    needed = _program_bytes(program.compiled(0, keys), jax.device_count())
+    needed = _program_bytes(program.lower(0, keys).compile(), jax.device_count())
     return Chains(lambda: devices.collect(program(0, keys), RUNS), needed)
 
 

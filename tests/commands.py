@@ -1,0 +1,78 @@
+"""Experiments started as commands.
+
+They run in children forked from one process that has imported everything, since an import costs seconds.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+# XLA_FLAGS of commands of which no speed is wanted: their programs are compiled sooner.
+NOT_OPTIMISED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# The main job at its smallest. Several tests start it, so its programs are compiled once.
+MAIN_JOB = (
+    "--n=60 --latent_dims=1,3 --seeds=0 --caps=inf,5 --linear_steps=400 --mlp_steps=200 --batch_size=32 --hidden=8"
+    " --samples=256 --sampling_steps=30 --stops=6"
+).split()
+# Reads [[experiment, arguments, whether to draw], ...] from stdin, writes [[status, stdout, stderr], ...] to argv[1].
+DRIVER = """
+import json, os, runpy, sys, tempfile, warnings
+import jax, matplotlib.figure, sklearn.datasets, scipy.stats
+from experiments import capped_scores, paper_figures, phase_diagram, flags
+from experiments.paper_figures import learned
+from ldmjax import plotting
+for name in ("capped_scores", "phase_diagram"):
+    del sys.modules["experiments." + name]
+def start(experiment, arguments, draws=True):
+    out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        child = os.fork()
+    if child:
+        return child, out, err
+    status = 1
+    try:
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        sys.argv = [experiment + ".py", *arguments]
+        if not draws:
+            plotting.save = lambda figure, path: None
+        runpy.run_module("experiments." + experiment, run_name="__main__")
+        status = 0
+    except SystemExit as exit:
+        status = exit.code or 0
+    except BaseException:
+        import traceback
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+def finish(child, out, err):
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    out.seek(0), err.seek(0)
+    return [status, out.read().decode(), err.read().decode()]
+
+results, cases = [], json.load(sys.stdin)
+for i in range(0, len(cases), 2):
+    results += [finish(*child) for child in [start(*case) for case in cases[i : i + 2]]]
+with open(sys.argv[1] if len(sys.argv) > 1 else 0, "w") as file:
+    json.dump(results, file)
+"""
+
+
+def run_commands(cases, where):
+    """Runs every (experiment, arguments[, False: no figures]), two at a time; returns (status, stdout, stderr) each."""
+    answer = where / "answer.json"
+    subprocess.run(
+        [sys.executable, "-c", DRIVER, str(answer)],
+        input=json.dumps(cases),
+        text=True,
+        check=True,
+        cwd=ROOT,
+        timeout=120,
+    )
+    return [tuple(result) for result in json.loads(answer.read_text())]
