@@ -1,15 +1,14 @@
-"""Experiments started as commands.
+"""Experiments started as commands, several from one process or each in its own, their programs compiled quickly."""
 
-They run in children forked from one process that has imported everything, since an import costs seconds.
-"""
-
+import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-# XLA_FLAGS of commands of which no speed is wanted: their programs are compiled sooner.
+# XLA_FLAGS with which programs are compiled sooner: no speed is wanted of the commands that tests start.
 NOT_OPTIMISED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 # The main job at its smallest. Several tests start it, so its programs are compiled once.
 MAIN_JOB = (
@@ -65,7 +64,10 @@ with open(sys.argv[1] if len(sys.argv) > 1 else 0, "w") as file:
 
 
 def run_commands(cases, where):
-    """Runs every (experiment, arguments[, False: no figures]), two at a time; returns (status, stdout, stderr) each."""
+    """Runs every (experiment, arguments[, False: no figures]), two at a time; returns (status, stdout, stderr) each.
+
+    They run in children forked from one process that has imported everything, since an import costs seconds.
+    """
     answer = where / "answer.json"
     subprocess.run(
         [sys.executable, "-c", DRIVER, str(answer)],
@@ -73,6 +75,30 @@ def run_commands(cases, where):
         text=True,
         check=True,
         cwd=ROOT,
+        env=environment(),
         timeout=120,
     )
     return [tuple(result) for result in json.loads(answer.read_text())]
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": NOT_OPTIMISED}
+
+
+def start(experiment, *words, before=None):
+    """The process of an experiment; ``before`` is called in it first."""
+    command = [sys.executable, "-m", f"experiments.{experiment}", *map(str, words)]
+    return subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=before
+    )
+
+
+def run(experiment, *words, **options):
+    """Status, stdout and stderr of an experiment in a process of its own."""
+    process = start(experiment, *words, **options)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -91,6 +91,7 @@ def check_both(tmp_path, one_device):
         assert_same(found, one_device)
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_does(tmp_path, one_device, cache):
     finish(*both(tmp_path, "whole", "flags", cache))
     check_both(tmp_path, one_device)

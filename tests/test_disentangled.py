@@ -7,7 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from commands import NOT_OPTIMISED, run_commands
+from commands import run_commands
 
 from experiments import tasks
 from experiments.disentangled import contest, report, setup
@@ -597,15 +597,13 @@ REFUSED = [
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory):
-    """The command and every refusal; compiled quickly, without optimisation."""
+    """The command and every refusal."""
     where = tmp_path_factory.mktemp("disentangled")
     cases = [
         ("disentangled", [*SMALL, f"--workdir={where / f'refused{i}'}", *case[0].split()])
         for i, case in enumerate(REFUSED)
     ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XLA_FLAGS", NOT_OPTIMISED)
-        first, *refused = run_commands([("disentangled", [*SMALL, f"--workdir={where / 'a'}"]), *cases], where)
+    first, *refused = run_commands([("disentangled", [*SMALL, f"--workdir={where / 'a'}"]), *cases], where)
     return where, first, refused
 
 
@@ -623,8 +621,7 @@ def test_command_writes_its_files(commands):
 
 
 @pytest.mark.slow
-def test_command_reruns_to_the_same_bytes(commands, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", NOT_OPTIMISED)
+def test_command_reruns_to_the_same_bytes(commands):
     where = commands[0]
     arguments = [f"--flagfile={where / 'a/flags.txt'}", f"--workdir={where / 'b'}"]
     ((status, _, error),) = run_commands([("disentangled", arguments, False)], where)

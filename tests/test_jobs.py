@@ -3,107 +3,19 @@
 import hashlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import MAIN_JOB, ROOT
+from commands import ROOT, digest, run
 
 DIAGRAM = ["--spectrum=power:1", "--data_dim=6", "--n=50"]
 
 
-def start(experiment, *words, before=None):
-    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", f"experiments.{experiment}", *map(str, words)]
-    return subprocess.Popen(
-        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=before
-    )
-
-
-def run(experiment, *words, **options):
-    process = start(experiment, *words, **options)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
-
-
-def digest(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def snapshot(workdir):
     return {p.relative_to(workdir): digest(p) for p in workdir.rglob("*") if p.is_file()}
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The sweep without interruption, and the seconds it took."""
-    workdir, begin = tmp_path_factory.mktemp("whole"), time.perf_counter()
-    assert run("optimal_stopping", *MAIN_JOB, f"--workdir={workdir}")[0] == 0
-    return workdir, time.perf_counter() - begin
-
-
-def kill_at_random(workdir, whole, *, kills, seed):
-    """Starts the sweep again and again, each time killed (-9) at a random moment, then lets it finish."""
-    expected, seconds = whole
-    rng, killed = np.random.default_rng(seed), 0
-    while killed < kills:
-        process = start("optimal_stopping", *MAIN_JOB, f"--workdir={workdir}", "--checkpoint_every=0")
-        begin = time.perf_counter()
-        try:
-            process.communicate(timeout=rng.uniform(0.0, 1.1 * seconds))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            killed += 1
-            continue
-        assert process.returncode == 0
-        assert digest(workdir / "records.jsonl") == digest(expected / "records.jsonl")
-        shutil.rmtree(workdir)  # finished: the next kills hit a new one, which finds its programs compiled
-        seconds = min(seconds, time.perf_counter() - begin)
-    code, _, err = run("optimal_stopping", *MAIN_JOB, f"--workdir={workdir}", "--checkpoint_every=0")
-    assert code == 0, err
-    assert digest(workdir / "records.jsonl") == digest(expected / "records.jsonl")
-    with np.load(workdir / "curves.npz") as found, np.load(expected / "curves.npz") as wanted:
-        assert set(found) == set(wanted)
-        for name in wanted:
-            np.testing.assert_array_equal(found[name], wanted[name])
-    assert not list(workdir.rglob("*.partial")) and not list(workdir.rglob("*tmp*"))
-
-
-def test_a_sweep_stopped_and_killed_ends_the_same(tmp_path, whole):
-    """SIGTERM saves and has its status; after a kill -9 at a random moment the records are the same."""
-    process = start("optimal_stopping", *MAIN_JOB, f"--workdir={tmp_path}")
-    for line in process.stdout:
-        if "step 100/" in line:
-            process.send_signal(signal.SIGTERM)
-            break
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 143, err
-    assert err.strip() == "error: stopped by SIGTERM: the same command (without --overwrite) goes on"
-    assert not (tmp_path / "records.jsonl").exists()
-    process = start("optimal_stopping", *MAIN_JOB, f"--workdir={tmp_path}")
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if "step" in line:
-            time.sleep(np.random.default_rng().uniform(0.0, 0.5 * whole[1]))
-            break
-    process.kill()
-    process.communicate()
-    assert any("from the checkpoint at step" in line for line in lines)
-    code, out, err = run("optimal_stopping", *MAIN_JOB, f"--workdir={tmp_path}")
-    assert code == 0, err
-    assert digest(tmp_path / "records.jsonl") == digest(whole[0] / "records.jsonl")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
-def test_fifty_kills(tmp_path, whole, seed):
-    kill_at_random(tmp_path / "workdir", whole, kills=10, seed=seed)
 
 
 @pytest.fixture(scope="module")

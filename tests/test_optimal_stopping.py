@@ -1,11 +1,15 @@
 """The main job: fields, oracle values, determinism, refusals; and, marked slow, every number it promises."""
 
 import json
+import shutil
+import signal
+import subprocess
+import time
 import types
 
 import numpy as np
 import pytest
-from commands import MAIN_JOB, run_commands
+from commands import MAIN_JOB, digest, run, run_commands, start
 
 from experiments import coverage, optimal_stopping
 from experiments.optimal_stopping import evaluation, report
@@ -127,21 +131,15 @@ def commands(tmp_path_factory):
     runs = [["optimal_stopping", [*MAIN_JOB, f"--workdir={where / 'a'}"]]]
     runs += [["optimal_stopping", ["--spectrum=power:1.5", "--data_dim=4", "--seeds=0", "--dry_run"]]]
     runs += [["optimal_stopping", [f"--workdir={where / 'refused'}", *bad.split()]] for bad, _ in REFUSED]
-    first = run_commands(runs, where)
-    again = run_commands(
-        [["optimal_stopping", [f"--flagfile={where / 'a/flags.txt'}", f"--workdir={where / 'b'}"]]], where
-    )
-    return where, first, again
+    return where, run_commands(runs, where)
 
 
-def test_command_writes_its_files_and_reruns_to_the_same_records(commands):
-    where, first, again = commands
-    assert first[0][0] == 0, first[0][2]
-    assert again[0][0] == 0, again[0][2]
+def test_command_writes_its_files(commands):
+    where, answers = commands
+    assert answers[0][0] == 0, answers[0][2]
     names = {p.name for p in (where / "a").iterdir()}
     assert {"flags.txt", "metadata.json", "records.jsonl", "curves.npz", "score_error.png"} <= names
     assert "stopping_digits_twin.png" in names
-    assert (where / "a/records.jsonl").read_bytes() == (where / "b/records.jsonl").read_bytes()
     assert "workdir" not in (where / "a/flags.txt").read_text()
     assert json.loads((where / "a/metadata.json").read_text())["compilations"] == {"linear": 1, "mlp": 1}
 
@@ -163,12 +161,73 @@ def test_dimensions_that_data_lack_are_left_out_of_the_default(commands):
 
 @pytest.mark.parametrize("index", range(len(REFUSED)), ids=[bad for bad, _ in REFUSED])
 def test_bad_input_is_one_line(commands, index):
-    where, first, _ = commands
-    status, _, error = first[2 + index]
+    where, answers = commands
+    status, _, error = answers[2 + index]
     lines = error.strip().splitlines()
     assert status == 2 and len(lines) == 1 and lines[0].startswith("error: "), error
     assert REFUSED[index][1] in lines[0]
     assert not (where / "refused").exists()
+
+
+def kill_at_random(workdir, expected, *, kills, seed):
+    """Starts the sweep again and again, each time killed (-9) at a random moment, then lets it finish."""
+    seconds = 20.0
+    rng, killed = np.random.default_rng(seed), 0
+    while killed < kills:
+        process = start("optimal_stopping", *MAIN_JOB, f"--workdir={workdir}", "--checkpoint_every=0")
+        begin = time.perf_counter()
+        try:
+            process.communicate(timeout=rng.uniform(0.0, 1.1 * seconds))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            killed += 1
+            continue
+        assert process.returncode == 0
+        assert digest(workdir / "records.jsonl") == digest(expected / "records.jsonl")
+        shutil.rmtree(workdir)  # finished: the next kills hit a new one, which finds its programs compiled
+        seconds = min(seconds, time.perf_counter() - begin)
+    code, _, err = run("optimal_stopping", *MAIN_JOB, f"--workdir={workdir}", "--checkpoint_every=0")
+    assert code == 0, err
+    assert digest(workdir / "records.jsonl") == digest(expected / "records.jsonl")
+    with np.load(workdir / "curves.npz") as found, np.load(expected / "curves.npz") as wanted:
+        assert set(found) == set(wanted)
+        for name in wanted:
+            np.testing.assert_array_equal(found[name], wanted[name])
+    assert not list(workdir.rglob("*.partial")) and not list(workdir.rglob("*tmp*"))
+
+
+def test_a_job_started_again_stopped_and_killed_ends_the_same(tmp_path, commands):
+    """From its flags.txt. SIGTERM saves and has its status; after a kill -9 at a random moment the records are the same."""
+    command = "optimal_stopping", f"--flagfile={commands[0] / 'a/flags.txt'}", f"--workdir={tmp_path}"
+    process = start(*command)
+    for line in process.stdout:
+        if "step 100/" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 143, err
+    assert err.strip() == "error: stopped by SIGTERM: the same command (without --overwrite) goes on"
+    assert not (tmp_path / "records.jsonl").exists()
+    process = start(*command)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "step" in line:
+            time.sleep(np.random.default_rng().uniform(0.0, 5.0))
+            break
+    process.kill()
+    process.communicate()
+    assert any("from the checkpoint at step" in line for line in lines)
+    code, out, err = run(*command)
+    assert code == 0, err
+    assert digest(tmp_path / "records.jsonl") == digest(commands[0] / "a/records.jsonl")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_fifty_kills(tmp_path, commands, seed):
+    kill_at_random(tmp_path / "workdir", commands[0] / "a", kills=10, seed=seed)
 
 
 def test_coverage_case_reports_its_own_law():
