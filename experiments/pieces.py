@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ldmjax.checkpoints import Store
@@ -13,7 +13,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 def finish(
     names: Sequence[str],
-    compute: Callable[[list[int]], Sequence],
+    compute: Callable[[list[int]], Iterable],
     *,
     store: Store,
     label: str,
@@ -24,11 +24,13 @@ def finish(
 
     Args:
       names: of the pieces, unique in the store.
-      compute: takes indices of jobs, gives their results; no result may depend on which jobs share a call.
+      compute: takes ``at_once`` indices of jobs, gives their results, of which those that are asked for are read; no result may
+        depend on which jobs share a call. Where too few are left the last is asked for again: another number of jobs
+        would be another program, with other roundings.
       store: where results are kept.
       label: says what the jobs are.
       report: receives a line after the last job, and every few seconds before.
-      at_once: most jobs in a call.
+      at_once: jobs in a call.
     """
     results = [store.get(name) for name in names]
     missing = [i for i, found in enumerate(results) if found is None]
@@ -36,7 +38,8 @@ def finish(
     last = begin
     for first in range(0, len(missing), at_once):
         indices = missing[first : first + at_once]
-        for i, result in zip(indices, compute(indices), strict=True):
+        asked = indices + indices[-1:] * (at_once - len(indices))
+        for i, result in zip(indices, compute(asked), strict=False):
             store.put(names[i], result)
             results[i] = result
         left, now = len(missing) - first - len(indices), time.perf_counter()

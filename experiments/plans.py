@@ -116,22 +116,24 @@ def host(what: str, *, runs: int, seconds: float, programs: int = 0) -> Stage:
 
 
 def table(stages: Sequence[Stage], *, workdir: str) -> str:
-    """The plan as text."""
+    """The plan as text; on an accelerator without times, which nobody measured there."""
     stages = [stage for stage in stages if stage.runs]
     count, compiling = jax.device_count(), COMPILE_SECONDS * probe().slowness
-    rows = [("stage", "runs", "programs", "time")]
+    rows, known = [("stage", "runs", "programs", "time")], devices.platform() == "cpu"
     for s in stages:
         spread = min(count, max(1, s.runs))
         seconds = s.seconds / spread + s.programs * compiling
-        rows.append((s.what, f"{s.runs}", f"{s.programs}", duration(seconds)))
+        rows.append((s.what, f"{s.runs}", f"{s.programs}", duration(seconds) if known else "?"))
     total = sum(s.seconds / min(count, max(1, s.runs)) + s.programs * compiling for s in stages)
-    rows.append(("all", "", f"{sum(s.programs for s in stages)}", duration(total)))
-    device = jax.devices()[0]
+    rows.append(("all", "", f"{sum(s.programs for s in stages)}", duration(total) if known else "?"))
+    times = (
+        "Times are estimates, good to a factor of two or three; programs that were compiled before come from the cache."
+    )
     return "\n".join(
         [
             *align(rows, left=1),
-            f"On {count} {device.platform} device{'s' * (count > 1)}. Times are estimates, good to a factor of two or three; "
-            "programs that were compiled before come from the cache.",
+            f"On {count} {devices.platform()} device{'s' * (count > 1)}. "
+            + (times if known else "Times are known on CPUs alone."),
             f"Results would go to {workdir}; nothing was written there.",
         ]
     )

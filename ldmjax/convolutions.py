@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from ldmjax.devices import LARGE_STEP, platform
 
 PRECISIONS = ("float32", "bfloat16")
-LARGE = LARGE_STEP / 10  # operations of one convolution: a network with a step that is not large has none
+LARGE = LARGE_STEP / 10  # operations of one convolution: few networks with a step that is not large have one
 
 
 def product(x: jax.Array, matrix: jax.Array) -> jax.Array:
@@ -94,8 +94,12 @@ def _natively(multiply_adds: int) -> bool:
 
 
 def _native(maps, kernel, *, padding, window_strides=(1, 1), **options):
-    """XLA's convolution. Its precision is named: that of the process may be an algorithm that only products have."""
-    precision = jax.lax.Precision.DEFAULT if maps.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
+    """XLA's convolution, as precise as the process's products unless that is an algorithm which only products have."""
+    precision = None
+    if maps.dtype == jnp.bfloat16:
+        precision = jax.lax.Precision.DEFAULT
+    elif jax.config.jax_default_matmul_precision in jax.lax.DotAlgorithmPreset.__members__:
+        precision = jax.lax.Precision.HIGHEST
     return jax.lax.conv_general_dilated(
         maps, kernel.astype(maps.dtype), window_strides, [(padding, padding)] * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision, **options,

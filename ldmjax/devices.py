@@ -29,8 +29,8 @@ from jaxtyping import PyTree
 
 RUNS, SAMPLES = "runs", "samples"
 LOG = logging.getLogger("ldmjax")
-# Float32 products of linear scores and MLPs on a GPU: three TF32 products of operands split in two, about as exact as float32's
-# own (tests/test_precision.py) and several times as fast. All else is float32's own (a TPU makes it of six bfloat16 products).
+# Float32 products of linear scores and MLPs on a GPU that has TF32: three products of operands split in two, about as exact as
+# float32's own (tests/test_precision.py) and several times as fast. All else is float32's own (on a TPU six bfloat16 products).
 PRODUCTS = {"gpu": "TF32_TF32_F32_X3"}
 # Operations of one run's step that keep an accelerator busy alone; the memory of many such runs would be spent for nothing.
 LARGE_STEP = 1e9
@@ -140,9 +140,20 @@ def made_for(name: str) -> Iterator[None]:
 
 
 def product_precision() -> str:
-    """How linear scores and MLPs compute float32 products: `PRODUCTS`, unless JAX_DEFAULT_MATMUL_PRECISION says otherwise."""
+    """How linear scores and MLPs compute float32 products.
+
+    As the process does (JAX_DEFAULT_MATMUL_PRECISION); if that is left to this library, as in `PRODUCTS` on devices that can.
+    """
     chosen = jax.config.jax_default_matmul_precision
-    return PRODUCTS.get(platform(), "highest") if chosen in (None, "highest") else chosen
+    if chosen != "highest" or "JAX_DEFAULT_MATMUL_PRECISION" in os.environ or not _has_tf32():
+        return chosen
+    return PRODUCTS.get(platform(), "highest")
+
+
+def _has_tf32() -> bool:
+    """Whether the device is a GPU of compute capability 8 (NVIDIA Ampere) or more, or one that is not here."""
+    capability = getattr(jax.local_devices()[0], "compute_capability", "")
+    return _MADE_FOR is not None or (capability.replace(".", "").isdigit() and float(capability) >= 8.0)
 
 
 def default_runs_per_batch(step_flops: float = 0.0) -> int:

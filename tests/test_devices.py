@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -252,3 +253,24 @@ def test_all_runs_go_at_once_where_a_device_has_many_cores(monkeypatch):
     assert one.runs_per_batch == 1 and many.runs_per_batch > 1e6
     np.testing.assert_array_equal(devices.collect(many(1.5, rows), 6), devices.collect(one(1.5, rows), 6))
     np.testing.assert_allclose(devices.collect(many(1.5, rows), 6), rows["x"] * 1.5 ** rows["count"], rtol=1e-6)
+
+
+@pytest.mark.needs_cpu("a platform that the test chooses")
+@pytest.mark.parametrize(
+    ("capability", "expected"), [("9.0", "TF32_TF32_F32_X3"), ("7.5", "highest"), ("gfx942", "highest")]
+)
+def test_three_tf32_products_are_left_to_gpus_that_have_them(monkeypatch, capability, expected):
+    gpu = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(devices, "platform", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [gpu])
+    assert devices.product_precision() == expected
+    with jax.default_matmul_precision("tensorfloat32"):
+        assert devices.product_precision() == "tensorfloat32"
+
+
+@pytest.mark.parametrize("chosen", ["highest", "tensorfloat32"])
+def test_a_precision_that_the_user_chose_is_kept(chosen):
+    script = "from ldmjax import devices\nwith devices.made_for('gpu'): print(devices.product_precision())"
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_DEFAULT_MATMUL_PRECISION": chosen}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=variables)
+    assert done.stdout.strip() == chosen, done.stderr

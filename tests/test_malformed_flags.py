@@ -49,6 +49,7 @@ TOGETHER = {
     "benchmark": [
         ("--spectrum=lowrank:300 --data_dim=100", "spectrum", "1..100"),
         ("--spectrum=lowrank:8", "spectrum", "variances above 0"),
+        ("--only=law --precision=bfloat16", "precision", "without a contest of U-Nets"),
     ],
     "capped_scores": [
         ("--data=digits --spectrum=power:1", "spectrum", "only without --data"),
@@ -91,6 +92,7 @@ TOGETHER = {
         ("--latent_dims=65", "latent_dims", "1..64"),
         ("--process=vp --readout=state", "readout", "must be rescaled"),
         ("--autoencoder=vq --latent_dims=3", "latent_dims", "multiple of"),
+        ("--autoencoder=pca --precision=bfloat16", "precision", "PCA has no activations"),
         ("--spectrum=power:1", "spectrum", "must not be given"),
     ],
     "on_device": [
@@ -123,6 +125,7 @@ TOGETHER = {
         ("--autoencoder=json:dumps --autoencoders=pca", "autoencoders", "only without --autoencoder"),
         ("--autoencoder=json:dumps --autoencoders=pca,conv", "autoencoder", "factory(): TypeError"),  # as flags.txt gives it
         ("--autoencoder=json:dumps --precision=bfloat16", "precision", "only without --autoencoder"),
+        ("--autoencoders=pca --precision=bfloat16", "precision", "PCA has no activations"),
         ("--readout=state --schedule=linear_vp", "readout", "needs --schedule=rectified_flow"),
         ("--n=1700", "n", "64..1669"),
         ("--reference=1700", "reference", "128..899"),
@@ -134,6 +137,7 @@ TOGETHER = {
         ("--n=1700", "n", "2..1669"),
         ("--latent_dims=65", "latent_dims", "1..64"),
         ("--process=vp --readout=state", "readout", "must be rescaled"),
+        ("--autoencoders=pca --precision=bfloat16", "precision", "PCA has no activations"),
         ("--spectrum=power:1", "spectrum", "must not be given"),
     ],
     "unused_states": [

@@ -154,13 +154,10 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether JAX, PyTorch or Python ran out of memory."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"  # PyTorch's, which may not be there
-        or (isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
-    )
+def is_of_the_device(error: Exception) -> bool:
+    """Whether memory ran out or the device refused: the rest can be measured. Other errors are this program's."""
+    names = {"OutOfMemoryError", "AcceleratorError"}  # PyTorch's, which may not be there
+    return isinstance(error, MemoryError | jax.errors.JaxRuntimeError) or type(error).__name__ in names
 
 
 def run(
@@ -189,7 +186,7 @@ def run(
         try:
             outcomes.append(store.piece(name, lambda name=name: hold(name, contests[name], config, report)))
         except Exception as error:
-            if not isinstance(error, NotHeldError) and not out_of_memory(error):
+            if not isinstance(error, NotHeldError) and not is_of_the_device(error):
                 raise
             skipped[name] = str(error) if isinstance(error, NotHeldError) else reason_of(error)
             report(f"{name}: skipped, {skipped[name]}")
@@ -209,7 +206,11 @@ def missing_torch() -> str:
 
 def make_records(outcomes: Sequence[Outcome], contests: dict[str, Contest], config: Config) -> list[dict]:
     """What does not vary from run to run on one machine, an object per contest."""
-    sizes = {f.name: getattr(config, f.name) for f in dataclasses.fields(Config) if f.name not in ("only", "spectrum")}
+    sizes = {
+        f.name: getattr(config, f.name)
+        for f in dataclasses.fields(Config)
+        if f.name not in ("only", "spectrum", "precision")
+    }
     return [
         {
             "contest": o.name,
@@ -221,6 +222,7 @@ def make_records(outcomes: Sequence[Outcome], contests: dict[str, Contest], conf
             "agreement": o.sides.agreement,
             "agreement_in": o.sides.agreement_in,
             **sizes,
+            "precision": config.precision if o.name.startswith("unet") else "float32",
             "components": len(config.spectrum),
             "products": devices.product_precision(),
         }

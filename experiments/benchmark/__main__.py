@@ -18,7 +18,6 @@ from ldmjax import data, devices, plotting, records
 FLAGS = flags.FLAGS
 PARTS = (*contests.CONTESTS, "bound", "growth")
 QUICK = {"rounds": 1, "runs": 8, "steps": 10, "samples": 512, "sampling_steps": 50, "bound_runs": [8], "data_dim": 256}
-PRECISIONS = ("float32", "bfloat16")
 TABLE_DIM = 3072  # CIFAR-10's
 
 
@@ -32,12 +31,7 @@ def define_flags() -> None:
     )
     shared.define_integer("samples", 4096, "Samples of each chain.", low=8, high=10_000_000)
     shared.define_integer("sampling_steps", 1000, "Steps of each chain.", low=40, high=1_000_000)
-    shared.define_choice(
-        "precision",
-        "float32",
-        "Of the U-Nets' activations and products; parameters and losses stay float32.",
-        PRECISIONS,
-    )
+    shared.define_precision_flag()
     shared.define_list("bound_runs", "64", "Numbers of runs of the part 'bound'.", int, 1, 1_000_000)
     shared.define_list("widths", "128,512", "Widths of its MLPs.", int, 1, 100_000)
     shared.define_word(
@@ -100,6 +94,8 @@ def main() -> None:
         raise shared.bad(
             "spectrum", FLAGS.spectrum, "must have variances above 0: Heun's law at t = 0 is infinite otherwise"
         )
+    if FLAGS.precision != "float32" and not any(name.startswith("unet") for name in FLAGS.only):
+        raise shared.bad("precision", FLAGS.precision, "must be float32 without a contest of U-Nets in --only")
     config = benchmark.Config(
         only=tuple(name for name in FLAGS.only if name in contests.CONTESTS), rounds=FLAGS.rounds, runs=FLAGS.runs,
         steps=FLAGS.steps, samples=FLAGS.samples, sampling_steps=FLAGS.sampling_steps, precision=FLAGS.precision,

@@ -19,6 +19,10 @@ NOT_LAUNCHED = {
 }  # fmt: skip
 
 
+class UncountedError(Exception):
+    """The compiler made of a program what this module does not read."""
+
+
 def loop_kernels(text: str, trips: int) -> int:
     """Kernels of one pass of the loop that is known to make ``trips`` passes; where several do, of the largest.
 
@@ -29,13 +33,13 @@ def loop_kernels(text: str, trips: int) -> int:
       trips: passes of the loop.
 
     Raises:
-      ValueError: if no loop is known to make so many.
+      UncountedError: if no loop is known to make so many.
     """
     computations = _computations(text)
     loops = [line for lines in computations.values() for line in lines if _opcode(line) == "while"]
     counts = [_kernels(computations, _called(line, "body")) for line in loops if _trips(line) == trips]
     if not counts:
-        raise ValueError(f"no loop of {trips} passes among those of {[_trips(line) for line in loops]} passes")
+        raise UncountedError(f"no loop of {trips} passes among those of {[_trips(line) for line in loops]} passes")
     return max(counts)
 
 

@@ -139,8 +139,8 @@ def run_case(
         latent = [np.ones(case.latent_dim) if case.estimate == "whitened" else v for v, _ in laws]
         keys = jnp.stack([jax.random.fold_in(threefry.key(seed), 7) for seed in seeds])
         moments = zip(*sampler(np.stack(latent).astype(np.float32), keys), strict=True)
-        rows = zip(seeds, laws, latent, moments, strict=True)
-        return [_record(case, *row, times, stops, logsnrs) for row in rows]
+        for row in zip(seeds, laws, latent, moments, strict=True):
+            yield _record(case, *row, times, stops, logsnrs)
 
     names = [f"sampler/{case.name}/seed {first_seed + i}" for i in range(draws)]
     at_once = devices.items_at_once(draws, 4.0 * case.samples * case.latent_dim * (len(stops) + 8))

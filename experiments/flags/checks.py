@@ -1,7 +1,7 @@
 """What flags name, loaded, and checks of flags against each other and against the data."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from absl import flags
@@ -125,6 +125,12 @@ def check_images(dataset: data.Dataset) -> None:
         raise bad("spectrum", FLAGS.spectrum, "must not be given: a spectrum has no images")
     if not np.any(dataset.samples):
         raise bad("data", FLAGS.data, "must hold images that differ")
+
+
+def check_precision(kinds: Iterable[str]) -> None:
+    """`UsageError` if --precision asks for what no autoencoder of these kinds computes."""
+    if FLAGS.precision != "float32" and not set(kinds) - {"pca"}:
+        raise bad("precision", FLAGS.precision, "must be float32: PCA has no activations, and MLPs stay in float32")
 
 
 def check_latent_shapes(

@@ -128,5 +128,5 @@ def define_runs_per_batch(what: str = "runs") -> None:
     """--runs_per_batch, or --experts_per_batch."""
     define_integer(
         f"{what}_per_batch", None, f"{what.capitalize()} vmapped at once on each device, bounds memory; one on a CPU, "
-        "elsewhere all there are, if not given.", low=1, high=10_000,
+        "elsewhere all there are (large U-Nets and autoencoders: one), if not given.", low=1, high=10_000,
     )  # fmt: skip

@@ -75,6 +75,7 @@ def read_config(dataset: data.Dataset, sampling: image_models.SamplingConfig) ->
     if not FLAGS["latent_dims"].present:
         FLAGS["latent_dims"].value = [d for d in FLAGS.latent_dims if d <= dataset.dim]
     shared.check_latent_dims(dataset)
+    shared.check_precision([FLAGS.autoencoder])
     shapes = [(d,) for d in FLAGS.latent_dims]
     shared.check_latent_shapes("latent_dims", FLAGS.autoencoder, shapes, dataset, n=FLAGS.n)
     names = "autoencoder n reference hidden blocks training_steps batch_size learning_rate autoencoder_steps readout precision"

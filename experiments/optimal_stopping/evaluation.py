@@ -101,11 +101,12 @@ def stopping_results(
     results = [store.get(f"stopping/{spec.name}") for spec in trained.specs]
     missing = np.array([found is None for found in results])
     begin, done, total = time.perf_counter(), 0, int(missing.sum())
+    everyone = _by_width(trained, np.ones(len(results), bool))
     with ThreadPoolExecutor(devices.host_threads()) as pool:
         for width, indices in _by_width(trained, missing).items():
             call = sweeps.map_trained(trained, statistics_of, chosen, width=width, runs_per_batch=config.runs_per_batch)
-            # From the number of all runs: a job that goes on with few of them must not round otherwise.
-            size = devices.items_at_once(len(missing), _bytes_of_run(config, width, kernel_count), on_cpu=2)
+            # Missing or not: a job that goes on with few of them must not round otherwise.
+            size = devices.items_at_once(len(everyone[width]), _bytes_of_run(config, width, kernel_count), on_cpu=2)
             for first in range(0, len(indices), size):
                 batch = indices[first : first + size]
                 statistics = call(np.pad(batch, (0, size - len(batch)), mode="edge"))

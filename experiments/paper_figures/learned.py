@@ -180,14 +180,9 @@ def measure(
         entries = config.samples * max(specs[i].latent_dim for i in runs)
         at_once = devices.items_at_once(len(runs), 4.0 * entries * (config.stops + 8))
 
-        def compute(jobs, runs=runs, sampler=sampler, at_once=at_once):
-            # Always equally many: another number would be another program, with other roundings.
-            indices = np.pad(runs[jobs], (0, at_once - len(jobs)), mode="edge")
-            rows = zip(runs[jobs], *sampler(indices), strict=False)
-            return [
-                _read(panels[specs[i].data], specs[i].latent_dim, config, *moments, int(trained.failed_at[i]))
-                for i, *moments in rows
-            ]
+        def compute(jobs, runs=runs, sampler=sampler):
+            for i, *moments in zip(runs[jobs], *sampler(runs[jobs]), strict=True):
+                yield _read(panels[specs[i].data], specs[i].latent_dim, config, *moments, int(trained.failed_at[i]))
 
         names = [f"learned/{specs[i].data}/d{specs[i].latent_dim}" for i in runs]
         label = f"linear: sampled runs with T = {t_max:g}"

@@ -80,6 +80,7 @@ def check_flags() -> None:
         raise shared.bad("autoencoders", FLAGS.autoencoders, "allowed only without --autoencoder and --latents")
     if own and _is_changed("precision"):
         raise shared.bad("precision", FLAGS.precision, "allowed only without --autoencoder and --latents")
+    shared.check_precision(FLAGS.autoencoders)
     if FLAGS.latents is not None and FLAGS.decoder is None and _is_changed("features"):
         raise shared.bad("features", FLAGS.features, "not used with --latents alone: give --decoder and --data too")
     if FLAGS.decoder is not None and FLAGS.latents is None:

@@ -66,6 +66,7 @@ def read_config(dataset: data.Dataset, sampling: image_models.SamplingConfig) ->
     shared.check_images(dataset)
     shared.check_n(dataset, held_out=LEAST)
     shared.check_latent_dims(dataset)
+    shared.check_precision(FLAGS.autoencoders)
     for kind in FLAGS.autoencoders:
         shared.check_latent_shapes("latent_dims", kind, [(d,) for d in FLAGS.latent_dims], dataset, n=FLAGS.n)
     names = "n reference readout autoencoder_steps training_steps hidden precision".split()
