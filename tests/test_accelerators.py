@@ -29,6 +29,7 @@ LADDER = schedules.Ladder(*schedules.karras_levels(32, sigma_min=0.002, sigma_ma
 FLOW = {"schedule": schedules.RectifiedFlow(), "logsnr_min": -12.0, "logsnr_max": 12.0}
 DIGITS = {"map_shape": (8, 8, 1), "channels": (8, 16), "batch_size": 64, **FLOW}
 CIFAR = {"map_shape": (32, 32, 3), "channels": (32, 64, 128), "batch_size": 128, **FLOW}
+UNEVEN = {"sampling_steps": 20, "stops": 7, "samples": 256}  # stops are two or three steps apart
 TRAINING = 1  # of the programs that a sweep calls: the first initialises
 
 
@@ -73,9 +74,9 @@ def train_experts(count):
     return ahead_of_time.recorded(lambda: experts.train([spec], samples, config, chunk=STEPS), program=TRAINING)
 
 
-def sample_main_job():
+def sample_main_job(**options):
     """The MLPs of the main job, drawn from and measured at every stop."""
-    config = optimal_stopping.Config(latent_dims=(64,), seeds=(0,), mlp_steps=STEPS)
+    config = optimal_stopping.Config(latent_dims=(64,), seeds=(0,), mlp_steps=STEPS, **options)
     problems = {key: p for key, p in optimal_stopping.make_problems(data.digits(), config).items() if p.is_twin}
     specs = make_specs(config, "mlp", problems)
 
@@ -174,7 +175,7 @@ class Case:
       make: gives it.
       runs: that are compiled for one H100; for eight, the next multiple of that.
       megabytes: temporaries of one chip at that.
-      steps: of the loop that launches most; 0 if it is not said.
+      steps: of the loop that launches most; 0 if there is none.
       kernels: at most, in a pass through that loop.
       stops: of a sampler, whose statistics are a loop of their own.
       stop_kernels: at most, of one stop: of the loop around its steps, and its share of the statistics'.
@@ -203,8 +204,13 @@ CASES = {
     "mlp, 1024 runs": Case(make=train_mlp, steps=STEPS, runs=1024, megabytes=3000, kernels=42, spread=False),
     "experts, one for a level": Case(make=lambda: train_experts(32), steps=STEPS, runs=32, megabytes=20, kernels=35),
     "experts, one for a block": Case(make=lambda: train_experts(8), steps=STEPS, runs=8, megabytes=20),
-    "main job's samples": Case(make=sample_main_job, runs=16, megabytes=1100, kernels=17, stops=25, stop_kernels=12),
-    "images": Case(make=sample_images, runs=8, megabytes=60),
+    "main job's samples": Case(
+        make=sample_main_job, steps=10, runs=16, megabytes=1100, kernels=17, stops=25, stop_kernels=12
+    ),
+    "main job's samples, uneven stops": Case(
+        make=lambda: sample_main_job(**UNEVEN), steps=20, runs=16, megabytes=20, kernels=17, spread=False
+    ),
+    "images": Case(make=sample_images, steps=250, runs=8, megabytes=60),
     "unet, digits": Case(make=lambda: train_unet(**DIGITS), steps=STEPS, runs=3, megabytes=100, kernels=84),
     "unet, cifar": Case(make=lambda: train_unet(**CIFAR), steps=STEPS, runs=1, megabytes=500, gigabytes=2.0),
     "conv": Case(make=lambda: train_autoencoder("conv", latent=(16,)), steps=STEPS, runs=3, megabytes=100),
@@ -213,10 +219,10 @@ CASES = {
     "kl encodes": Case(make=lambda: code("kl", "encode"), runs=1, megabytes=40, spread=False),
     "kl decodes": Case(make=lambda: code("kl", "decode"), runs=1, megabytes=40, spread=False),
     "vq decodes": Case(make=lambda: code("vq", "decode"), runs=1, megabytes=40, spread=False),
-    "tables": Case(make=tabulate, runs=8, megabytes=1, wide=True),
-    "few states, ddim": Case(make=lambda: sample_few_states("ddim"), runs=8, megabytes=30),
-    "few states, heun": Case(make=lambda: sample_few_states("heun"), runs=8, megabytes=30, spread=False),
-    "few states, learned": Case(make=sample_learned, runs=8, megabytes=100, spread=False),
+    "tables": Case(make=tabulate, steps=1000, runs=8, megabytes=1, wide=True),
+    "few states, ddim": Case(make=lambda: sample_few_states("ddim"), steps=64, runs=8, megabytes=30),
+    "few states, heun": Case(make=lambda: sample_few_states("heun"), steps=64, runs=8, megabytes=30, spread=False),
+    "few states, learned": Case(make=sample_learned, steps=4, runs=8, megabytes=100, spread=False),
 }
 PLATFORMS = {"gpu": CASES, "tpu": {name: case for name, case in CASES.items() if case.tpu_runs}}
 

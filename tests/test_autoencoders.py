@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from ldmjax import devices, loops
 from ldmjax.autoencoders import (
     Autoencoder,
     AutoencoderConfig,
@@ -17,6 +18,7 @@ from ldmjax.autoencoders import (
 from ldmjax.autoencoders.convolutional import ConvolutionalNetwork, Doubling, Halving, geometry_of
 from ldmjax.autoencoders.fitting import (
     ADAM,
+    RunSpec,
     State,
     apply_step,
     batch_loss,
@@ -26,6 +28,7 @@ from ldmjax.autoencoders.fitting import (
     training_program,
 )
 from ldmjax.autoencoders.quantiser import DEAD, Codebook, nearest, reseed, straight_through, updated
+from ldmjax.checkpoints import NOTHING_KEPT
 
 SMALL = {"channels": 16, "downsampling": 2, "eval_batch": 500}
 IMAGES = (load_digits().images / 8.0 - 1.0).astype(np.float32)
@@ -162,6 +165,26 @@ def test_the_seed_decides_everything(trained):
     again, other = fitted("conv", [(6,), (6,)], seeds=[4, 5], **options)
     np.testing.assert_array_equal(again.encode(IMAGES[:20]), trained[1].encode(IMAGES[:20]))
     assert np.abs(other.encode(IMAGES[:20]) - again.encode(IMAGES[:20])).max() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["conv", "kl", "vq"])
+def test_a_loop_of_fixed_length_does_the_same_steps(kind, monkeypatch):
+    """What an accelerator runs: all runs at once, steps beyond the last that change nothing, codebooks among it."""
+    monkeypatch.setattr(loops, "MOST_PER_CALL", 20)
+    config = AutoencoderConfig(kind=kind, steps=30, batch_size=16, codes=8, warm_up=0, **SMALL)
+    geometry = geometry_of((8, 8), (4,), downsampling=2)
+    specs = [RunSpec(name="fixed", seed=seed, latent_dim=d) for seed, d in enumerate((2, 4))]
+
+    def trained():
+        pixels, options = IMAGES[:200, ..., None], {"runs_per_batch": None, "store": NOTHING_KEPT, "report": print}
+        return train(specs, pixels, config, geometry, **options)
+
+    told = trained()
+    with devices.made_for("tpu"):
+        fixed = trained()
+    np.testing.assert_allclose(fixed[1], told[1], rtol=2e-5)
+    for a, b in zip(jax.tree.leaves(fixed[0]), jax.tree.leaves(told[0]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
 def test_convolutions_equal_those_of_jax():

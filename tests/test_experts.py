@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldmjax import devices, experts, oracle, process, samplers, training
+from ldmjax import devices, experts, loops, oracle, process, samplers, training
 from ldmjax.networks import BUMPS
 from ldmjax.schedules import Ladder, cosine_levels, karras_levels, rectified_flow_levels
 
@@ -305,6 +305,19 @@ def test_checkpoints_are_shorter_runs(disentangled, watched):
     assert [line.split(" of 30 experts")[0] for line in steps] == [
         f"K = 6, 5 models: step {done}/{STEPS}" for done in (EARLY, STEPS)
     ]
+
+
+def test_a_loop_of_fixed_length_does_the_same_steps(monkeypatch):
+    """What an accelerator runs: all experts at once, steps beyond the last that change nothing. One model diverges."""
+    monkeypatch.setattr(loops, "MOST_PER_CALL", 20)
+    settings = config(4, steps=30, checkpoints=())
+    told = experts.train(SPECS, DATA, settings)
+    with devices.made_for("tpu"):
+        fixed = experts.train(SPECS, DATA, settings)
+    healthy = np.arange(len(SPECS)) != DIVERGED
+    np.testing.assert_allclose(fixed.losses[:, healthy], told.losses[:, healthy], rtol=2e-5)
+    np.testing.assert_allclose(fixed.params, told.params, atol=2e-5)
+    np.testing.assert_array_equal(fixed.failed_at, told.failed_at)
 
 
 def test_learning_rate_rises_from_a_fiftieth(disentangled):

@@ -16,7 +16,7 @@ from experiments import few_states, tasks
 from experiments import flags as shared
 from experiments.few_states import acceptance, chains, exact, figures, learned, mixture, report
 from ldmjax import data, devices, gaussians, oracle, records, schedules
-from ldmjax.checkpoints import Store
+from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 CIFAR = Path("/work/shared/data/cifar10_spectrum.npy")
 VARIANCES = np.array([30.0, 4.0, 1.0, 0.2, 0.01, 0.0])
@@ -236,6 +236,24 @@ def test_rows_of_a_merged_ladder_are_the_samplers_chains(sampler):
     for ladder, samples in zip(ladders, found, strict=True):
         law = oracle.chain_variances(variances, ladder.alpha_levels, ladder.sigma_levels, sampler=sampler)[-1]
         np.testing.assert_allclose(samples, start * np.sqrt(law), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])
+def test_a_loop_of_fixed_length_does_the_same_updates(sampler):
+    """What an accelerator runs: all chains at once as long as the longest, updates beyond the last that change nothing."""
+    named = [(f"karras{T}", T, make_ladder("karras", T)) for T in (3, 7)]
+    start = np.random.default_rng(0).standard_normal((tasks.BLOCKS, 8)).astype(np.float32)
+
+    def run():
+        return mixture.run_chains(
+            tasks.mixture_task(), named, start, start, sampler=sampler, store=NOTHING_KEPT, report=print
+        )
+
+    told = run()
+    with devices.made_for("tpu"):
+        fixed = run()
+    for a, b in zip(jax.tree.leaves(fixed), jax.tree.leaves(told), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
 def test_ddpm_rows_have_the_oracles_variances():
