@@ -76,7 +76,7 @@ def run_commands(cases, where):
         check=True,
         cwd=ROOT,
         env=environment(),
-        timeout=120,
+        timeout=600,
     )
     return [tuple(result) for result in json.loads(answer.read_text())]
 
