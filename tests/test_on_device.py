@@ -8,6 +8,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,21 +65,43 @@ def test_a_failing_step_is_reported_and_does_not_end_the_rest(tmp_path):
 
 
 def test_too_little_time_skips_steps(tmp_path):
-    chosen = [
-        step(tmp_path, "long", "", needs=100.0),
-        step(tmp_path, "short", "", needs=1.0),
-        step(tmp_path, "bounded", "", stage="other", needs=20.0),
-    ]
-    results, lines = run(chosen, tmp_path, seconds=60.0, shares={"other": 0.25})
+    chosen = [step(tmp_path, "long", "", needs=100.0), step(tmp_path, "short", "", needs=1.0)]
+    results, lines = run(chosen, tmp_path, seconds=60.0)
     assert list(results.steps) == ["stage"] and list(results.steps["stage"]) == ["short"]
-    assert "stage, long: skipped" in lines[0] and lines[0].endswith("needs 100")
-    assert lines[2] == "other, bounded: skipped, 15 s left, needs 20"
+    assert lines[0] == "stage, long: skipped, 60 s left, needs 100"
 
 
-def test_a_stage_takes_no_more_than_its_share(tmp_path):
-    chosen = [step(tmp_path, name, "time.sleep(1.1)", stage="other", needs=11.5) for name in "ab"]
-    results, lines = run(chosen, tmp_path, seconds=100.0, shares={"other": 0.12})
-    assert list(results.steps["other"]) == ["a"] and "other, b: skipped" in lines[1]
+def test_earlier_stages_leave_a_stage_what_is_kept_for_it_until_it_is_done(tmp_path):
+    chosen = [
+        step(tmp_path, "first", "", needs=45.0),
+        step(tmp_path, "other", "", stage="other", needs=50.0),
+        step(tmp_path, "last", "", stage="last"),
+    ]
+    results, lines = run(chosen, tmp_path, seconds=60.0, kept={"stage": 0.9, "other": 0.3})
+    assert lines[0] == "stage, first: skipped, 42 s left, needs 45" and list(results.steps) == ["other", "last"]
+    results, _ = run(chosen, tmp_path, seconds=60.0, kept={"other": 0.3})
+    assert list(results.steps["stage"]) == ["first"]
+
+
+def test_every_stage_of_the_full_plan_has_its_time(tmp_path, monkeypatch):
+    """Though each step takes all that it may, of the seconds in BUILD.md."""
+    now, given = 0.0, {}
+
+    def take_all(chosen, *, seconds):
+        nonlocal now
+        now += seconds + steps.GRACE
+        given.setdefault(chosen.stage, seconds)
+        return {"status": "stopped", "seconds": seconds, "resumed": False, "result": None, "lines": []}
+
+    monkeypatch.setattr(steps, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(steps, "run_step", take_all)
+    monkeypatch.setattr(plan, "left_out", lambda stages: {})
+    chosen = plan.make_steps(plan.STAGES, plan.Places(scratch=tmp_path, carried=tmp_path, quick=False))
+    run(chosen, tmp_path, seconds=560.0, kept=plan.KEPT)
+    assert tuple(given) == plan.STAGES and now <= 560.0 + 1e-9
+    firsts = {s.stage: s for s in reversed(chosen)}
+    assert all(given[stage] >= firsts[stage].needs - steps.GRACE for stage in plan.STAGES)
+    assert given["machine"] == firsts["machine"].limit and given["main_job"] >= 1.5 * report.MOST_SECONDS
 
 
 def test_a_step_is_ended_at_its_limit_with_all_that_it_started(tmp_path):
@@ -154,6 +177,80 @@ def test_results_of_another_kind_are_refused_unless_overwritten(tmp_path):
     (tmp_path / "results.json").write_text("[]")
     with pytest.raises(ValueError, match="damaged"):
         steps.Results.in_workdir(tmp_path, FACTS)
+
+
+COMMANDS = """
+import contextlib, io, json, sys, types
+from pathlib import Path
+from absl import flags
+from experiments.flags import UsageError, command_line, jobs
+from experiments.on_device import __main__ as program, carrying, plan, steps
+
+folder, commands = Path(sys.argv[1]), json.loads(sys.argv[2])
+sys.argv = ["on_device"]
+program.define_flags()
+words = "-c", "print('a line'); raise ValueError('the reason')"
+fails = steps.Step(
+    stage="main_job", name="reference", folder=folder / "fails", words=words, needs=0.0, limit=9.0, read=dict
+)
+carrying.reference_steps = lambda places: [(fails, {})]
+plan.importlib = types.SimpleNamespace(util=types.SimpleNamespace(find_spec=lambda name: None))
+for name, facts in {"device": {"device": "1 x Abacus (gpu)"}, "switch": {"deterministic": True}}.items():
+    (folder / name).mkdir()
+    facts = {"code": jobs.describe_job()["code"], "quick": True, "deterministic": False} | facts
+    (folder / name / "results.json").write_text(json.dumps({"facts": facts, "steps": {}}))
+answers = []
+for words in commands:
+    flags.FLAGS.unparse_flags()
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            command_line.parse(["on_device", *words.replace("FOLDER", str(folder)).split()])
+            program.main()
+            answers.append(["done", out.getvalue()])
+        except (UsageError, SystemExit) as error:
+            answers.append([type(error).__name__, str(error)])
+print(json.dumps(answers))
+"""
+
+
+def test_commands_that_would_mix_or_ignore_something_are_refused_with_one_line(tmp_path):
+    """In one process; what each word may be for itself is in test_malformed_flags.py."""
+    np.savez(tmp_path / "cifar.npz", images=np.zeros((1000, 32, 32, 3), np.uint8), labels=np.arange(1000) % 10)
+    making = "--prepare=FOLDER/new --cifar=FOLDER/cifar.npz"
+    refused = {
+        "--only=machine --quick --workdir=FOLDER/device": "holds results with another device: --overwrite",
+        "--only=machine --quick --workdir=FOLDER/switch": "holds results with another deterministic and device: --over",
+        "--only=machine --images=15000": "flag --images=15000: allowed only with --prepare",
+        "--only=machine --cifar=FOLDER/cifar.npz": "allowed only with --prepare",
+        f"{making} --carried=FOLDER": "allowed only without --prepare",
+        f"{making} --only=machine": "flag --only=machine: allowed only without --prepare",
+        f"{making} --seconds=9": "flag --seconds=9.0: allowed only without --prepare",
+        "--only=machine --checkpoint_every=3": "flag --checkpoint_every=3.0: must not be given",
+        f"{making} --keep_checkpoints=3": "flag --keep_checkpoints=3: must not be given",
+        f"{making} --images=12999": "flag --images=12999: must be >= 13000 without --quick",
+    }
+    failing, without_torch = f"{making} --quick", "--only=pytorch --quick --workdir=FOLDER/w"
+    commands = [*refused, failing, without_torch]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, str(tmp_path), json.dumps(commands)], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answers = dict(zip(commands, json.loads(done.stdout), strict=True))
+    for words, expected in refused.items():
+        kind, line = answers[words]
+        assert kind == "UsageError" and expected in line and len(line.splitlines()) == 1, (words, line)
+    output = tmp_path / "fails" / "output.txt"
+    line = f"error: main_job, reference: failed: ValueError: the reason (its output is in {output})"
+    assert answers[failing] == ["SystemExit", line] and not (tmp_path / "new").exists()
+    kind, text = answers[without_torch]
+    assert kind == "done" and text.startswith("pytorch: left out, PyTorch is not installed\n")
+    assert row(text, "all of it", "left out, PyTorch is not installed") and "x cpu (cpu)" in row(text, "Device:")
+
+
+def test_the_science_has_the_images_it_asks_for(tmp_path):
+    (science,) = plan.science_steps(plan.Places(scratch=tmp_path, carried=tmp_path, quick=False))
+    assert {f"--n={plan.TRAINED_ON}", f"--reference={plan.COMPARED_WITH}"} <= set(science.words)
 
 
 @pytest.fixture
@@ -242,7 +339,7 @@ def test_a_folder_is_made_whole_or_not_at_all(tmp_path, cifar, monkeypatch):
     expected = ["cifar10.npz", "main_job/r", "wheels/x-1-py3-none-any.whl"]
     assert sorted(manifest.read(folder)["files"]) == expected and not (tmp_path / "scratch").exists()
     before = manifest.read(folder)
-    with pytest.raises(RuntimeError, match="the reason"):
+    with pytest.raises(steps.NotDoneError, match="stage, reference: failed: the reason"):
         prepare(folder, cifar, monkeypatch, code="sys.exit('the reason')")
     monkeypatch.setattr(carrying, "LARGEST", 100)
     with pytest.raises(UsageError, match="must stay within 0 MiB, would hold cifar10.npz"):
@@ -346,7 +443,7 @@ def outcome(result, status="done", seconds=50.0, resumed=False):
 def rates(seconds, linear, runs=1024):
     bound = {"runs": runs, "seconds": seconds, "bound_seconds": 6e-6, "set_by": "operations"}
     contest = {"ours": [1.0], "theirs": [linear], "sides": {"opponent": "it", "unit": "step"}}
-    return {"bounds": [bound], "contests": {"runs_linear": contest}, "machine": "m", "skipped": {}}
+    return {"bounds": [bound], "contests": {"runs_linear": contest}, "machine": "m", "runs": runs // 4, "skipped": {}}
 
 
 def row(text, *words):
@@ -357,22 +454,24 @@ def row(text, *words):
 def test_goals_stand_beside_numbers():
     cpu = {**rates(1e-3, 0.64e-3 * 64, runs=64), "cores": 2}
     measured = {
-        "machine": {}, "agreement": {"parts": outcome({
+        "agreement": {"parts": outcome({
             "mlp": {"losses": 2e-4, "equal": True}, "vq autoencoder": {"losses": None, "equal": False},
             "random numbers": {"bits": 0, "normals": 9e-6, "equal": True},
         })},
         "benchmark": {"R=1024": outcome(rates(1e-5, 1024 * 1e-5)), "R=64": outcome(rates(1e-3, 64 * 1e-3, runs=64))},
-        "pytorch": {"mlp_vmap": outcome({"contests": {"mlp_vmap": {
-            "ours": [2.0, 1.0, 1.0], "theirs": [0.9, 0.9, 5.0], "sides": {"opponent": "eager", "unit": "run-step"}}},
-            "machine": "m", "skipped": {}})},
+        "pytorch": {name: outcome({"contests": {name.partition(",")[0]: {
+            "ours": [2.0, 1.0, 1.0], "theirs": [theirs, theirs, 5.0], "sides": {"opponent": opponent, "unit": "run-step"}}},
+            "machine": "m", "runs": 64, "skipped": {}}) for name, theirs, opponent in (
+                ("mlp_vmap", 0.9, "eager"), ("unet_train_cifar, bfloat16", 1.5, "autocast to bfloat16"))},
         "main_job": {"optimal_stopping": outcome({
             "verdicts": 4, "changed": ["run0, w2: E there, N here"], "seconds": 1.0, "seconds_there": 189.0,
             "curves": {"w2_squared": {"points": 25, "apart": 0, "largest": 1.25}},
         })},
         "science": {"noisy_autoencoder": outcome(None, "stopped")},
     }  # fmt: skip
-    text = report.table(measured, cpu)
-    assert "Device: not known" in text
+    facts = {"code": "c", "quick": False, "deterministic": True, "device": "1 x Abacus (gpu)"}
+    text = report.table(measured, cpu, facts, {})
+    assert "Device: 1 x Abacus (gpu), deterministic kernels." in text
     assert row(text, "mlp: losses").endswith("no") and row(text, "vq autoencoder: losses", "not finite").endswith("no")
     assert row(text, "bits that differ").endswith("yes") and row(text, "normals").endswith("yes")
     assert "60 %" in row(text, "R=1024: MLP, share") and row(text, "R=1024: MLP, share").endswith("yes")
@@ -380,27 +479,53 @@ def test_goals_stand_beside_numbers():
     assert "100" in row(text, "R=1024: MLP, times 2 cores") and row(text, "R=1024: MLP, times").endswith("yes")
     assert "64" in row(text, "R=1024: linear scores, times 2 cores")
     assert row(text, "eager / ours", "0.9").endswith("no")
+    assert row(text, "unet_train_cifar, bfloat16: autocast to bfloat16 / ours", ">= 1").endswith("yes")
     assert row(text, "verdicts that changed, of 4").endswith("no") and "run0, w2: E there, N here" in text
     assert "0, largest 1.25" in row(text, "of 25 points") and row(text, "of 25 points").endswith("yes")
     assert "50.0, 189 there" in text and row(text, "start and compilation").endswith("yes")
     assert "stopped after 50.0 s" in row(text, "noisy_autoencoder")
     measured["main_job"]["optimal_stopping"]["resumed"] = True
-    assert "<=" not in row(report.table(measured, None), "start and compilation")
+    assert "<=" not in row(report.table(measured, None, facts, {}), "start and compilation")
+
+
+def benchmarked(folder, contests, skipped):
+    """What experiments.benchmark leaves in its workdir where the device refused a bound."""
+    folder.mkdir()
+    measured = {"bounds": [], "contests": contests, "growth": []}
+    (folder / "metadata.json").write_text(json.dumps({"measured": measured, "machine": "m", "skipped": skipped}))
+    (folder / "table.json").write_text(json.dumps({"runs": 1024}))
+    return reading.read_benchmark(folder)
+
+
+def test_rates_without_a_bound_are_reported(tmp_path):
+    cpu = {**rates(1e-3, 0.64e-3 * 64, runs=64), "cores": 2}
+    linear = benchmarked(tmp_path / "linear", rates(1.0, 4096 * 1e-5)["contests"], {})
+    none = benchmarked(tmp_path / "none", {}, {"runs_linear": "RESOURCE_EXHAUSTED"})
+    measured = {"benchmark": {"R=4096": outcome(linear), "R=4096, command buffers": outcome(none)}}
+    text = report.table(measured, cpu, {"device": "1 x Abacus (gpu)", "deterministic": False}, {})
+    assert "left out by experiments.benchmark" in row(text, "R=4096: MLP")
+    assert "1e+05 run-steps/s" in row(text, "R=4096: linear scores ")
+    assert "64" in row(text, "R=4096: linear scores, times 2 cores (64 runs)")
+    assert "not held: RESOURCE_EXHAUSTED" in row(text, "R=4096, command buffers: runs_linear")
+    with pytest.raises(KeyError, match="bounds"):  # those of the CPU must be there: others are compared with them
+        reading.read_reference_rates(tmp_path / "linear")
 
 
 def test_every_contest_against_pytorch_is_measured():
-    assert sorted(plan.PYTORCH) == sorted(name for name, contest in CONTESTS.items() if contest.needs_torch)
+    expected = [(name, "float32") for name, contest in CONTESTS.items() if contest.needs_torch]
+    expected += [(f"unet_{work}_cifar", "bfloat16") for work in ("train", "sample")]
+    assert sorted(plan.PYTORCH) == sorted(expected)
 
 
-def test_steps_come_in_the_order_of_the_stages_in_folders_of_their_own(tmp_path):
+def test_steps_come_in_the_order_of_the_stages_in_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "left_out", lambda stages: {})
     for quick in (False, True):
         places = plan.Places(scratch=tmp_path, carried=tmp_path, quick=quick)
         chosen = plan.make_steps(plan.STAGES, places)
         order = [plan.STAGES.index(s.stage) for s in chosen]
-        assert order == sorted(order) and {plan.STAGES[i] for i in order} >= set(plan.STAGES) - {"pytorch"}
+        assert order == sorted(order) and {plan.STAGES[i] for i in order} == set(plan.STAGES)
         assert len({s.folder for s in chosen}) == len(chosen)
     assert [s.name for s in plan.make_steps(("machine",), places)] == ["ceilings"]
-    assert all(sum(s.needs for s in chosen if s.stage == stage) > 0 for stage in plan.SHARES if stage != "pytorch")
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from experiments.flags import bad
 from experiments.on_device import manifest, plan, reading
-from experiments.on_device.steps import Step, run_step
+from experiments.on_device.steps import Step, must_run
 from ldmjax import devices, records
 
 MIB = 2**20
@@ -64,7 +65,7 @@ def prepare(
 
     Raises:
       UsageError: if the folder holds something else, an input is not what it must be, or all would be too large.
-      RuntimeError: if a reference cannot be computed.
+      NotDoneError: if a reference cannot be computed.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir()) and not (folder / manifest.NAME).is_file()):
         raise bad("prepare", folder, "must be a new folder, or one that was prepared before: it holds something else")
@@ -95,22 +96,21 @@ def reference_steps(places: plan.Places) -> list[tuple[Step, dict[str, str]]]:
     """What a CPU computes to compare with: steps, and where the files that each leaves go."""
     runs = plan.QUICK_RUNS[0] if places.quick else plan.CPU_RUNS
     job = {name: f"main_job/{name}" for name in ("records.jsonl", "curves.npz", "metadata.json")}
+    rates = plan.rate_step(places, "benchmark", runs)
+    # Of the others nothing is read: there is nothing to compare with yet.
     found = [
-        (plan.rate_step(places, "benchmark", runs), {"metadata.json": "rates.json"}),
-        *((step, {"agreement.npz": "agreement.npz"}) for step in plan.agreement_steps(places, times=1)),
-        *((step, job) for step in plan.main_job_steps(places)),
+        (rates, partial(reading.read_reference_rates, rates.folder), {"metadata.json": "rates.json"}),
+        *((step, dict, {"agreement.npz": "agreement.npz"}) for step in plan.agreement_steps(places, times=1)),
+        *((step, dict, job) for step in plan.main_job_steps(places)),
     ]
-    # There is nothing to compare with yet.
     return [
-        (dataclasses.replace(step, read=dict, environment={**step.environment, "JAX_PLATFORMS": "cpu"}), files)
-        for step, files in found
+        (dataclasses.replace(step, read=read, environment={**step.environment, "JAX_PLATFORMS": "cpu"}), files)
+        for step, read, files in found
     ]
 
 
 def _compute(step: Step, files: dict[str, str], made: Path, report: Callable[[str], None]) -> None:
-    outcome = run_step(step)
-    if outcome["status"] != "done":
-        raise RuntimeError("\n".join([f"{step.stage}, {step.name}: {outcome['status']}", *outcome["lines"]]))
+    outcome = must_run(step)
     for name, target in files.items():
         (made / target).parent.mkdir(exist_ok=True)
         shutil.copy(step.folder / name, made / target)

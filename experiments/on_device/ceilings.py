@@ -1,4 +1,7 @@
-"""What one device can do at most. A process of its own: python -m experiments.on_device.ceilings FILE [quick]."""
+"""What one device can do at most. A process of its own: python -m experiments.on_device.ceilings FILE [quick].
+
+With "device" instead of "quick" FILE says only which device it is.
+"""
 
 import json
 import sys
@@ -21,15 +24,19 @@ COPIED = {"quick": 2**20, "cpu": 2**24}  # numbers; elsewhere `LARGE_COPY`
 LARGE_COPY = 2**28
 
 
+def describe() -> dict[str, Any]:
+    """Which devices there are."""
+    device = jax.devices()[0]
+    return {"device": device.device_kind, "platform": device.platform, "devices": jax.device_count()}
+
+
 def measure(*, quick: bool) -> dict[str, Any]:
     """Versions and rates; seconds are the best of `ROUNDS`."""
     kind = "quick" if quick else devices.platform()
     side, copied = SIDES.get(kind, LARGE_SIDE), COPIED.get(kind, LARGE_COPY)
     device, array = jax.devices()[0], jnp.zeros(copied, jnp.float32)
     return {
-        "device": device.device_kind,
-        "platform": device.platform,
-        "devices": jax.device_count(),
+        **describe(),
         "memory_bytes": (device.memory_stats() or {}).get("bytes_limit"),
         "host_threads": devices.host_threads(),
         "python": sys.version.split()[0],
@@ -72,6 +79,7 @@ def best_seconds(program: Callable, *arrays: jax.Array) -> float:
 
 if __name__ == "__main__":
     devices.start()
-    measured = records.plain(measure(quick="quick" in sys.argv[2:]))
+    found = describe() if "device" in sys.argv[2:] else measure(quick="quick" in sys.argv[2:])
+    measured = records.plain(found)
     records.write_text(Path(sys.argv[1]), json.dumps(measured))
     print(measured)

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,13 +17,19 @@ COMMAND_BUFFERS = "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL"
 VARIANTS = {"": "", ", command buffers": COMMAND_BUFFERS}
 RUNS, QUICK_RUNS = (1024, 64, 4096), (8,)
 CPU_RUNS = 64  # of the rates to compare with: a CPU trains one run after another, however many there are
-# Contests of experiments.benchmark that need PyTorch, the most interesting ones first.
+# Contests of experiments.benchmark that need PyTorch, and the precision of U-Nets there, the most interesting ones first.
 PYTORCH = (
-    "unet_train_cifar", "unet_sample_cifar", "mlp_vmap", "unet_train_digits", "unet_sample_digits", "linear_vmap", "mlp_loop",
-    "linear_loop", "experts",
+    ("unet_train_cifar", "float32"), ("unet_sample_cifar", "float32"), ("unet_train_cifar", "bfloat16"),
+    ("unet_sample_cifar", "bfloat16"), ("mlp_vmap", "float32"), ("unet_train_digits", "float32"),
+    ("unet_sample_digits", "float32"), ("linear_vmap", "float32"), ("mlp_loop", "float32"), ("linear_loop", "float32"),
+    ("experts", "float32"),
 )  # fmt: skip
+QUICK_PYTORCH = (("mlp_vmap", "float32"), ("unet_train_digits", "bfloat16"))
 UNLIMITED = float("inf")
-SHARES = {"benchmark": 0.4, "pytorch": 0.2}  # of all seconds, so that something is left for the main job
+# Shares of all seconds that earlier stages leave to these. Of 560 each has what its first step needs, and machine its limit.
+KEPT = {"agreement": 0.1, "benchmark": 0.2, "pytorch": 0.15, "main_job": 0.2, "science": 0.15}
+# Images of the stage science: its --n and --reference.
+TRAINED_ON, COMPARED_WITH = 8000, 5000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,13 +51,28 @@ class Places:
         return self.scratch / stage / name.replace(", ", "-").replace(" ", "_")
 
 
-def make_steps(stages: tuple[str, ...], places: Places) -> list[Step]:
+def make_steps(stages: Sequence[str], places: Places) -> list[Step]:
     """The steps of some of `STAGES`."""
     makers = {
         "machine": machine_steps, "agreement": agreement_steps, "benchmark": benchmark_steps, "pytorch": pytorch_steps,
         "main_job": main_job_steps, "science": science_steps,
     }  # fmt: skip
-    return [step for stage in STAGES if stage in stages for step in makers[stage](places)]
+    chosen = [stage for stage in STAGES if stage in stages and stage not in left_out(stages)]
+    return [step for stage in chosen for step in makers[stage](places)]
+
+
+def left_out(stages: Sequence[str]) -> dict[str, str]:
+    """Those of the stages that cannot be measured here, and why."""
+    missing = "pytorch" in stages and importlib.util.find_spec("torch") is None
+    return {"pytorch": "PyTorch is not installed"} if missing else {}
+
+
+def device_step(places: Places) -> Step:
+    """Says which devices the steps run on: the process that starts them leaves these alone."""
+    folder = places.of("machine", "device")
+    words = "-m", "experiments.on_device.ceilings", f"{folder}/device.json", "device"
+    read = partial(reading.read_json, folder / "device.json")
+    return Step(stage="machine", name="device", folder=folder, words=words, needs=0.0, limit=90.0, read=read)
 
 
 def machine_steps(places: Places) -> list[Step]:
@@ -100,12 +122,16 @@ def benchmark_steps(places: Places) -> list[Step]:
 
 
 def pytorch_steps(places: Places) -> list[Step]:
-    """Contests, where there is a PyTorch."""
-    if importlib.util.find_spec("torch") is None:
-        return []
-    names, runs = (("mlp_vmap",), 8) if places.quick else (PYTORCH, 64)
-    limits = {"needs": 30.0, "limit": 80.0}
-    return [benchmark_step(places, "pytorch", name, f"--only={name} --runs={runs}", **limits) for name in names]
+    """Contests; a step is named after its contest, and its precision if that is not float32."""
+    # On a CPU PyTorch compiles for minutes.
+    contests, runs, limit = (QUICK_PYTORCH, 8, 300.0) if places.quick else (PYTORCH, 64, 80.0)
+    return [
+        benchmark_step(
+            places, "pytorch", name if precision == "float32" else f"{name}, {precision}",
+            f"--only={name} --runs={runs} --precision={precision}", needs=30.0, limit=limit,
+        )
+        for name, precision in contests
+    ]  # fmt: skip
 
 
 def main_job_steps(places: Places) -> list[Step]:
@@ -132,8 +158,8 @@ def science_steps(places: Places) -> list[Step]:
         "--quick --n=400 --reference=200 --latent_dims=2,4 --training_steps=20 --autoencoder_steps=20 --samples=512 "
         "--sampling_steps=20 --stops=3 --hidden=16"
         if places.quick
-        else "--n=8000 --reference=5000 --latent_dims=16,32,64,128,256 --seeds=0 --training_steps=6000 --hidden=512 "
-        "--autoencoder_steps=3000 --samples=2048 --sampling_steps=100 --stops=8"
+        else f"--n={TRAINED_ON} --reference={COMPARED_WITH} --latent_dims=16,32,64,128,256 --seeds=0 --training_steps=6000 "
+        "--hidden=512 --autoencoder_steps=3000 --samples=2048 --sampling_steps=100 --stops=8"
     )
     words = "-m", "experiments.noisy_autoencoder", f"--data={places.carried}/cifar10.npz", f"--workdir={folder}"
     read = partial(reading.read_job, folder)

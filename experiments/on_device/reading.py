@@ -24,10 +24,19 @@ def load_arrays(file: Path) -> dict[str, np.ndarray]:
 
 
 def read_benchmark(folder: Path) -> dict[str, Any]:
-    """What `experiments.benchmark` measured, on which machine, and what it could not hold."""
-    metadata = read_json(folder / "metadata.json")
+    """What `experiments.benchmark` measured, on which machine, with its flag --runs, and what it could not hold.
+
+    Parts of which nothing was measured are not there: "bounds" too, if the device refused them.
+    """
+    metadata, table = read_json(folder / "metadata.json"), read_json(folder / "table.json")
     measured = {name: rows for name, rows in metadata["measured"].items() if rows}
-    return {**measured, "machine": metadata["machine"], "skipped": metadata["skipped"]}
+    return {**measured, "machine": metadata["machine"], "runs": table["runs"], "skipped": metadata["skipped"]}
+
+
+def read_reference_rates(folder: Path) -> dict[str, Any]:
+    """What others are compared with: KeyError unless both kinds of training were measured."""
+    found = read_benchmark(folder)
+    return {"bounds": found["bounds"], "runs_linear": found["contests"]["runs_linear"]}
 
 
 def compare_parts(carried: Path, file: Path) -> dict[str, Any]:

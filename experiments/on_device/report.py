@@ -13,30 +13,33 @@ Row = tuple[str, str, str, str, str]  # stage, what, measured, goal, whether it 
 Measured = Mapping[str, Mapping[str, Mapping[str, Any]]]  # `steps.Results.steps`
 
 
-def table(steps: Measured, cpu: Mapping[str, Any] | None) -> str:
+def table(steps: Measured, cpu: Mapping[str, Any] | None, facts: Mapping[str, Any], left_out: Mapping[str, str]) -> str:
     """A row per number.
 
     Args:
       steps: what was measured.
       cpu: the same of the CPU that prepared the carried folder, with its "cores"; None without.
+      facts: `steps.Results.facts`.
+      left_out: stages that cannot be measured here, and why.
     """
     rows = [("stage", "what", "measured", "goal", "met")]
-    rows += [
-        row
-        for stage in plan.STAGES
-        for name, step in steps.get(stage, {}).items()
-        for row in _rows(stage, name, step, cpu)
-    ]
-    return "\n".join(["", device_line(steps), *map(str.rstrip, align(rows, left=5))])
+    for stage in plan.STAGES:
+        for name, step in steps.get(stage, {}).items():
+            rows += _rows(stage, name, step, cpu)
+        if stage in left_out:
+            rows.append((stage, "all of it", f"left out, {left_out[stage]}", "", ""))
+    return "\n".join(["", device_line(steps, facts), *map(str.rstrip, align(rows, left=5))])
 
 
-def device_line(steps: Measured) -> str:
-    """The device, as the first step saw it."""
-    found = steps.get("machine", {}).get("ceilings", {}).get("result")
-    if not found:
-        return "Device: not known, the stage machine was not done."
-    versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("ldmjax", "jax"))
-    return f"Device: {found['devices']} x {found['device']} ({found['platform']}), {found['host_threads']} threads, {versions}."
+def device_line(steps: Measured, facts: Mapping[str, Any]) -> str:
+    """The device that all steps ran on, and of its machine what the stage machine found."""
+    parts = [facts["device"], *["deterministic kernels"] * facts["deterministic"]]
+    if found := steps.get("machine", {}).get("ceilings", {}).get("result"):
+        parts += [
+            f"{found['host_threads']} threads",
+            *(f"{name} {found['versions'][name]}" for name in ("ldmjax", "jax")),
+        ]
+    return f"Device: {', '.join(parts)}."
 
 
 def _rows(stage: str, name: str, step: Mapping[str, Any], cpu: Mapping[str, Any] | None) -> Iterator[Row]:
@@ -99,10 +102,13 @@ def _benchmark(stage, name, result, cpu):
         yield _judged(stage, what, share, f"{100 * share:.0f} %, {1 / row['seconds']:.4g} run-steps/s", least=goal)
         if cpu:
             yield _speedup(stage, f"{name}: MLP", row["runs"], cpu["bounds"][0]["seconds"] / row["seconds"], cpu)
-    for contest, row in result.get("contests", {}).items():
+    contests = result.get("contests", {})
+    if "bounds" not in result and "runs_linear" in {**contests, **result["skipped"]}:  # they are asked for together
+        yield stage, f"{name}: MLP", "left out by experiments.benchmark", "", ""
+    for contest, row in contests.items():
         ours, theirs = (_median(row[key]) for key in ("ours", "theirs"))
         if contest == "runs_linear":  # "theirs" is a step of all runs, "ours" of a quarter of them
-            runs = result["bounds"][0]["runs"]
+            runs = 4 * result["runs"]
             yield stage, f"{name}: linear scores", f"{runs / theirs:.4g} run-steps/s", "", ""
             if cpu:
                 there = _median(cpu["contests"]["runs_linear"]["theirs"]) / cpu["bounds"][0]["runs"]
@@ -118,7 +124,7 @@ def _benchmark(stage, name, result, cpu):
                 least=goal,
             )
     for contest, reason in result["skipped"].items():
-        yield stage, contest, f"not held: {reason}", "", ""
+        yield stage, f"{name}: {contest}", f"not held: {reason}", "", ""
 
 
 def _speedup(stage, what, runs, ratio, cpu):

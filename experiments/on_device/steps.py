@@ -21,6 +21,10 @@ LAST_LINES = 8
 ROOT = Path(__file__).parent.parent.parent
 
 
+class NotDoneError(Exception):
+    """A step without which nothing can go on was not done; the message is a line that says why."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
     """A process that measures something.
@@ -98,7 +102,7 @@ def run_all(
     results: Results,
     *,
     seconds: float = math.inf,
-    shares: Mapping[str, float] | None = None,
+    kept: Mapping[str, float] | None = None,
     report: Callable[[str], None] = print,
 ) -> None:
     """Runs what is not done, as long as there is time.
@@ -107,13 +111,14 @@ def run_all(
       steps: in the order of their worth.
       results: get what each measured.
       seconds: for all of them.
-      shares: of these seconds that the steps of a stage may take together; the others have no such bound.
+      kept: share of these seconds, by stage, that steps of earlier stages leave to it as long as it has steps to do.
       report: receives a line or more for each.
     """
     begin = time.monotonic()
-    left_to_stage = {stage: share * seconds for stage, share in (shares or {}).items()}
-    for step in steps:
-        left = min(begin + seconds - time.monotonic(), left_to_stage.get(step.stage, math.inf))
+    kept_seconds = {stage: share * seconds for stage, share in (kept or {}).items()}
+    for i, step in enumerate(steps):
+        later = {other.stage for other in steps[i:] if not results.is_done(other)} - {step.stage}
+        left = begin + seconds - time.monotonic() - sum(kept_seconds.get(stage, 0.0) for stage in later)
         label = f"{step.stage}, {step.name}"
         if results.is_done(step):
             report(f"{label}: done before")
@@ -122,8 +127,6 @@ def run_all(
         else:
             outcome = run_step(step, seconds=min(step.limit, left - GRACE))
             results.add(step, outcome)
-            if step.stage in left_to_stage:
-                left_to_stage[step.stage] -= outcome["seconds"]
             report(f"{label}: {outcome['status']}, {outcome['seconds']:.1f} s{' (resumed)' * outcome['resumed']}")
             for line in outcome["lines"]:
                 report(f"    {line}")
@@ -163,6 +166,21 @@ def run_step(step: Step, *, seconds: float = math.inf) -> dict[str, Any]:
         "status": status, "seconds": took, "resumed": resumed, "result": result,
         "lines": [] if status == "done" else lines,
     }  # fmt: skip
+
+
+def must_run(step: Step, *, seconds: float = math.inf) -> dict[str, Any]:
+    """As `run_step`, for a step without which nothing can go on.
+
+    Raises:
+      NotDoneError: if it was not done, with the last line of its output.
+    """
+    outcome = run_step(step, seconds=seconds)
+    if outcome["status"] != "done":
+        last = next((line.strip() for line in reversed(outcome["lines"]) if line.strip()), "it printed nothing")
+        raise NotDoneError(
+            f"{step.stage}, {step.name}: {outcome['status']}: {last} (its output is in {step.folder / 'output.txt'})"
+        )
+    return outcome
 
 
 @contextlib.contextmanager
