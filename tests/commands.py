@@ -63,10 +63,11 @@ with open(sys.argv[1] if len(sys.argv) > 1 else 0, "w") as file:
 """
 
 
-def run_commands(cases, where):
+def run_commands(cases, where, *, optimised=False):
     """Runs every (experiment, arguments[, False: no figures]), two at a time; returns (status, stdout, stderr) each.
 
-    They run in children forked from one process that has imported everything, since an import costs seconds.
+    They run in children forked from one process that has imported everything, since an import costs seconds. If ``optimised``,
+    programs are compiled as in this process, whose numbers they then give to the last bit.
     """
     answer = where / "answer.json"
     subprocess.run(
@@ -75,21 +76,18 @@ def run_commands(cases, where):
         text=True,
         check=True,
         cwd=ROOT,
-        env=environment(),
+        env={**os.environ, **({} if optimised else {"XLA_FLAGS": NOT_OPTIMISED})},
         timeout=600,
     )
     return [tuple(result) for result in json.loads(answer.read_text())]
 
 
-def environment():
-    return {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": NOT_OPTIMISED}
-
-
 def start(experiment, *words, before=None):
     """The process of an experiment; ``before`` is called in it first."""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": NOT_OPTIMISED}
     command = [sys.executable, "-m", f"experiments.{experiment}", *map(str, words)]
     return subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=before
+        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=before
     )
 
 

@@ -174,7 +174,7 @@ def commands(tmp_path_factory, turned):
         ["--spectrum=power:1"],
         ["--features=pixels,inception"],
     ]
-    return where, run_commands([("stopping_by_metric", case) for case in cases], where)
+    return where, run_commands([("stopping_by_metric", case) for case in cases], where, optimised=True)
 
 
 def test_command_writes_the_same_records_as_another_process(commands, result, digits, spaces):
