@@ -321,7 +321,7 @@ def test_vq_alone_equals_vq_in_company(quantised):
 
 @pytest.mark.parametrize(
     ("kind", "image_shape", "latent_shapes"),
-    [("kl", (7, 5), [(3,), (1,)]), ("vq", (7, 5, 2), [(4, 3, 2), (4, 3, 1)])],
+    [pytest.param("kl", (7, 5), [(3,), (1,)], marks=pytest.mark.slow), ("vq", (7, 5, 2), [(4, 3, 2), (4, 3, 1)])],
 )
 def test_odd_sides_and_maps_keep_shapes_and_float32(kind, image_shape, latent_shapes):
     images = np.random.default_rng(0).normal(size=(7, *image_shape)).astype(np.float32)

@@ -295,6 +295,7 @@ def trained(panels):
     return shown, learned.measure(shown, config, lambda line: None)
 
 
+@pytest.mark.slow
 def test_learned_scores_reach_the_exact_law(panels, trained):
     shown, curves = trained
     assert [(c.panel, c.latent_dim) for c in curves] == [("fig3_decaying", 6), ("fig4_left", 4)]

@@ -94,6 +94,7 @@ def test_a_file_that_changed_and_a_damaged_description_are_refused(tmp_path):
     assert "unknown job" in run("phase_diagram", *words)[2]
 
 
+@pytest.mark.slow
 def test_pieces_of_an_unknown_job_are_not_used_and_not_deleted(tmp_path):
     """Without job.json nobody knows which flags they were made with, or whose they are."""
     pieces = tmp_path / "checkpoints" / "pieces"
@@ -162,6 +163,7 @@ def test_one_process_at_a_time_in_a_workdir(tmp_path):
     assert run("phase_diagram", *DIAGRAM, f"--workdir={tmp_path}")[0] == 0, "a lock file alone is no lock"
 
 
+@pytest.mark.slow
 def test_a_job_killed_while_it_described_itself_starts(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "job.json.partial").write_text("{")

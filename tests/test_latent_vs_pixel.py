@@ -324,6 +324,7 @@ def test_figures_and_table(outcome):
     assert all(p.label in text for p in outcome.plans) and "Readout 'rescaled'" in text and "+0.00 %" in text
 
 
+@pytest.mark.slow
 def test_command_and_refusals(tmp_path):
     path = tmp_path / "images.npz"
     rng = np.random.default_rng(0)
