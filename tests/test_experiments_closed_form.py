@@ -340,6 +340,7 @@ def test_learned_scores_are_trained_on_the_estimates_of_their_panel(panels):
         )
 
 
+@pytest.mark.slow
 def test_learned_records_and_captions(panels, trained):
     shown, curves = trained
     rows = learned.make_records(curves)
