@@ -118,14 +118,18 @@ def host(what: str, *, runs: int, seconds: float, programs: int = 0) -> Stage:
 def table(stages: Sequence[Stage], *, workdir: str) -> str:
     """The plan as text; on an accelerator without times, which nobody measured there."""
     stages = [stage for stage in stages if stage.runs]
-    count, compiling = jax.device_count(), COMPILE_SECONDS * probe().slowness
-    rows, known = [("stage", "runs", "programs", "time")], devices.platform() == "cpu"
-    for s in stages:
-        spread = min(count, max(1, s.runs))
-        seconds = s.seconds / spread + s.programs * compiling
-        rows.append((s.what, f"{s.runs}", f"{s.programs}", duration(seconds) if known else "?"))
-    total = sum(s.seconds / min(count, max(1, s.runs)) + s.programs * compiling for s in stages)
-    rows.append(("all", "", f"{sum(s.programs for s in stages)}", duration(total) if known else "?"))
+    count, compiling, known = jax.device_count(), COMPILE_SECONDS * probe().slowness, devices.platform() == "cpu"
+    seconds = [s.seconds / min(count, s.runs) + s.programs * compiling for s in stages]
+    runs, programs = [f"{s.runs}" for s in stages], [s.programs for s in stages]
+    rows = list(
+        zip(
+            ("stage", *(s.what for s in stages), "all"),
+            ("runs", *runs, ""),
+            ("programs", *(f"{n}" for n in (*programs, sum(programs)))),
+            ("time", *(duration(t) if known else "?" for t in (*seconds, sum(seconds)))),
+            strict=True,
+        )
+    )
     times = (
         "Times are estimates, good to a factor of two or three; programs that were compiled before come from the cache."
     )

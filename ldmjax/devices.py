@@ -282,18 +282,12 @@ class MappedRuns:
             kind. By default the mesh that `__call__` takes.
         """
         mesh = mesh or _mesh(self._runs_axis(_length(rows[0])))
-
-        def spread(tree, axes, length_of=lambda shape: shape):
-            sharding = NamedSharding(mesh, PartitionSpec(*axes))
-            return jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(length_of(x.shape), x.dtype, sharding=sharding),
-                jax.eval_shape(lambda leaves: leaves, tree),
-            )
-
-        padded = [
-            spread(tree, (RUNS,), lambda shape: (padded_count(shape[0], mesh.shape[RUNS]), *shape[1:])) for tree in rows
-        ]
-        return self._program(mesh).lower(spread(shared, ()), *padded)
+        count = padded_count(_length(rows[0]), mesh.shape[RUNS])
+        everywhere, spread = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (RUNS,)))
+        shared, rows = jax.eval_shape(lambda *trees: trees, shared, rows)
+        shared = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shared)
+        rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=spread), rows)
+        return self._program(mesh).lower(shared, *rows)
 
     def _runs_axis(self, count: int) -> int:
         """Devices along "runs": all, or with ``samples`` as many as there are runs to fill."""

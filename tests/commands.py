@@ -10,11 +10,6 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # XLA_FLAGS with which programs are compiled sooner: no speed is wanted of the commands that tests start.
 NOT_OPTIMISED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-# The main job at its smallest. Several tests start it, so its programs are compiled once.
-MAIN_JOB = (
-    "--n=60 --latent_dims=1,3 --seeds=0 --caps=inf,5 --linear_steps=400 --mlp_steps=200 --batch_size=32 --hidden=8"
-    " --samples=256 --sampling_steps=30 --stops=6"
-).split()
 # Reads [[experiment, arguments, whether to draw], ...] from stdin, writes [[status, stdout, stderr], ...] to argv[1].
 DRIVER = """
 import json, os, runpy, sys, tempfile, warnings

@@ -9,17 +9,20 @@ import types
 
 import numpy as np
 import pytest
-from commands import MAIN_JOB, digest, run, run_commands, start
+from commands import digest, run, run_commands, start
 
 from experiments import coverage, optimal_stopping
 from experiments.optimal_stopping import evaluation, report
 from ldmjax import data, gaussians, oracle
 
-# As the flags of MAIN_JOB.
 TINY = optimal_stopping.Config(
     n=(60,), latent_dims=(1, 3), seeds=(0,), caps=(np.inf, 5.0), linear_steps=400, mlp_steps=200, batch_size=32,
     hidden=8, samples=256, sampling_steps=30, stops=6,
 )  # fmt: skip
+TINY_FLAGS = (
+    "--n=60 --latent_dims=1,3 --seeds=0 --caps=inf,5 --linear_steps=400 --mlp_steps=200 --batch_size=32 --hidden=8"
+    " --samples=256 --sampling_steps=30 --stops=6"
+).split()
 STOP_FIELDS = {"logsnr_best", "logsnr_best_low", "logsnr_best_high", "gain", "gain_low", "gain_high", "verdict"}
 
 
@@ -83,8 +86,8 @@ def test_oracle_values_are_the_bures_distance_of_the_exact_recursion(tiny):
 
 def test_narrow_runs_are_sampled_apart_from_wide_ones():
     trained = types.SimpleNamespace(width=64, specs=[types.SimpleNamespace(latent_dim=d) for d in (1, 64, 16, 17, 2)])
-    groups = evaluation._by_width(trained, np.array([True, True, True, True, False]))
-    assert {width: indices.tolist() for width, indices in groups.items()} == {16: [0, 2], 64: [1, 3]}
+    groups = evaluation._by_width(trained)
+    assert {width: indices.tolist() for width, indices in groups.items()} == {16: [0, 2, 4], 64: [1, 3]}
 
 
 def test_stops_and_times():
@@ -128,7 +131,7 @@ REFUSED = [
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory):
     where = tmp_path_factory.mktemp("main_job")
-    runs = [["optimal_stopping", [*MAIN_JOB, f"--workdir={where / 'a'}"]]]
+    runs = [["optimal_stopping", [*TINY_FLAGS, f"--workdir={where / 'a'}"]]]
     runs += [["optimal_stopping", ["--spectrum=power:1.5", "--data_dim=4", "--seeds=0", "--dry_run"]]]
     runs += [["optimal_stopping", [f"--workdir={where / 'refused'}", *bad.split()]] for bad, _ in REFUSED]
     return where, run_commands(runs, where)
@@ -174,7 +177,7 @@ def kill_at_random(workdir, expected, *, kills, seed):
     seconds = 20.0
     rng, killed = np.random.default_rng(seed), 0
     while killed < kills:
-        process = start("optimal_stopping", *MAIN_JOB, f"--workdir={workdir}", "--checkpoint_every=0")
+        process = start("optimal_stopping", *TINY_FLAGS, f"--workdir={workdir}", "--checkpoint_every=0")
         begin = time.perf_counter()
         try:
             process.communicate(timeout=rng.uniform(0.0, 1.1 * seconds))
@@ -187,7 +190,7 @@ def kill_at_random(workdir, expected, *, kills, seed):
         assert digest(workdir / "records.jsonl") == digest(expected / "records.jsonl")
         shutil.rmtree(workdir)  # finished: the next kills hit a new one, which finds its programs compiled
         seconds = min(seconds, time.perf_counter() - begin)
-    code, _, err = run("optimal_stopping", *MAIN_JOB, f"--workdir={workdir}", "--checkpoint_every=0")
+    code, _, err = run("optimal_stopping", *TINY_FLAGS, f"--workdir={workdir}", "--checkpoint_every=0")
     assert code == 0, err
     assert digest(workdir / "records.jsonl") == digest(expected / "records.jsonl")
     with np.load(workdir / "curves.npz") as found, np.load(expected / "curves.npz") as wanted:

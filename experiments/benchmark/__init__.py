@@ -146,18 +146,20 @@ def timed(work: Callable[[], object]) -> float:
 
 
 class NotHeldError(Exception):
-    """A contest could not be held; the message says why."""
+    """Something could not be measured; the message says why."""
 
 
 def reason_of(error: Exception) -> str:
-    """An error as a short line."""
+    """An error as a short line; of our own refusal the whole message."""
+    if isinstance(error, NotHeldError):
+        return str(error)
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"
 
 
-def is_of_the_device(error: Exception) -> bool:
-    """Whether memory ran out or the device refused: the rest can be measured. Other errors are this program's."""
+def others_go_on(error: Exception) -> bool:
+    """Whether only this cannot be measured, or memory ran out, or the device refused. Other errors are this program's."""
     names = {"OutOfMemoryError", "AcceleratorError"}  # PyTorch's, which may not be there
-    return isinstance(error, MemoryError | jax.errors.JaxRuntimeError) or type(error).__name__ in names
+    return isinstance(error, NotHeldError | MemoryError | jax.errors.JaxRuntimeError) or type(error).__name__ in names
 
 
 def run(
@@ -186,9 +188,9 @@ def run(
         try:
             outcomes.append(store.piece(name, lambda name=name: hold(name, contests[name], config, report)))
         except Exception as error:
-            if not isinstance(error, NotHeldError) and not is_of_the_device(error):
+            if not others_go_on(error):
                 raise
-            skipped[name] = str(error) if isinstance(error, NotHeldError) else reason_of(error)
+            skipped[name] = reason_of(error)
             report(f"{name}: skipped, {skipped[name]}")
     return outcomes, skipped
 

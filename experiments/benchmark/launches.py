@@ -9,7 +9,7 @@ import re
 import jax
 import numpy as np
 
-from experiments.benchmark import timed
+from experiments.benchmark import NotHeldError, timed
 from ldmjax import devices
 
 LAUNCHES = 5000
@@ -17,10 +17,6 @@ NOT_LAUNCHED = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
     "opt-barrier", "add-dependency",
 }  # fmt: skip
-
-
-class UncountedError(Exception):
-    """The compiler made of a program what this module does not read."""
 
 
 def loop_kernels(text: str, trips: int) -> int:
@@ -33,13 +29,13 @@ def loop_kernels(text: str, trips: int) -> int:
       trips: passes of the loop.
 
     Raises:
-      UncountedError: if no loop is known to make so many.
+      NotHeldError: if no loop is known to make so many.
     """
     computations = _computations(text)
     loops = [line for lines in computations.values() for line in lines if _opcode(line) == "while"]
     counts = [_kernels(computations, _called(line, "body")) for line in loops if _trips(line) == trips]
     if not counts:
-        raise UncountedError(f"no loop of {trips} passes among those of {[_trips(line) for line in loops]} passes")
+        raise NotHeldError(f"no loop of {trips} passes among those of {[_trips(line) for line in loops]} passes")
     return max(counts)
 
 

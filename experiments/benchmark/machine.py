@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmark import is_of_the_device, reason_of, timed
-from experiments.benchmark.launches import UncountedError, launch_seconds, loop_kernels
+from experiments.benchmark import others_go_on, reason_of, timed
+from experiments.benchmark.launches import launch_seconds, loop_kernels
 from experiments.benchmark.sampling import gaussian_chain, uniform_grid
 from experiments.benchmark.training import BATCH, DIM, HIDDEN, LINEAR_STEPS, sweep_of, sweep_rate
 from ldmjax import devices, loops, sweeps, threefry, training
@@ -150,7 +150,7 @@ def measure_bounds(
                 seconds = float(np.median([sweep_rate("mlp", count, few, hidden=hidden) for _ in range(rounds)]))
                 kernels = step_kernels(count, few, hidden)
             except Exception as error:
-                if not isinstance(error, UncountedError) and not is_of_the_device(error):
+                if not others_go_on(error):
                     raise
                 report(f"bound: {count} runs of width {hidden}: left out, {reason_of(error)}")
                 continue

@@ -101,12 +101,12 @@ def stopping_results(
     results = [store.get(f"stopping/{spec.name}") for spec in trained.specs]
     missing = np.array([found is None for found in results])
     begin, done, total = time.perf_counter(), 0, int(missing.sum())
-    everyone = _by_width(trained, np.ones(len(results), bool))
     with ThreadPoolExecutor(devices.host_threads()) as pool:
-        for width, indices in _by_width(trained, missing).items():
+        for width, runs in _by_width(trained).items():
+            indices = runs[missing[runs]]
             call = sweeps.map_trained(trained, statistics_of, chosen, width=width, runs_per_batch=config.runs_per_batch)
-            # Missing or not: a job that goes on with few of them must not round otherwise.
-            size = devices.items_at_once(len(everyone[width]), _bytes_of_run(config, width, kernel_count), on_cpu=2)
+            # From the number of all, missing or not: a job that goes on with few of them must not round otherwise.
+            size = devices.items_at_once(len(runs), _bytes_of_run(config, width, kernel_count), on_cpu=2)
             for first in range(0, len(indices), size):
                 batch = indices[first : first + size]
                 statistics = call(np.pad(batch, (0, size - len(batch)), mode="edge"))
@@ -128,11 +128,11 @@ def _bytes_of_run(config: Config, width: int, kernel_count: int) -> float:
     return 4.0 * (states + kernels + 2 * config.stops * BLOCKS * width**2)
 
 
-def _by_width(trained: sweeps.TrainedRuns, chosen: np.ndarray) -> dict[int, np.ndarray]:
-    """Indices of the runs chosen ``[runs]`` by the padded width to sample at: at most 16 if narrow, full for the rest."""
+def _by_width(trained: sweeps.TrainedRuns) -> dict[int, np.ndarray]:
+    """Indices of the runs by the padded width to sample at: at most 16 if narrow, full for the rest."""
     dims = np.array([s.latent_dim for s in trained.specs])
     width_of = np.where(dims <= 16, min(16, trained.width), trained.width)
-    return {int(width): np.flatnonzero((width_of == width) & chosen) for width in np.unique(width_of[chosen])}
+    return {int(width): np.flatnonzero(width_of == width) for width in np.unique(width_of)}
 
 
 def exact_curve(
