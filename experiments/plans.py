@@ -120,16 +120,10 @@ def table(stages: Sequence[Stage], *, workdir: str) -> str:
     stages = [stage for stage in stages if stage.runs]
     count, compiling, known = jax.device_count(), COMPILE_SECONDS * probe().slowness, devices.platform() == "cpu"
     seconds = [s.seconds / min(count, s.runs) + s.programs * compiling for s in stages]
-    runs, programs = [f"{s.runs}" for s in stages], [s.programs for s in stages]
-    rows = list(
-        zip(
-            ("stage", *(s.what for s in stages), "all"),
-            ("runs", *runs, ""),
-            ("programs", *(f"{n}" for n in (*programs, sum(programs)))),
-            ("time", *(duration(t) if known else "?" for t in (*seconds, sum(seconds)))),
-            strict=True,
-        )
-    )
+    shown = duration if known else lambda seconds: "?"
+    rows = [("stage", "runs", "programs", "time")]
+    rows += [(s.what, f"{s.runs}", f"{s.programs}", shown(t)) for s, t in zip(stages, seconds, strict=True)]
+    rows.append(("all", "", f"{sum(s.programs for s in stages)}", shown(sum(seconds))))
     times = (
         "Times are estimates, good to a factor of two or three; programs that were compiled before come from the cache."
     )
