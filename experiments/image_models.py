@@ -140,7 +140,7 @@ def distances_of(images: np.ndarray, measures: Mapping[str, metrics.Measure]) ->
     Of the training images it is the noise floor; of what an autoencoder makes of them, the best that its latents allow.
     """
     halves = images[: len(images) // 2 * 2].reshape(2, -1, *images.shape[1:])
-    return metrics.measure(halves, measures, common_images=False)
+    return metrics.measure(halves, measures)
 
 
 def memorisation(generated: np.ndarray, split: Split, *, count: int = 1000) -> float:
@@ -358,4 +358,4 @@ def stopping_pseudo_values(
     """Pseudo-values ``{(feature space, metric): [BLOCKS, S]}`` of decoded states ``[S, N, d]``, for `read_stopping_curve`."""
     decoded = (model.decode(z) for z in states)
     halves = (images.reshape(2, -1, *images.shape[1:]) for images in decoded)
-    return metrics.measure_curves(halves, measures, common_images=False)
+    return metrics.measure_curves(halves, measures)

@@ -263,7 +263,8 @@ def sample(
       The statistic's pytree with a leading axis of stops.
 
     Raises:
-      ValueError: for times that do not fall, or are not levels of a ladder, or stops that do not rise within 0..N.
+      ValueError: for times that do not fall, or are not levels of a ladder, stops that do not rise within 0..N, or pure noise
+        at times[0] with ddpm_exact, whose posterior variance is 0 / 0 there.
     """
     times, stops = np.asarray(times, np.float64), np.asarray(stops, int)
     if times.ndim != 1 or not np.all(np.diff(times) < 0):
@@ -272,6 +273,8 @@ def sample(
         raise ValueError(f"times on a ladder must be level numbers, 0..{int(schedule.t_max)}, got {times.tolist()}")
     if stops.size == 0 or np.any(np.diff(stops) <= 0) or stops[0] < 0 or stops[-1] >= times.size:
         raise ValueError(f"stops must rise strictly within 0..{times.size - 1}, got {stops.tolist()}")
+    if sampler == "ddpm_exact" and float(schedule.alpha(times[0])) == 0.0:
+        raise ValueError("ddpm_exact needs alpha > 0 at times[0], got pure noise: start a little later")
     grid = jnp.asarray(times, start.dtype)
     step = make_step(denoiser, schedule, sampler=sampler, eta=eta, final=grid[-1])
     advance = partial(_make_advance(step, key, mask, int(stops[-1])), grid)

@@ -3,13 +3,13 @@
 Input are pseudo-values p ``[K, S]`` of one metric (metrics.py): K independent blocks of samples, S stopping times along the
 same chains, the last one being the end of sampling ("no stop"). With f(s) the block mean and gain(s) = f(end) - f(s):
 
-- **t star** is the argmin of f. Its 90 % interval holds the middle 85 % of the argmins of bootstrap means (blocks resampled,
-  all stops together: paired). A bootstrap curve has the sampler's own fine-grained noise twice, so its argmins spread more
-  than the estimate does; with the middle 90 % the interval held the truth in 97-98 % of draws. Near the end of sampling
-  that noise decides the argmin and percentiles fail (they held a true "no stop" in 50-74 %), so the interval reaches the
-  end unless some stop s beats it by more than chance: (f(end) - f(s)) / se > c, with c the 90 % quantile of the largest
-  studentised deviation over the stops that are not clearly worse than the end (t > -2; Andrews & Soares, Econometrica
-  2010). `experiments.coverage` measures the result, for squared W2; the other metrics share the method, not the check.
+- **t star** is the argmin of f; of equally good stops the last, so that a curve with a flat end says "end". Its 90 % interval
+  holds the middle 85 % of the argmins of bootstrap means (blocks resampled, all stops together: paired). A bootstrap curve
+  has the sampler's own fine-grained noise twice, so its argmins spread more than the estimate does; with the middle 90 % the
+  interval held the truth in 97-98 % of draws. Near the end of sampling that noise decides the argmin and percentiles fail
+  (they held a true "no stop" in 50-74 %), so the interval reaches the end unless some stop s beats it by more than chance:
+  (f(end) - f(s)) / se > c, with c the 90 % quantile of the largest studentised deviation over the stops that are not clearly
+  worse than the end (t > -2; Andrews & Soares, Econometrica 2010). `experiments.coverage` measures the result.
 - **gain** = gain(t star). Its interval must survive the choice of t star among S stops, so it comes from simultaneous bounds:
   low = max over s < end of gain(s) - c_low se(s), high = max over s < end of gain(s) + c_high se(s). c_high is the 95 %
   quantile over bootstrap replicates of the largest studentised deviation over all s. c_low is that quantile too, plus 1.16
@@ -21,23 +21,33 @@ All of it is conditional on the reference: the error of a held-out sample's own 
 the pseudo-values contain it (metrics/features.py).
 
 The **noisy autoencoder** (`noisy_autoencoder`) gives such pseudo-values without a diffusion model: encode the images, put
-the noise of level t on the latent, decode. For Gaussian data and a linear autoencoder its law is that of the latent
-diffusion model stopped at t, trained on the images that are encoded ([OS], arXiv 2510.08409 v2; THEORY.md §7).
+the noise of level t on the latent, decode ([OS], arXiv 2510.08409 v2; THEORY.md §7). For Gaussian data and a linear autoencoder
+mean and covariance of the result are those of the latent diffusion model stopped at t, trained on the images that are
+encoded. Its law is another one, noisy atoms at these images, which noise smooths; sliced W2 and MMD would call that a gain. So
+these compare disjoint halves of the images (metrics/features.py), and all curves are those of a model that has learned the
+law of the latents, with the mean and covariance of the training images. Networks and samplers with few steps lose variance,
+and then stopping earlier may help more than the curve says; what a sampler's steps lose of a Gaussian is known, and can be
+added (``chain``). "Cannot tell" is not "no gain".
 """
 
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
+from ldmjax import oracle
 from ldmjax.metrics import Measure, measure_curves
-from ldmjax.schedules import RectifiedFlow, noise_var_from_logsnr
+from ldmjax.schedules import ContinuousSchedule, RectifiedFlow, noise_var_from_logsnr
 
 CLAIM_ERROR = 0.0025
+LEAST_BLOCKS = 16  # with fewer their spread says too little of the error: flat curves were called "stop early"
+EQUAL = 1e-9  # values that differ by less, as a share of the largest of the curve, are equally good
 VERDICTS = ("stop early", "no gain from stopping", "cannot tell")
-MARGIN = 1.5  # by which an interval should clear the bound that it must not hold
+MARGIN = 1.1  # by which an interval should clear the bound that it must not hold
+PLAUSIBLE = 1.0  # standard errors by which a true gain may plausibly differ from its estimate
 # What is decoded: the state in variance-preserving coordinates, or the state of the rectified flow, not rescaled.
 NOISY_READOUTS = ("rescaled", "state")
 
@@ -75,16 +85,19 @@ def read_stopping_curve(
     """Reads one stopping curve, as the module's text says.
 
     Args:
-      pseudo: ``[K, S]`` pseudo-values, K >= 2 blocks, S >= 2 stops in order of sampling.
+      pseudo: ``[K, S]`` pseudo-values, K >= 16 blocks, S >= 2 stops in order of sampling.
       replicates: bootstrap replicates.
       confidence: of every interval.
       negligible: share of the distance at the end below which a gain does not count.
       seed: of the bootstrap.
+
+    Raises:
+      ValueError: for fewer blocks or stops.
     """
     pseudo = np.asarray(pseudo, np.float64)
     blocks, stops = pseudo.shape
-    if blocks < 2 or stops < 2:
-        raise ValueError(f"need at least 2 blocks and 2 stops, got {blocks} and {stops}")
+    if blocks < LEAST_BLOCKS or stops < 2:
+        raise ValueError(f"need at least {LEAST_BLOCKS} blocks and 2 stops, got {blocks} and {stops}")
     curve = pseudo.mean(axis=0) if np.all(np.isfinite(pseudo)) else np.full(stops, np.inf)
     if not np.all(np.isfinite(curve)):
         nan = float("nan")
@@ -97,17 +110,20 @@ def read_stopping_curve(
     # Resampled deviations are too small by (K - 1)/K in variance.
     bootstrap = curve + (weights @ pseudo - curve) * np.sqrt(blocks / (blocks - 1.0))
     # Everything below is about gains over the end of sampling, studentised; a stop that never differs from it has none.
-    gain = curve[-1] - curve
-    error = (pseudo[:, -1:] - pseudo).std(axis=0, ddof=1)[:-1] / np.sqrt(blocks)
+    differences = pseudo[:, -1:] - pseudo
+    # A stop that equals the end but for rounding does so exactly.
+    differences[:, np.max(np.abs(differences), axis=0) <= EQUAL * np.max(np.abs(curve))] = 0.0
+    gain = differences.mean(axis=0)
+    error = differences.std(axis=0, ddof=1)[:-1] / np.sqrt(blocks)
     deviation = _ratio(bootstrap[:, -1:] - bootstrap[:, :-1] - gain[:-1], error)
     tail = 0.5 * (1.0 - confidence)
     upward, downward = (np.quantile(np.max(sign * deviation, axis=1), 1.0 - tail) for sign in (1, -1))
     upward += stats.norm.isf(CLAIM_ERROR) - stats.norm.isf(tail)
     gain_low, gain_high = np.max(gain[:-1] - upward * error), np.max(gain[:-1] + downward * error)
-    low, high = np.quantile(np.argmin(bootstrap, axis=1), [1.5 * tail, 1.0 - 1.5 * tail], method="inverted_cdf")
+    low, high = np.quantile(_last_argmin(bootstrap), [1.5 * tail, 1.0 - 1.5 * tail], method="inverted_cdf")
     if _end_may_be_best(_ratio(gain[:-1], error), deviation, confidence):
         high = stops - 1
-    best = int(np.argmin(curve))
+    best = int(_last_argmin(curve))
     if gain_low > 0:
         verdict = "stop early"
     else:
@@ -127,6 +143,13 @@ def read_stopping_curve(
     )
 
 
+def _last_argmin(curves):
+    """Place of the smallest value along the last axis; of equally good ones the last."""
+    scale = np.max(np.abs(curves), axis=-1, keepdims=True)
+    good = curves <= np.min(curves, axis=-1, keepdims=True) + EQUAL * scale
+    return curves.shape[-1] - 1 - np.argmax(good[..., ::-1], axis=-1)
+
+
 def _ratio(a, b):
     """A / b, 0 where b is 0."""
     return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
@@ -141,12 +164,12 @@ def _end_may_be_best(studentised_gain, studentised_deviation, confidence):
     return np.max(studentised_gain[rivals]) <= critical
 
 
-def images_needed(result: StoppingResult, *, images: int, negligible: float = 0.01) -> int | None:
-    """About how many images would turn "cannot tell" into a verdict, if the estimates are right.
+def images_needed(result: StoppingResult, *, images: int, negligible: float = 0.01) -> tuple[int, int] | None:
+    """About how many images would turn "cannot tell" into a verdict: a range, as the true gain is not known.
 
-    Interval widths fall as the root of the number of images, so the smaller of two numbers: that which lifts the gain's lower
-    bound above 0, and that which brings its upper bound below ``negligible`` of the end, each with `MARGIN` to spare:
-    without it the answer would be a coin's toss.
+    Interval widths fall as the root of the number of images. If the true gain were g, a verdict would need the smaller of two
+    numbers: that which lifts the gain's lower bound above 0, and that which brings its upper bound below ``negligible`` of the
+    end, each with `MARGIN` to spare. The range is over all g within `PLAUSIBLE` standard errors of the estimate.
 
     Args:
       result: a curve without a verdict.
@@ -154,17 +177,35 @@ def images_needed(result: StoppingResult, *, images: int, negligible: float = 0.
       negligible: as in `read_stopping_curve`.
 
     Returns:
-      A number above ``images``, or None where the curve is not finite, has a verdict, or ends, bias-corrected, below 0.
+      (fewest, most), both above ``images``; or None where the curve is not finite, has a verdict, or ends, bias-corrected,
+      below 0.
     """
-    if result.verdict != "cannot tell" or not np.isfinite(result.gain):
-        return None
     target = negligible * result.end
-    factors = []
-    if result.gain > 0:
-        factors.append((result.gain - result.gain_low) / result.gain)
-    if result.gain < target:
-        factors.append((result.gain_high - result.gain) / (target - result.gain))
-    return int(np.ceil(images * (MARGIN * max(min(factors), 1.0)) ** 2)) if factors else None
+    if result.verdict != "cannot tell" or not np.isfinite(result.gain) or not target > 0:
+        return None
+    below, above = result.gain - result.gain_low, result.gain_high - result.gain
+    error = PLAUSIBLE * max(below, above) / stats.norm.isf(CLAIM_ERROR)
+    gains = np.append(
+        np.linspace(max(result.gain - error, 0.0), result.gain + error, 101), target * below / (below + above)
+    )
+    gains = gains[(gains >= max(result.gain - error, 0.0)) & (gains <= result.gain + error)]
+    with np.errstate(divide="ignore"):
+        factors = np.minimum(below / gains, np.where(gains < target, above / np.abs(target - gains), np.inf))
+    fewest, most = (images * (MARGIN * max(factor, 1.0)) ** 2 for factor in (factors.min(), factors.max()))
+    return int(np.ceil(fewest)), int(np.ceil(most))
+
+
+class Chain(NamedTuple):
+    """A sampler with few steps, evenly spaced in the schedule's time; arguments of `oracle.variance_kept`."""
+
+    schedule: ContinuousSchedule
+    steps: int
+    sampler: str
+
+    @property
+    def logsnrs(self) -> np.ndarray:
+        """After each step ``[steps]``, rising; the last is +inf."""
+        return oracle.variance_kept([1.0], self.schedule, self.steps, sampler=self.sampler)[0]
 
 
 def noisy_autoencoder(
@@ -175,13 +216,14 @@ def noisy_autoencoder(
     logsnrs: np.ndarray,
     samples: int = 4096,
     readout: str = "rescaled",
+    chain: Chain | None = None,
     seed: int = 0,
     report: Callable[[str], None] = print,
 ) -> dict[tuple[str, str], np.ndarray]:
     """Pseudo-values of the noisy autoencoder's stopping curves, one decoding per noise level.
 
-    Every level sees the same latents and the same noise (common random numbers). The law that is measured is that of the
-    encoded images under noise; what is random is the noise and the reference.
+    Every level sees the same latents and the same noise (common random numbers). The law that is measured is that of a model
+    that has learned the encoded images (module docstring).
 
     Args:
       latents: encoded training images ``[n, ...]`` on the scale that the diffusion model would be trained on.
@@ -191,6 +233,8 @@ def noisy_autoencoder(
       samples: decoded images per level, half with one draw of the noise and half with another. Fewer than 2 n use half as
         many latents, chosen at random; more use every latent equally often, rounded up to a multiple of 2 n.
       readout: one of `NOISY_READOUTS`.
+      chain: takes from every principal component of the latents the variance that this sampler loses of a Gaussian with the
+        exact score; ``logsnrs`` are then among those after its steps. None for a perfect sampler.
       seed: of the noise and the choice.
       report: receives a line per noise level.
 
@@ -198,7 +242,7 @@ def noisy_autoencoder(
       ``{(feature space, metric): [K, S]}`` for `read_stopping_curve`.
 
     Raises:
-      ValueError: for levels that do not rise, or an unknown readout.
+      ValueError: for levels that do not rise, or are not the chain's, or an unknown readout.
     """
     logsnrs = np.asarray(logsnrs, np.float64)
     if readout not in NOISY_READOUTS:
@@ -210,11 +254,18 @@ def noisy_autoencoder(
     copies = -(-samples // (2 * len(latents))) if len(chosen) == len(latents) else 1
     clean = np.repeat(np.asarray(latents, np.float32)[chosen], copies, axis=0)
     noise = rng.standard_normal((2, *clean.shape), np.float32)
+    shrink = (lambda state, *at: state) if chain is None else _shrinking(latents, chain, logsnrs)
     begin = time.perf_counter()
 
     def levels():
         for done, logsnr in enumerate(logsnrs, start=1):
-            images = decode(_noisy(clean, noise, logsnr, readout).reshape(-1, *clean.shape[1:]))
+            noise_var = noise_var_from_logsnr(logsnr)
+            signal, spread, radius = np.sqrt(1.0 - noise_var), np.sqrt(noise_var), 1.0
+            if readout == "state":
+                schedule = RectifiedFlow()
+                radius = schedule.radius(schedule.inverse_logsnr(logsnr))
+            state = radius * shrink(signal * clean + spread * noise, signal, logsnr)
+            images = decode(state.astype(np.float32).reshape(-1, *clean.shape[1:]))
             yield images.reshape(2, len(clean), *images.shape[1:])
             seconds = time.perf_counter() - begin
             report(
@@ -222,14 +273,25 @@ def noisy_autoencoder(
                 f"{seconds * (len(logsnrs) - done) / done:.0f} s left"
             )
 
-    return measure_curves(levels(), measures, common_images=True)
+    return measure_curves(levels(), measures, copies=copies)
 
 
-def _noisy(clean, noise, logsnr, readout):
-    """Latents ``[2, N, ...]``, float32, at one noise level."""
-    noise_var = noise_var_from_logsnr(logsnr)
-    state = np.sqrt(1.0 - noise_var) * clean + np.sqrt(noise_var) * noise
-    if readout == "state":
-        schedule = RectifiedFlow()
-        state = schedule.radius(schedule.inverse_logsnr(logsnr)) * state
-    return state.astype(np.float32)
+def _shrinking(latents, chain, logsnrs):
+    """The function (variance-preserving states ``[2, N, ...]``, alpha, logsnr) -> states with the chain's loss of variance."""
+    flat = np.reshape(latents, (len(latents), -1)).astype(np.float64)
+    mean = flat.mean(axis=0)
+    _, singular, axes = np.linalg.svd(flat - mean, full_matrices=False)
+    # The last entry stands for all directions in which the latents do not vary.
+    variances = np.append(singular**2 / len(flat), 0.0)
+    stops, kept = oracle.variance_kept(variances, chain.schedule, chain.steps, sampler=chain.sampler)
+    places = {float(at): np.argmin(np.abs(stops - at)) if np.isfinite(at) else len(stops) - 1 for at in logsnrs}
+    if wrong := [at for at, k in places.items() if at != stops[k] and not abs(at - stops[k]) < 1e-6]:
+        raise ValueError(f"logsnrs must be levels of the chain's {chain.steps} steps, got {wrong[0]:.6g}")
+
+    def shrink(state, signal, logsnr):
+        root = np.sqrt(kept[places[float(logsnr)]])
+        away = state.reshape(*state.shape[:2], -1) - signal * mean
+        away = root[-1] * away + ((away @ axes.T) * (root[:-1] - root[-1])) @ axes
+        return (signal * mean + away).reshape(state.shape)
+
+    return shrink

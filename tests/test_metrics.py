@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import wasserstein_distance
+from scipy.stats import norm, wasserstein_distance
 
 from ldmjax import devices, gaussians, metrics
 
@@ -34,7 +34,7 @@ def test_estimates_agree_with_closed_forms(setting):
     found = metrics.distances(z, reference, basis=basis, directions=48)
     mean, cov = basis @ np.full(LATENT, -0.1), basis @ latent @ basis.T
     law = (mean, cov, reference.mean, reference.covariance)
-    unit = np.random.default_rng(0).standard_normal((48, DIM))
+    unit = np.random.default_rng([0, 1]).standard_normal((48, DIM))
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     within = (basis.T @ reference.mean, basis.T @ reference.covariance @ basis, np.full(LATENT, -0.1), latent)
     exact = {
@@ -109,7 +109,10 @@ def test_sliced_value_and_derivative(platform):
         value, potential = metrics.sliced_statistics(
             jnp.asarray(values, jnp.float32)[:, None], jnp.asarray(quantiles, jnp.float32)[None], blocks
         )
-    assert value == pytest.approx(np.mean((np.sort(values) - quantiles) ** 2), rel=1e-4)
+    pairs = 0.5 * (quantiles[::2] + quantiles[1::2])
+    plain = np.mean((np.sort(values) - quantiles) ** 2)
+    halves = np.mean([np.mean((np.sort(half) - pairs) ** 2) for half in (values[:256], values[256:])])
+    assert value == pytest.approx(2 * plain - halves, rel=1e-4)
     weights = np.full(count, 1.0 / count)
     step = 1e-3
     weights[: count // blocks] += step / (count // blocks)
@@ -174,3 +177,42 @@ def test_too_few_reference_samples_are_refused():
     )
     with pytest.raises(ValueError, match="at least 64"):
         metrics.distances(np.zeros((128, 2)), reference)
+
+
+def test_sliced_w2_of_equal_laws_has_no_bias():
+    """2048 samples along 64 directions: the plug-in value is all bias."""
+    rng, ranks, found, plain = np.random.default_rng(9), (np.arange(2048) + 0.5) / 2048, [], []
+    quantiles = np.repeat(norm.ppf(ranks)[None], 64, axis=0)
+    for _ in range(20):
+        projected = rng.standard_normal((2048, 64))
+        value, _ = metrics.sliced_statistics(jnp.asarray(projected, jnp.float32), jnp.asarray(quantiles, jnp.float32))
+        found.append(float(value))
+        plain.append(np.mean((np.sort(projected, axis=0) - quantiles.T) ** 2))
+    assert abs(np.mean(found)) < 0.05 * np.mean(plain)
+
+
+def test_directions_are_not_the_users_samples():
+    samples = np.random.default_rng(0).standard_normal((256, 5))
+    reference = metrics.Reference(mean=np.zeros(5), covariance=np.eye(5), samples=samples)
+    directions = metrics.latent_reference(reference, np.eye(5), count=128, kernel_count=128, directions=16).directions
+    unit = samples / np.linalg.norm(samples, axis=1, keepdims=True)
+    assert np.max(np.abs(directions @ unit.T)) < 0.9999
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e5])
+def test_a_mean_far_from_zero_costs_no_digits(setting, offset):
+    basis, latent, reference = setting
+    z = np.random.default_rng(2).multivariate_normal(np.full(LATENT, -0.1), latent, COUNT)
+    away = np.random.default_rng(3).standard_normal(LATENT) * offset
+    moved = metrics.Reference(
+        mean=reference.mean + basis @ away, covariance=reference.covariance, samples=reference.samples + basis @ away
+    )
+    near, far = (metrics.distances(x, r, basis=basis) for x, r in ((z, reference), (z + away, moved)))
+    for metric, (value, error) in near.items():
+        assert far[metric][0] == pytest.approx(value, abs=0.5 * error), metric
+        assert far[metric][1] == pytest.approx(error, rel=0.1), metric
+
+
+def test_an_odd_number_of_blocks_has_no_halves():
+    with pytest.raises(ValueError, match="blocks must be even, got 7"):
+        metrics.sliced_statistics(jnp.zeros((70, 2)), jnp.zeros((2, 70)), 7)

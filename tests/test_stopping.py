@@ -86,5 +86,19 @@ def test_exactly_flat_curves_are_practically_never_called_early():
 
 
 def test_too_little_input():
-    with pytest.raises(ValueError, match="at least 2 blocks"):
-        read_stopping_curve(np.ones((1, 5)))
+    for shape in ((15, 5), (16, 1)):
+        with pytest.raises(ValueError, match=f"at least 16 blocks and 2 stops, got {shape[0]} and {shape[1]}"):
+            read_stopping_curve(np.ones(shape))
+
+
+def test_equally_good_stops_belong_to_the_end():
+    rng = np.random.default_rng(2)
+    flat_end = pseudo_values(5.0 - 2.0 * X, rng, slope_noise=0.1)
+    flat_end[:, -3:] = flat_end[:, -1:] * (1.0 + 1e-12 * np.arange(3))
+    everywhere = np.repeat(5.0 + rng.standard_normal((BLOCKS, 1)), STOPS, axis=1)
+    for pseudo in (flat_end, everywhere):
+        r = read_stopping_curve(pseudo)
+        assert r.best_stop == r.best_stop_high == STOPS - 1 and r.verdict == "no gain from stopping"
+    before = pseudo_values(5.0 + 2.0 * (X - 0.2) ** 2, rng, slope_noise=0.1)
+    before[:, 10:19] = before[:, 18:19]
+    assert read_stopping_curve(before).best_stop == 18

@@ -28,10 +28,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import pieces, plans
+from experiments.tables import align
 from ldmjax import data, devices, metrics, oracle, samplers, schedules, stopping, threefry
 from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 STEPS = 250  # of Euler-Maruyama
+LARGE_GAIN = 0.1
+SUMMARY = 'metric|t* covered, mean of cases|least|gain covered|least|"stop early" where nothing is gained|where 10 % or more is'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,7 @@ class Case:
       estimate: "pca" (of n draws), "exact" (the truth), or "whitened" (latents divided by their own deviation).
       n: draws that the estimate sees.
       samples, stops, blocks: generated samples, recorded stops, jackknife blocks.
+      share: of --draws: a planted effect is large, and slow to repeat.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Case:
     samples: int = 4096
     stops: int = 125
     blocks: int = 64
+    share: float = 1.0
 
 
 def make_sampler(case: Case, steps: int) -> tuple[Callable, np.ndarray, np.ndarray]:
@@ -173,7 +178,7 @@ def _record(case, seed, law, latent_variances, moments, times, stops, logsnrs):
         return None if stop == end else logsnrs[stop]
 
     return {
-        "case": case.name, "seed": seed, "latent_dim": case.latent_dim, "interior": best < end,
+        "case": case.name, "metric": "w2", "seed": seed, "latent_dim": case.latent_dim, "interior": best < end,
         "exact_logsnr_best": logsnr(best), "exact_gain": (exact[-1] - exact[best]) / exact[-1],
         "logsnr_best_low": logsnr(result.best_stop_low), "logsnr_best": logsnr(result.best_stop),
         "logsnr_best_high": logsnr(result.best_stop_high),
@@ -186,27 +191,47 @@ def _record(case, seed, law, latent_variances, moments, times, stops, logsnrs):
 
 
 def table(rows: list[dict]) -> str:
-    """One line per case."""
-    head = (
-        f"{'case':<30} {'draws':>5} {'interior':>8} {'covered':>8} {'boundary':>8} {'covered':>8} {'width':>6} "
-        f"{'gain covered':>12} {'exact gain %':>12} {'stop early':>10} {'no gain':>8} {'cannot tell':>11}"
-    )
-    lines = ["", "Share of draws whose 90 % interval of t* holds the exact optimum; width: median, in logsnr.", head]
-
-    def share(values):
-        return f"{100 * np.mean(values):.1f} %" if len(values) else "-"
-
-    for name in dict.fromkeys(r["case"] for r in rows):
-        own = [r for r in rows if r["case"] == name]
+    """One line per case and metric; then, per metric, what all cases together show."""
+    rows = [row for row in rows if not row.get("choice")]
+    if not rows:
+        return ""
+    head = "case|metric|draws|interior|covered|at end|covered|width|gain covered|exact gain %|stop early|no gain|cannot tell"
+    lines = [head.split("|")]
+    for (name, metric), own in _groups(rows, "case", "metric").items():
         inside, edge = [r for r in own if r["interior"]], [r for r in own if not r["interior"]]
-        width = np.median([r["interval_width"] for r in own])
-        verdicts = [share([r["verdict"] == v for r in own]) for v in stopping.VERDICTS]
+        verdicts = [_share([r["verdict"] == v for r in own]) for v in stopping.VERDICTS]
         lines.append(
-            f"{name:<30} {len(own):>5} {len(inside):>8} {share([r['covered'] for r in inside]):>8} {len(edge):>8} "
-            f"{share([r['covered'] for r in edge]):>8} {width:>6.2f} {share([r['gain_covered'] for r in own]):>12} "
-            f"{100 * np.mean([r['exact_gain'] for r in own]):>12.3f} {verdicts[0]:>10} {verdicts[1]:>8} {verdicts[2]:>11}"
-        )
-    return "\n".join(lines)
+            [
+                name, metric, str(len(own)), str(len(inside)), _share([r["covered"] for r in inside]), str(len(edge)),
+                _share([r["covered"] for r in edge]), f"{np.median([r['interval_width'] for r in own]):.2f}",
+                _share([r["gain_covered"] for r in own]), f"{100 * np.mean([r['exact_gain'] for r in own]):.3f}", *verdicts,
+            ]
+        )  # fmt: skip
+    summary = [SUMMARY.split("|")]
+    for (metric,), own in _groups(rows, "metric").items():
+        cases = _groups(own, "case").values()
+        stops, gains = ([np.mean([r[key] for r in case]) for case in cases] for key in ("covered", "gain_covered"))
+        none, large = [r for r in own if r["exact_gain"] <= 0], [r for r in own if r["exact_gain"] >= LARGE_GAIN]
+        early = [_share([r["verdict"] == "stop early" for r in group]) for group in (none, large)]
+        summary.append(
+            [
+                metric, f"{100 * np.mean(stops):.1f} %", f"{100 * np.min(stops):.0f} %", f"{100 * np.mean(gains):.1f} %",
+                f"{100 * np.min(gains):.0f} %", f"{early[0]} of {len(none)}", f"{early[1]} of {len(large)}",
+            ]
+        )  # fmt: skip
+    about = "Share of draws whose 90 % interval of t* holds the exact optimum; width: median, in logsnr."
+    return "\n".join(["", about, *align(lines, left=2), "", *align(summary, left=1)])
+
+
+def _groups(rows, *keys):
+    found = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return found
+
+
+def _share(values):
+    return f"{100 * np.mean(values):.1f} %" if len(values) else "-"
 
 
 def default_cases(n: int) -> list[Case]:
@@ -229,4 +254,6 @@ def planted_case(path: str, n: int) -> Case:
     rank = int(np.count_nonzero(spectrum > 1e-12 * spectrum[0]))
     if rank < n:
         raise ValueError(f"{path!r} has a covariance of rank {rank}; the planted effect needs at least {n}")
-    return Case(name=f"planted, n = {n}", covariance=np.diag(spectrum), latent_dim=n - 1, n=n, stops=8, blocks=16)
+    return Case(
+        name=f"planted, n = {n}", covariance=np.diag(spectrum), latent_dim=n - 1, n=n, stops=8, blocks=16, share=0.1
+    )

@@ -6,17 +6,20 @@ from absl import flags
 
 from experiments import coverage
 from experiments import flags as shared
-from experiments.coverage import noisy
+from experiments.coverage import few_rows, noisy
 from ldmjax import records
 
 FLAGS = flags.FLAGS
-ANALYSES = {"sampler": coverage, "noisy_autoencoder": noisy}
+ANALYSES = {"sampler": coverage, "noisy_autoencoder": noisy, "few_rows": few_rows}
+PLANTED = ("sampler", "noisy_autoencoder")
 
 
 def define_flags() -> None:
     shared.define_common_flags("coverage")
-    shared.define_choices("analyses", ",".join(ANALYSES), f"Out of {', '.join(ANALYSES)}.", tuple(ANALYSES))
-    shared.define_integer("draws", 200, "Draws per case.", low=2, high=1_000_000)
+    shared.define_choices("analyses", "sampler,noisy_autoencoder", f"Out of {', '.join(ANALYSES)}.", tuple(ANALYSES))
+    shared.define_integer(
+        "draws", 100, "Draws per case; of some that are slow, a fifth or a tenth.", low=2, high=1_000_000
+    )
     shared.define_seed("first_seed", 1000, "Seed of the first draw; 0..159 set the interval's percentiles.")
     shared.define_integer("n", 100, "Samples that each estimate sees.", low=32, high=1_000_000)
     shared.define_word(
@@ -25,9 +28,9 @@ def define_flags() -> None:
     )  # fmt: skip
 
 
-def draws_of(case: coverage.Case | noisy.Case) -> int:
-    """A tenth for planted effects: they are large, and slow to repeat."""
-    return FLAGS.draws if case.latent_dim < 100 else max(2, FLAGS.draws // 10)
+def draws_of(case: coverage.Case | noisy.Case | few_rows.Choice) -> int:
+    """The case's share of --draws."""
+    return max(2, round(FLAGS.draws * case.share))
 
 
 def main() -> None:
@@ -36,7 +39,9 @@ def main() -> None:
     cases = [(name, case) for name in FLAGS.analyses for case in ANALYSES[name].default_cases(FLAGS.n)]
     if FLAGS.planted is not None:
         try:
-            cases += [(name, ANALYSES[name].planted_case(FLAGS.planted, 500)) for name in FLAGS.analyses]
+            cases += [
+                (name, ANALYSES[name].planted_case(FLAGS.planted, 500)) for name in FLAGS.analyses if name in PLANTED
+            ]
         except ValueError as error:
             raise shared.bad("planted", FLAGS.planted, str(error)) from error
     job = shared.open_job(lambda: [s for name, case in cases for s in ANALYSES[name].plan(case, draws=draws_of(case))])
@@ -46,7 +51,8 @@ def main() -> None:
         rows += [{"analysis": name, **row} for row in own]
     records.write_records(job.workdir, rows)
     for name in FLAGS.analyses:
-        print(f"\n{name}:{coverage.table([row for row in rows if row['analysis'] == name])}")
+        own = [row for row in rows if row["analysis"] == name]
+        print(f"\n{name}:{coverage.table(own)}", few_rows.choices(own), sep="\n")
     seconds = time.perf_counter() - begin
     records.write_metadata(job.workdir, seconds=seconds)
     print(f"{len(rows)} draws in {seconds:.0f} s; records are in {job.workdir}")

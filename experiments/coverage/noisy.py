@@ -1,20 +1,29 @@
-"""The same question for `recommend`: Gaussian points, PCA of n of them, the noisy autoencoder against m held-out points.
+"""The same question for `recommend`: points, PCA of n of them, the noisy autoencoder against m held-out points.
 
-The law of the decoded noisy latents is known exactly: with c the latents' standard deviation and S the training points' second
-moment, component i has variance S_i + nu (c^2 - S_i) (ldmjax.oracle). Its squared W2 to the *true* Gaussian gives the optimum
-that the interval must hold, though the analysis sees held-out points only. Controls: training points recoloured to have the
-true covariance exactly, where no stop can gain, and an encoder that whitens, where the curve is flat.
+The truth is the law of *the model*: latents with the mean and covariance of the training points' latents, noise, decoded. For
+Gaussian points it is known exactly: with c the latents' standard deviation and S the training points' second moment,
+component i has variance S_i + nu (c^2 - S_i) (ldmjax.oracle). For others it is the law of very many points whose latents are
+given the training mean and covariance (`POPULATION` of them; the squared Fréchet distance is exact). Its distances to the
+*true* law give the optimum that the interval must hold, though the analysis sees held-out points only. Controls that cannot
+gain: training points recoloured to have the true covariance exactly, with all components kept, and (by Fréchet distance) an
+encoder that whitens, where the curve is flat.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments import pieces, plans, recommend
+from experiments.coverage.laws import SHAPES, Law
 from experiments.recommend import candidates
-from ldmjax import autoencoders, data, metrics, oracle, schedules
+from ldmjax import autoencoders, data, gaussians, metrics, oracle, schedules
 from ldmjax.checkpoints import NOTHING_KEPT, Store
+
+POPULATION = 40_000
+PAIRS = 8_000  # of them, in each factor of the kernel's mean
+TRUTH_SEED = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,29 +32,35 @@ class Case:
 
     Attributes:
       name: in the table.
-      covariance: ``[D, D]``, the truth.
+      law: the truth.
       latent_dim: d.
       estimate: "pca", "exact" (recoloured points) or "whitened" (latents divided by their own deviations).
       n: training points.
       reference: held-out points.
       stops: noise levels, from logsnr -2 to 11 and the end.
       samples: decoded points per level.
+      metrics: to look at.
+      share: of --draws: less where a draw takes long.
     """
 
     name: str
-    covariance: np.ndarray
+    law: Law
     latent_dim: int
     estimate: str = "pca"
     n: int = 100
     reference: int = 2000
-    stops: int = 60
-    samples: int = 4096
+    stops: int = 40
+    samples: int = 2048
+    metrics: tuple[str, ...] = metrics.FEATURE_METRICS
+    share: float = 1.0
 
 
 def plan(case: Case, *, draws: int) -> list[plans.Stage]:
     """The stage of `run_case`."""
-    dim = len(case.covariance)
-    seconds = case.stops * (5e-3 + 2e-4 * dim + 2e-10 * dim**3)
+    dim, costs = case.law.dim, {"w2": 5e-9 * case.law.dim**3, "mmd": 5e-9 * case.samples**2, "sliced_w2": 0.06}
+    seconds = case.stops * (5e-3 + 2e-4 * dim + sum(costs[metric] for metric in case.metrics))
+    if case.law.shape != "gaussian":
+        seconds += 0.8 * case.stops
     return [plans.host(f"noisy autoencoder, {case.name}", runs=draws, seconds=seconds)]
 
 
@@ -57,82 +72,182 @@ def run_case(
     store: Store = NOTHING_KEPT,
     report: Callable[[str], None] = print,
 ) -> list[dict]:
-    """One record per draw, each kept, as in the sampler's analysis."""
-    values, vectors = np.linalg.eigh(case.covariance)
-    root = vectors * np.sqrt(values.clip(0.0)) @ vectors.T
+    """One record per draw and metric, each draw kept, as in the sampler's analysis."""
     names = [f"noisy autoencoder/{case.name}/seed {first_seed + i}" for i in range(draws)]
-    return pieces.finish(
-        names, lambda jobs: [_draw(case, root, first_seed + i) for i in jobs], store=store, at_once=1,
+    drawn = pieces.finish(
+        names, lambda jobs: [_draw(case, first_seed + i) for i in jobs], store=store, at_once=1,
         label=f"{case.name}: draws", report=report,
     )  # fmt: skip
+    return [record for records in drawn for record in records]
 
 
-def _draw(case, root, seed):
+class Problem(NamedTuple):
+    """A draw of a case: what is analysed, how, and the truth."""
+
+    candidate: candidates.Candidate
+    config: recommend.Config
+    truth: "Truth"
+
+
+def make_problem(case: Case, seed: int) -> Problem:
+    """Draws training and held-out points; equal seeds and numbers give equal points, whatever the latent dimension."""
     rng = np.random.default_rng([seed, case.n])
-    training, held_out = (rng.standard_normal((count, len(root))) @ root for count in (case.n, case.reference))
+    training, held_out = (case.law.draw(rng, count) for count in (case.n, case.reference))
     mean = training.mean(axis=0)
     centred = training - mean
     if case.estimate == "exact":
-        mean, centred = np.zeros_like(mean), _recoloured(centred, root)
+        mean, centred = np.zeros_like(mean), _recoloured(centred, case.law.covariance)
     variances, basis = data.principal_components(centred)
     variances, basis = variances[: case.latent_dim], basis[:, : case.latent_dim]
     scale = np.sqrt(variances) if case.estimate == "whitened" else np.ones_like(variances)
+    reference = metrics.FeatureReference(held_out, metrics=case.metrics)
     candidate = candidates.Candidate(
-        name="pca",
+        name=case.name,
         latents=centred @ basis / scale,
         decode=lambda z: (z * scale) @ basis.T + mean,
-        measures={"data": metrics.Measure(lambda x: x, metrics.FeatureReference(held_out, metrics=("w2",)))},
+        measures={"data": metrics.Measure(lambda x: x, reference)},
         training=None,
     )
     config = recommend.Config(stops=case.stops, samples=case.samples, seed=seed)
-    outcome = recommend.run([candidate], config, comparable=True, report=lambda line: None)
     noise_var = schedules.noise_var_from_logsnr(config.logsnrs)
-    if case.estimate == "whitened":
-        generated = np.broadcast_to(variances[:, None], (len(variances), case.stops))
-    else:
-        c = autoencoders.LatentScale.measure(candidate.latents).std
-        generated = variances[:, None] + noise_var * (c**2 - variances[:, None])
-    exact = oracle.w2_squared_projected(case.covariance, basis, generated) + mean @ mean
-    return _record(case, seed, outcome, exact, config.logsnrs)
+    c = autoencoders.LatentScale.measure(candidate.latents).std
+    return Problem(candidate, config, Truth(case.law, reference, mean, basis, variances, scale, c, noise_var))
 
 
-def _recoloured(points, root):
-    """Points ``[n, D]``, n > D, turned into ones with second moment exactly root^2."""
-    values, vectors = np.linalg.eigh(points.T @ points / len(points))
-    return points @ (vectors / np.sqrt(values)) @ vectors.T @ root
+def _draw(case, seed):
+    candidate, config, truth = make_problem(case, seed)
+    outcome = recommend.run([candidate], config, comparable=True, report=lambda line: None)
+    return [
+        _record(case, metric, seed, found, outcome.curves, getattr(truth, metric)(), config.logsnrs)
+        for metric, found in zip(case.metrics, outcome.records, strict=True)
+    ]
 
 
-def _record(case, seed, outcome, exact, logsnrs):
-    found, end = outcome.records[0], case.stops - 1
+def _recoloured(points, covariance):
+    """Points ``[n, D]`` turned into ones with mean 0 and the given second moment exactly."""
+    centred = points - points.mean(axis=0)
+    (values, vectors), (own, axes) = np.linalg.eigh(covariance), np.linalg.eigh(centred.T @ centred / len(points))
+    kept = own > 1e-12 * own[-1]
+    root = vectors * np.sqrt(values.clip(0.0)) @ vectors.T
+    return centred @ (axes[:, kept] / np.sqrt(own[kept])) @ axes[:, kept].T @ root
+
+
+class Truth:
+    """Exact distances ``[stops]`` of the model's law to the truth, a method per metric."""
+
+    def __init__(self, law, reference, mean, basis, variances, scale, c, noise_var):
+        self.law, self.reference, self.mean, self.basis = law, reference, mean, basis
+        self.variances, self.scale, self.c, self.noise_var = variances, scale, c, noise_var
+        latent = variances / scale**2
+        #: ``[d, stops]``
+        self.generated = (scale**2)[:, None] * (latent[:, None] + noise_var * (c**2 - latent[:, None]))
+
+    def w2(self) -> np.ndarray:
+        """Exact for every law."""
+        exact = oracle.w2_squared_projected(self.law.covariance, self.basis, self.generated)
+        return exact + self.mean @ self.mean
+
+    def mmd(self) -> np.ndarray:
+        """With the reference's kernel."""
+        h = self.reference.bandwidth
+        if self.law.shape == "gaussian":
+            return self._of_gaussians(gaussians.mmd_squared, bandwidth=h)
+        kernel = lambda a, b: self.reference.kernel_means(a, b)[0].mean()  # noqa: E731
+        truth = self.law.draw(np.random.default_rng([TRUTH_SEED, 0]), 2 * PAIRS)
+        own = kernel(truth[:PAIRS], truth[PAIRS:])
+        found = []
+        for points in self._population():
+            points = points[: 2 * PAIRS]
+            found.append(kernel(points[:PAIRS], points[PAIRS:]) - 2 * kernel(points, truth) + own)
+        return np.array(found)
+
+    def sliced_w2(self) -> np.ndarray:
+        """Along the reference's directions."""
+        directions = self.reference.directions
+        if self.law.shape == "gaussian":
+            return self._of_gaussians(gaussians.sliced_w2_squared, directions=directions)
+        truth = np.sort(self.law.draw(np.random.default_rng([TRUTH_SEED, 0]), POPULATION) @ directions.T, axis=0)
+        return np.array([np.mean((np.sort(x @ directions.T, axis=0) - truth) ** 2) for x in self._population()])
+
+    def _of_gaussians(self, distance, **how):
+        zero, truth = np.zeros_like(self.mean), self.law.covariance
+        return np.array(
+            [distance(self.mean, self.basis * g @ self.basis.T, zero, truth, **how) for g in self.generated.T]
+        )
+
+    def _population(self):
+        """Decoded points of the model at every stop, from the same latents and noise."""
+        rng = np.random.default_rng([TRUTH_SEED, 1])
+        latents = (self.law.draw(rng, POPULATION) @ self.basis) / self.scale
+        latents = _recoloured(latents, np.diag(self.variances / self.scale**2))
+        noise = self.c * rng.standard_normal(latents.shape)
+        for nu in self.noise_var:
+            state = np.sqrt(1.0 - nu) * latents + np.sqrt(nu) * noise
+            yield (state * self.scale) @ self.basis.T + self.mean
+
+
+def _record(case, metric, seed, found, curves, exact, logsnrs):
+    end = case.stops - 1
+    exact = np.where(np.abs(exact) < 1e-9 * exact.max(), 0.0, exact)
     # Of equally good stops the last: on a flat curve the answer is not to stop.
     best = end - int(np.argmin(exact[::-1]))
+    if exact[end] - exact[best] <= 1e-9 * exact[end]:
+        best = end
     # The end is drawn one step behind the last level with noise.
     axis = np.append(logsnrs[:-1], 2 * logsnrs[-2] - logsnrs[-3])
     low, high = (axis[-1] if found[key] is None else found[key] for key in ("low", "high"))
     gain = exact[-1] - exact[best]
-    deviation = (outcome.curves["pca/data/w2"] - exact) / outcome.curves["pca/data/w2/standard_error"]
+    key = f"{case.name}/data/{metric}"
     return {
-        "case": case.name, "seed": seed, "latent_dim": case.latent_dim, "interior": best < end,
-        "exact_logsnr_best": None if best == end else logsnrs[best], "exact_gain": gain / exact[-1],
+        "case": case.name, "metric": metric, "seed": seed, "latent_dim": case.latent_dim, "n": case.n,
+        "reference": case.reference,
+        "interior": best < end, "exact_end": exact[-1], "exact_gain": gain / exact[-1] if exact[-1] > 0 else 0.0,
+        "exact_logsnr_best": None if best == end else logsnrs[best],
         "logsnr_best_low": found["low"], "logsnr_best": found["logsnr"], "logsnr_best_high": found["high"],
         "interval_width": high - low, "covered": bool(low <= axis[best] <= high),
         "gain_covered": bool(found["gain_low"] <= gain <= found["gain_high"]), "verdict": found["verdict"],
-        "worst_deviation": float(np.max(np.abs(deviation))),
+        "gain_width": found["gain_high"] - found["gain_low"], "end": found["end"],
+        "end_deviation": float((curves[key][-1] - exact[-1]) / curves[f"{key}/standard_error"][-1]),
+        "worst_deviation": float(np.max(np.abs((curves[key] - exact) / curves[f"{key}/standard_error"]))),
     }  # fmt: skip
 
 
 def default_cases(n: int) -> list[Case]:
-    """Four situations with estimated covariances, then the two controls that can never gain."""
-    power = np.diag(data.spectrum_variances("power:1.5", 32))
-    exponential = np.diag(data.spectrum_variances("exponential:0.5", 32))
+    """Situations with estimated covariances, Gaussian and not, then the controls that can never gain."""
+    power, exponential = data.spectrum_variances("power:1.5", 32), data.spectrum_variances("exponential:0.5", 32)
+    small = data.spectrum_variances("exponential:0.69", 8)
+    digits = gaussians.eigh_descending(data.digits().covariance)[0]
+    gaussian = Law(variances=power)
     return [
-        Case(name="power:1.5, d = 24", covariance=power, latent_dim=24, n=n),
-        Case(name="power:1.5, d = 24, m = 10000", covariance=power, latent_dim=24, n=n, reference=10_000),
-        Case(name="exponential:0.5, d = 8", covariance=exponential, latent_dim=8, n=n),
-        Case(name="digits, d = 16", covariance=data.digits().covariance, latent_dim=16, n=n),
-        Case(name="exact, power:1.5, d = 24", covariance=power, latent_dim=24, estimate="exact", n=n),
-        Case(name="whitened, power:1.5, d = 24", covariance=power, latent_dim=24, estimate="whitened", n=n),
-    ]
+        Case(name="power:1.5, d = 24", law=gaussian, latent_dim=24, n=n),
+        Case(name="power:1.5, d = 24, m = 10000", law=gaussian, latent_dim=24, n=n, reference=10_000),
+        Case(name="exponential:0.5, d = 8", law=Law(variances=exponential), latent_dim=8, n=n),
+        Case(name="digits' spectrum, d = 16", law=Law(variances=digits), latent_dim=16, n=n),
+        *(
+            Case(
+                name=f"{shape}, d = {d}, n = 1000", law=Law(variances=power, shape=shape), latent_dim=d, n=1000,
+                stops=20, share=0.2,
+            )
+            for shape in SHAPES
+            for d in (8, 24)
+        ),
+        *(
+            Case(
+                name=f"{shape}, d = {d}, n = m = 10000", law=Law(variances=power, shape=shape), latent_dim=d, n=10_000,
+                reference=10_000, stops=20, metrics=("sliced_w2",), share=0.1,
+            )
+            for shape in SHAPES
+            for d in (8, 24)
+        ),
+        *(
+            Case(
+                name=f"exact, {shape}, d = D, n = 1000", law=Law(variances=small, shape=shape), latent_dim=8,
+                estimate="exact", n=1000, stops=20, share=0.2,
+            )
+            for shape in SHAPES
+        ),
+        Case(name="whitened, power:1.5, d = 24", law=gaussian, latent_dim=24, estimate="whitened", n=n),
+    ]  # fmt: skip
 
 
 def planted_case(path: str, n: int) -> Case:
@@ -140,4 +255,7 @@ def planted_case(path: str, n: int) -> Case:
     spectrum = np.linalg.eigvalsh(data.load_npz(path).covariance)[::-1].clip(0.0)
     if np.count_nonzero(spectrum > 1e-12 * spectrum[0]) < n:
         raise ValueError(f"{path!r} has a covariance of lower rank than the {n} that the planted effect needs")
-    return Case(name=f"planted, n = {n}", covariance=np.diag(spectrum), latent_dim=n - 1, n=n, reference=5000, stops=14)
+    return Case(
+        name=f"planted, n = {n}", law=Law(variances=spectrum), latent_dim=n - 1, n=n, reference=5000, stops=14, metrics=("w2",),
+        share=0.1,
+    )  # fmt: skip

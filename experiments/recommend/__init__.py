@@ -50,6 +50,8 @@ class Config:
       samples: least number of decoded images per level; every training image is decoded at least twice.
       readout: one of `stopping.NOISY_READOUTS`.
       schedule: a name of `SCHEDULES`, whose steps denoising_end counts.
+      sampling_steps: None for a perfect sampler, else the steps whose loss of variance is added; stops are after steps.
+      solver: that takes these steps, one of `oracle.KEPT_BY`.
       latent_scale: None to standardise latents by their own mean and deviation, or the number to divide them by.
       seed: of the split and the noise.
       data: name of the images, for the records.
@@ -61,14 +63,25 @@ class Config:
     samples: int = 8192
     readout: str = "rescaled"
     schedule: str = "rectified_flow"
+    sampling_steps: int | None = None
+    solver: str = "euler"
     latent_scale: float | None = None
     seed: int = 0
     data: str = ""
 
     @property
+    def chain(self) -> stopping.Chain | None:
+        """The sampler with ``sampling_steps`` steps."""
+        return self.sampling_steps and stopping.Chain(SCHEDULES[self.schedule], self.sampling_steps, self.solver)
+
+    @property
     def logsnrs(self) -> np.ndarray:
-        """Rising ``[stops]``, the last +inf."""
-        return np.append(np.linspace(self.logsnr_min, self.logsnr_max, self.stops - 1), np.inf)
+        """Rising ``[stops]``, the last +inf; fewer if the sampler has fewer steps in the range."""
+        if self.chain is None:
+            return np.append(np.linspace(self.logsnr_min, self.logsnr_max, self.stops - 1), np.inf)
+        within = [at for at in self.chain.logsnrs[:-1] if self.logsnr_min <= at <= self.logsnr_max]
+        places = np.linspace(0, len(within) - 1, min(self.stops - 1, len(within))).round().astype(int)
+        return np.append(np.array(within)[places], np.inf)
 
     def decoded(self, n: int) -> int:
         """Decoded images per level of ``n`` training images: every one equally often in both draws of the noise."""
@@ -111,7 +124,7 @@ def plan(
     """
     references = [measure.reference.features for measure in measures.values()]
     measuring = image_plans.measuring(
-        "noisy autoencoder", sets=candidates * config.stops, samples=config.decoded(n), reference=len(references[0]),
+        "noisy autoencoder", sets=candidates * len(config.logsnrs), samples=config.decoded(n), reference=len(references[0]),
         dims=[features.shape[1] for features in references], pixels=pixels, decoding=decoding,
     )  # fmt: skip
     return [measuring, plans.host("choose, draw figure", runs=1, seconds=5.0)]
@@ -180,6 +193,7 @@ def _measure(candidate: Candidate, config: Config, *, comparable: bool, report: 
         logsnrs=config.logsnrs,
         samples=config.decoded(len(candidate.latents)),
         readout=config.readout,
+        chain=config.chain,
         seed=config.seed,
         report=lambda line: report(f"{candidate.name}: {line}"),
     )
@@ -241,14 +255,15 @@ def floor_of(candidate: Candidate) -> dict[tuple[str, str], float]:
     if candidate.training is None:
         return {}
     twice = np.stack([candidate.training, candidate.training])
-    return {key: float(p.mean()) for key, p in metrics.measure(twice, candidate.measures, common_images=True).items()}
+    return {key: float(p.mean()) for key, p in metrics.measure(twice, candidate.measures, copies=1).items()}
 
 
 def make_record(candidate, space, metric, result, floors, scale, config) -> dict:
     """One line of records.jsonl."""
     reference = candidate.measures[space].reference
     stops = result.best_stop, result.best_stop_low, result.best_stop_high
-    stop = [None if k in (None, config.stops - 1) else config.logsnrs[k] for k in stops]
+    logsnrs = config.logsnrs
+    stop = [None if k in (None, len(logsnrs) - 1) else logsnrs[k] for k in stops]
     return {
         "name": candidate.name,
         "features": space,
@@ -269,6 +284,8 @@ def make_record(candidate, space, metric, result, floors, scale, config) -> dict
         "images_needed": stopping.images_needed(result, images=len(reference.features), negligible=NEGLIGIBLE),
         "floor": floors.get((space, metric)),
         "readout": config.readout,
+        "sampling_steps": config.sampling_steps,
+        "solver": config.sampling_steps and config.solver,
         "latent_mean": scale.mean,
         "latent_std": scale.std,
         "training_images": len(candidate.latents),

@@ -11,12 +11,13 @@ from absl import flags
 from experiments import flags as shared
 from experiments import image_plans, plans, recommend, unchanged
 from experiments.recommend import candidates, report
-from ldmjax import autoencoders, data, plotting, records, stopping
+from ldmjax import autoencoders, data, oracle, plotting, records, stopping
 from ldmjax.checkpoints import fingerprint
 
 FLAGS = flags.FLAGS
 QUICK = {"latent_dims": [2, 8], "autoencoders": ["pca"], "samples": 2048, "stops": 10}
 LARGEST_SAMPLE, LARGEST_QUICK_SAMPLE = 5000, 400
+CONFIGURED = "stops samples readout schedule sampling_steps solver latent_scale seed"
 
 
 def define_flags() -> None:
@@ -60,6 +61,11 @@ def define_flags() -> None:
     shared.define_choice(
         "schedule", "rectified_flow", "Schedule whose steps denoising_end counts.", list(recommend.SCHEDULES)
     )
+    shared.define_integer(
+        "sampling_steps", None, "Adds what so many steps of the sampler lose of a Gaussian; default: a perfect sampler.",
+        low=2, high=100_000,
+    )  # fmt: skip
+    shared.define_choice("solver", "euler", "That takes the --sampling_steps on --schedule.", oracle.KEPT_BY)
     shared.define_float(
         "latent_scale",
         None,
@@ -95,6 +101,8 @@ def check_flags() -> None:
         raise shared.bad("data", FLAGS.data, "not used with --latents alone: give --decoder too, or leave --data out")
     if FLAGS.readout == "state" and FLAGS.schedule != "rectified_flow":
         raise shared.bad("readout", FLAGS.readout, "needs --schedule=rectified_flow, whose state it is")
+    if FLAGS.sampling_steps is None and _is_changed("solver"):
+        raise shared.bad("solver", FLAGS.solver, "needs --sampling_steps, which it takes")
     for name in ("autoencoder", "decoder"):
         if FLAGS[name].value is not None:
             shared.import_named(name)
@@ -292,7 +300,7 @@ def main() -> None:
     inputs = read_inputs()
     config = recommend.Config(
         data=inputs.about["data"],
-        **{name: FLAGS[name].value for name in ("stops", "samples", "readout", "schedule", "latent_scale", "seed")},
+        **{name: FLAGS[name].value for name in CONFIGURED.split()},
     )
     job = shared.open_job(lambda: inputs.stages(config))
     for flag, digest in inputs.digests.items():

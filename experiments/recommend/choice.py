@@ -47,7 +47,7 @@ def advice(record: dict) -> str:
     if record["verdict"] == "no gain from stopping":
         return f"do not stop early: it gains less than {100 * NEGLIGIBLE:g} %"
     needed = record["images_needed"]
-    more = "" if needed is None else f"; about {needed:.2g} held-out images would let it"
+    more = "" if needed is None else "; about {:.2g} to {:.2g} held-out images would let it".format(*needed)
     return f"cannot tell: run to the end{more}"
 
 

@@ -68,8 +68,8 @@ def draw(outcome: Outcome, config: Config):
 
 
 def _draw_panel(axes, rows, outcome, config):
-    step = (config.logsnr_max - config.logsnr_min) / max(config.stops - 2, 1)
-    x = np.append(config.logsnrs[:-1], config.logsnrs[-2] + 1.5 * step)
+    finite = config.logsnrs[:-1]
+    x = np.append(finite, finite[-1] + 1.5 * (np.ptp(finite) / (len(finite) - 1) if len(finite) > 1 else 1.0))
     position = {**dict(zip(config.logsnrs, x, strict=True)), None: x[-1]}
     smallest = np.inf
     for k, r in enumerate(rows):

@@ -11,8 +11,11 @@ The same blocks at every stopping time keep curves paired, so resampling the p_k
     w2       squared Wasserstein-2 between the Gaussians with the samples' mean and covariance (squared Fréchet distance)
     mmd      squared maximum mean discrepancy, RBF kernel exp(-|x-y|^2 / (2 h^2)), U-statistic; h = median reference distance
     sliced_w2  squared W2 of one-dimensional projections, averaged over fixed random directions; p_k from the Kantorovich
-             potential, so its O(1/N) bias stays (it is nearly the same at every stopping time)
-    kl       KL(reference || samples) between Gaussian fits *inside the latent space*, nats; inf if supports differ
+             potential, its bias removed with two halves of the blocks (statistics.py, (1) with e = 1; the reference stays
+    whole) kl       KL(reference || samples) between Gaussian fits *inside the latent space*, nats; inf if supports differ
+
+Samples are centred by the reference's encoded mean before anything is summed or squared, so that means far from 0 cost no
+digits.
 
 Sources: Efron & Tibshirani, An Introduction to the Bootstrap, ch. 11 (1); Gretton et al., JMLR 2012 (mmd); Bonneel et al.,
 JMIV 2015 (sliced_w2); Santambrogio, Optimal Transport for Applied Mathematicians, prop. 7.17 (its derivative).
@@ -53,7 +56,7 @@ class Reference:
     @functools.cached_property
     def bandwidth(self) -> float:
         """Median distance between two reference samples (of the first 1000), the kernel's h."""
-        first = self.samples[:1000]
+        first = self.samples[:1000] - self.mean
         squares = np.sum(first**2, axis=1)
         distances = squares[:, None] + squares - 2.0 * first @ first.T
         return float(np.sqrt(np.median(distances[np.triu_indices(len(first), 1)])))
@@ -61,7 +64,7 @@ class Reference:
     def own_kernel(self, count: int) -> float:
         """Mean kernel over pairs of distinct samples among the first ``count``; computed once."""
         if count not in self._own_kernels:
-            samples = self.samples[:count]
+            samples = self.samples[:count] - self.mean
             squares = np.sum(samples**2, axis=1)
             gram = np.exp(-0.5 * (squares[:, None] + squares - 2.0 * samples @ samples.T) / self.bandwidth**2)
             self._own_kernels[count] = (gram.sum() - np.trace(gram)) / (len(samples) * (len(samples) - 1))
@@ -69,9 +72,10 @@ class Reference:
 
 
 class LatentReference(NamedTuple):
-    """A `Reference` seen from one autoencoder's latent space, as arrays for the device.
+    """A `Reference` seen from one autoencoder's latent space, as arrays for the device, centred by its encoded mean.
 
     Attributes:
+      centre: ``[d]``, the encoded mean.
       samples: ``[M, d]``, encoded reference samples.
       outside: ``[M]``, their squared distance to the decoder's range.
       bandwidth: kernel width h.
@@ -79,6 +83,7 @@ class LatentReference(NamedTuple):
       quantiles: ``[P, N]``, reference quantiles along each direction, at the ranks of N samples.
     """
 
+    centre: jax.Array
     samples: jax.Array
     outside: jax.Array
     bandwidth: jax.Array
@@ -90,11 +95,11 @@ class SampleStatistics(NamedTuple):
     """Sums over blocks of samples: all that the metrics need of a state. K blocks.
 
     Attributes:
-      mean: ``[K, d]``, block means.
-      second: ``[K, d, d]``, block means of z z^T.
+      mean: ``[K, d]``, block means of centred samples.
+      second: ``[K, d, d]``, block means of their z z^T.
       kernel: ``[K, K]``, sums of the kernel over pairs of distinct samples of two blocks.
       cross: ``[K]``, sums of the kernel over (sample of the block, reference sample).
-      sliced: scalar, squared sliced W2.
+      sliced: scalar, squared sliced W2, bias-corrected.
       potential: ``[K]``, block means of the derivative of ``sliced`` with respect to a sample's weight.
     """
 
@@ -119,18 +124,22 @@ def latent_reference(
       directions: P, number of random directions.
       seed: chooses the directions.
     """
-    kernel_samples = reference.samples[:kernel_count]
+    centre = reference.mean @ basis
+    centred = reference.samples - basis @ centre
+    kernel_samples = centred[:kernel_count]
     encoded = kernel_samples @ basis
-    unit = np.random.default_rng(seed).standard_normal((directions, basis.shape[0]))
+    # A stream of its own: samples drawn by the same seed must not coincide with the directions.
+    unit = np.random.default_rng([seed, 1]).standard_normal((directions, basis.shape[0]))
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     ranks = (np.arange(count) + 0.5) / count
     outside = np.clip(np.sum(kernel_samples**2, axis=1) - np.sum(encoded**2, axis=1), 0.0, None)
     arrays = [
+        centre,
         encoded,
         outside,
         reference.bandwidth,
         unit @ basis,
-        np.quantile(reference.samples @ unit.T, ranks, axis=0).T,
+        np.quantile(centred @ unit.T, ranks, axis=0).T,
     ]
     return LatentReference(*(np.asarray(a, np.float32) for a in arrays))
 
@@ -147,19 +156,23 @@ def sample_statistics(
       mask: ``[d]``, 0 in padded components.
       blocks: K.
     """
-    count = z.shape[0]
+    count, width = z.shape
+    kept = jnp.zeros_like(reference.centre).at[:width].set(mask)
+    z = (z - reference.centre[:width]) * kept[:width]
     block_mean, second = block_moments(z, blocks=blocks)
     per_block = min(count, reference.samples.shape[0]) // blocks
     if per_block < 1:
         raise ValueError(f"need at least {blocks} samples and reference samples, got {count}, {len(reference.samples)}")
     chosen = z[: per_block * blocks]
-    width = z.shape[1]
-    encoded = reference.samples[:, :width] * mask
-    lost = jnp.sum(reference.samples**2, axis=1) - jnp.sum(encoded**2, axis=1) + reference.outside
+    encoded = reference.samples[:, :width] * kept[:width]
+    # Samples are 0 in the other components, which is not the centre.
+    lost = jnp.sum(((reference.samples + reference.centre) * (1.0 - kept)) ** 2, axis=1) + reference.outside
+    offset = reference.directions @ ((1.0 - kept) * reference.centre)
     kernel = _kernel(chosen, chosen, reference.bandwidth, 0.0) * (1.0 - jnp.eye(chosen.shape[0]))
     kernel = kernel.reshape(blocks, per_block, blocks, per_block).sum(axis=(1, 3))
     cross = _kernel(chosen, encoded, reference.bandwidth, lost).reshape(blocks, -1).sum(axis=1)
-    sliced, potential = sliced_statistics(z @ (reference.directions[:, :width] * mask).T, reference.quantiles, blocks)
+    projected = z @ (reference.directions[:, :width] * kept[:width]).T - offset
+    sliced, potential = sliced_statistics(projected, reference.quantiles, blocks)
     return SampleStatistics(block_mean, second, kernel, cross, sliced, potential)
 
 
@@ -180,12 +193,14 @@ def sliced_statistics(projected: jax.Array, quantiles: ArrayLike, blocks: int = 
     Args:
       projected: samples along each direction ``[N, P]``, N a multiple of ``blocks``.
       quantiles: reference quantiles ``[P, N]`` along the same directions.
-      blocks: K, consecutive blocks of samples.
+      blocks: K, even, consecutive blocks of samples.
 
     Returns:
-      (mean squared W2 over directions, block means ``[K]`` of its derivative in the samples' weights); their sum gives the
-      pseudo-values of equation (1).
+      (mean squared W2 over directions, its bias removed; block means ``[K]`` of its derivative in the samples' weights); their
+      sum gives the pseudo-values of equation (1).
     """
+    if blocks % 2:
+        raise ValueError(f"blocks must be even, got {blocks}")
     # XLA sorts one array of integers seven times faster than floats with an index, so a sample's block number rides in the
     # last bits of its value (K = 64: six bits, a relative change of 4e-6).
     bits = (1 << (blocks - 1).bit_length()) - 1
@@ -200,7 +215,17 @@ def sliced_statistics(projected: jax.Array, quantiles: ArrayLike, blocks: int = 
     potential = jnp.cumsum((gap[:, 1:] + gap[:, :-1]) * jnp.diff(ordered, axis=1), axis=1)
     potential = jnp.concatenate([jnp.zeros((len(gap), 1)), potential], axis=1)
     sums = _block_sums(potential, block, blocks) / quantiles.size * blocks
-    return jnp.mean(gap**2), sums - jnp.mean(sums)
+    whole = jnp.mean(gap**2)
+    halves = _distance_of_halves(ordered, jnp.asarray(quantiles), block < blocks // 2)
+    return 2.0 * whole - halves, sums - jnp.mean(sums)
+
+
+def _distance_of_halves(ordered, quantiles, first):
+    """Mean squared W2 of both halves of sorted samples ``[P, N]``; ``first``: those of the first half, as many as others."""
+    pairs = 0.5 * (quantiles[:, ::2] + quantiles[:, 1::2])
+    before = jnp.cumsum(first, axis=1)
+    rank = jnp.where(first, before - 1, jnp.arange(first.shape[1]) - before)
+    return jnp.mean((ordered - jnp.take_along_axis(pairs, rank, axis=1)) ** 2)
 
 
 def _block_sums(values, block, blocks):
@@ -231,14 +256,21 @@ def pseudo_values(
     blocks = statistics.mean.shape[1]
     kernel_blocks = min(count, kernel_count, len(reference.samples)) // blocks
     potential = np.asarray(statistics.potential, np.float64)
-    values = moment_pseudo_values(statistics.mean, statistics.second, reference, basis)
+    centre = (reference.mean @ basis).astype(np.float32)
+    values = moment_pseudo_values(statistics.mean, statistics.second, reference, basis, centre=centre)
     values["mmd"] = _jackknife(_mmd(statistics, reference.own_kernel(kernel_count), kernel_blocks, kernel_count))
     values["sliced_w2"] = (np.asarray(statistics.sliced, np.float64)[:, None] + potential).T
     return {metric: values[metric] for metric in METRICS}
 
 
 def moment_pseudo_values(
-    mean: np.ndarray, second: np.ndarray, reference: Reference, basis: np.ndarray, *, with_kl: bool = True
+    mean: np.ndarray,
+    second: np.ndarray,
+    reference: Reference,
+    basis: np.ndarray,
+    *,
+    centre: ArrayLike = 0.0,
+    with_kl: bool = True,
 ) -> dict[str, np.ndarray]:
     """Pseudo-values of the metrics that need first and second moments only, "w2" and "kl".
 
@@ -247,6 +279,7 @@ def moment_pseudo_values(
       second: block second moments ``[S, K, d, d]``.
       reference: in data space.
       basis: decoder ``[D, d]``.
+      centre: what was subtracted from the samples, scalar or ``[d]``.
       with_kl: False leaves out "kl".
 
     Returns:
@@ -255,6 +288,8 @@ def moment_pseudo_values(
     dim = basis.shape[1]
     factor = covariance_factor(reference.covariance)
     target = basis.T @ reference.covariance @ basis
+    encoded = reference.mean @ basis
+    shift, outside = encoded - np.asarray(centre, np.float64), np.sum((reference.mean - basis @ encoded) ** 2)
     # Stop by stop: the covariances of one stop without each block stay in the processor's cache.
     w2, kl = [], []
     for mean_s, second_s in zip(np.asarray(mean), np.asarray(second), strict=True):
@@ -264,9 +299,9 @@ def moment_pseudo_values(
             kl.append(np.full(len(mean_s) + 1, np.inf))
             continue
         moments = _leave_one_out_moments(mean_s[:, :dim].astype(np.float64), second_s[:, :dim, :dim].astype(np.float64))
-        w2.append(_frechet(*moments, reference, basis, factor))
+        w2.append(outside + _frechet(*moments, shift, basis, factor))
         if with_kl:
-            kl.append(_gaussian_kl(*moments, reference.mean @ basis, target))
+            kl.append(_gaussian_kl(*moments, shift, target))
     return {"w2": _jackknife(np.stack(w2))} | ({"kl": _jackknife(np.stack(kl))} if with_kl else {})
 
 
@@ -289,13 +324,15 @@ def _leave_one_out_moments(mean, second):
     return mean, second - mean[:, :, None] * mean[:, None, :]
 
 
-def _frechet(means, covariances, reference, basis, factor):
-    """Squared Fréchet distances ``[K + 1]``; factor factor^T is the reference covariance."""
+def _frechet(means, covariances, centre, basis, factor):
+    """Squared Fréchet distances ``[K + 1]`` but for the means' part outside the latent space.
+
+    The reference covariance is factor factor^T.
+    """
     # In latent coordinates: || A^{1/2} basis^T L ||_* = sum of square roots of the eigenvalues of R A R^T.
     reduced = np.linalg.qr((basis.T @ factor).T, mode="r")
     overlap = np.sqrt(np.linalg.eigvalsh(reduced @ covariances @ reduced.T).clip(0.0)).sum(axis=1)
-    centre = reference.mean @ basis
-    mean_term = np.sum((means - centre) ** 2, axis=1) + np.sum(reference.mean**2) - np.sum(centre**2)
+    mean_term = np.sum((means - centre) ** 2, axis=1)
     return mean_term + np.trace(covariances, axis1=1, axis2=2) + np.sum(factor**2) - 2.0 * overlap
 
 

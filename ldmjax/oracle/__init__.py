@@ -23,7 +23,7 @@ from ldmjax.oracle.capped import (
     dimension_bounds,
 )
 from ldmjax.oracle.denoisers import bayes_noise_error, gaussian_denoiser, rotated_denoiser
-from ldmjax.oracle.discretised import chain_variances, error_split, sampler_variances
+from ldmjax.oracle.discretised import KEPT_BY, chain_variances, error_split, sampler_variances, variance_kept
 from ldmjax.oracle.general import w2_squared_general, w2_squared_linear_autoencoder, w2_squared_projected
 from ldmjax.oracle.levels import discretisation_weights, effective_states, optimised_levels
 from ldmjax.oracle.propositions import PropositionCheck, check_propositions
@@ -43,6 +43,7 @@ from ldmjax.oracle.stopped import (
 from ldmjax.oracle.tables import discretisation_table
 
 __all__ = [
+    "KEPT_BY",
     "PropositionCheck",
     "bayes_noise_error",
     "best_capped_stop",
@@ -69,6 +70,7 @@ __all__ = [
     "stopped_variances",
     "tolerance_noise_var",
     "useful_noise_var",
+    "variance_kept",
     "w2_squared_curve",
     "w2_squared_from_variances",
     "w2_squared_general",

@@ -19,11 +19,12 @@ import numpy as np
 
 from ldmjax.oracle.capped import STARTS, capped_score_weights, capped_variances, check_choice
 from ldmjax.oracle.stopped import check_spectra, stopped_variances, w2_squared_from_variances
-from ldmjax.schedules import Ladder, Schedule, VariancePreserving
+from ldmjax.schedules import ContinuousSchedule, Ladder, Schedule, VariancePreserving
 from ldmjax.typing import ArrayLike
 
 SCHEMES = ("euler_maruyama", "exponential", "euler_ode", "heun_ode")
 CHAINS = ("ddim", "ddpm_exact", "heun", "dpmpp_2m")
+KEPT_BY = ("euler", "ddim", "dpmpp_2m")  # samplers of `variance_kept`
 COLUMNS = 64  # components at a time: their arrays stay in the processor's cache
 
 
@@ -154,6 +155,42 @@ def chain_variances(
         if sampler == "ddpm_exact":
             result[k + 1] += (a_next - c * a / s) ** 2 * lam * s**2 / marginal
     return result
+
+
+def variance_kept(
+    variances: ArrayLike, schedule: ContinuousSchedule, steps: int, *, sampler: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """What share of every component's variance a sampler with the exact Gaussian score keeps, when stopped after each step.
+
+    The steps are evenly spaced in the schedule's time, from pure noise (variance 1) to clean data.
+
+    Args:
+      variances: lam ``[D]``.
+      schedule: rectified flow or a variance-preserving schedule.
+      steps: N >= 2.
+      sampler: "euler" (of the flow ODE), "ddim" or "dpmpp_2m"; the first two are the same on rectified flow.
+
+    Returns:
+      (logsnr ``[N]`` after each step, rising, the last +inf; variance over alpha^2 lam + sigma^2 ``[N, D]``, 1 where that is
+      0).
+
+    Raises:
+      ValueError: for an unknown sampler, or fewer steps.
+    """
+    (variances,) = check_spectra(variances)
+    check_choice("sampler", sampler, KEPT_BY)
+    if steps < 2:
+        raise ValueError(f"steps must be >= 2, got {steps}")
+    times = np.linspace(schedule.t_max, 0.0, steps + 1)
+    alpha, sigma = (np.asarray(function(times), np.float64) for function in (schedule.alpha, schedule.sigma))
+    if sampler == "euler" and isinstance(schedule, VariancePreserving):
+        stepped = sampler_variances(variances, schedule, times, scheme="euler_ode", start="standard")
+    else:
+        chain = "ddim" if sampler == "euler" else sampler
+        stepped = chain_variances(variances, alpha[:-1], sigma[:-1], sampler=chain)
+    exact = (alpha**2)[1:, None] * variances + (sigma**2)[1:, None]
+    kept = np.divide(stepped[1:], exact, out=np.ones_like(exact), where=exact > 0)
+    return np.append(schedule.logsnr(times[1:-1]), np.inf), kept
 
 
 def _heun_gains(alpha, sigma, assumed):
