@@ -46,7 +46,7 @@ CLAIM_ERROR = 0.0025
 LEAST_BLOCKS = 16  # with fewer their spread says too little of the error: flat curves were called "stop early"
 EQUAL = 1e-9  # values that differ by less, as a share of the largest of the curve, are equally good
 VERDICTS = ("stop early", "no gain from stopping", "cannot tell")
-MARGIN = 1.1  # by which an interval should clear the bound that it must not hold
+MARGIN = 1.5  # by which an interval should clear the bound that it must not hold, to be sure
 PLAUSIBLE = 1.0  # standard errors by which a true gain may plausibly differ from its estimate
 # What is decoded: the state in variance-preserving coordinates, or the state of the rectified flow, not rescaled.
 NOISY_READOUTS = ("rescaled", "state")
@@ -169,7 +169,8 @@ def images_needed(result: StoppingResult, *, images: int, negligible: float = 0.
 
     Interval widths fall as the root of the number of images. If the true gain were g, a verdict would need the smaller of two
     numbers: that which lifts the gain's lower bound above 0, and that which brings its upper bound below ``negligible`` of the
-    end, each with `MARGIN` to spare. The range is over all g within `PLAUSIBLE` standard errors of the estimate.
+    end. The range is over all g within `PLAUSIBLE` standard errors of the estimate, its upper end with `MARGIN` to spare. On
+    simulated curves a verdict followed in some 5 to 50 % of cases at the lower end, in 70 % and more at the upper.
 
     Args:
       result: a curve without a verdict.
@@ -191,7 +192,7 @@ def images_needed(result: StoppingResult, *, images: int, negligible: float = 0.
     gains = gains[(gains >= max(result.gain - error, 0.0)) & (gains <= result.gain + error)]
     with np.errstate(divide="ignore"):
         factors = np.minimum(below / gains, np.where(gains < target, above / np.abs(target - gains), np.inf))
-    fewest, most = (images * (MARGIN * max(factor, 1.0)) ** 2 for factor in (factors.min(), factors.max()))
+    fewest, most = images * max(factors.min(), 1.0) ** 2, images * (MARGIN * max(factors.max(), 1.0)) ** 2
     return int(np.ceil(fewest)), int(np.ceil(most))
 
 

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from experiments import coverage
-from experiments.coverage import noisy
+from experiments.coverage import few_rows, noisy
+from experiments.coverage.laws import SHAPES, Law
 from ldmjax import data
 from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 COVARIANCE = np.diag(data.spectrum_variances("power:1.5", 8))
 SAMPLER = coverage.Case(name="sampler", covariance=COVARIANCE, latent_dim=3, n=40, samples=256, stops=5)
-NOISY = noisy.Case(name="noisy", covariance=COVARIANCE, latent_dim=3, n=40, reference=200, stops=8, samples=256)
+LAW = Law(variances=np.diag(COVARIANCE))
+NOISY = noisy.Case(name="noisy", law=LAW, latent_dim=3, n=40, reference=200, stops=8, samples=256, metrics=("w2",))
 
 
 @pytest.mark.parametrize(
@@ -39,3 +41,50 @@ def test_an_interrupted_case_goes_on_to_the_same_records(monkeypatch, tmp_path, 
         analysis.run_case(case, store=NOTHING_KEPT, **how), default=float
     )
     assert [row["seed"] for row in resumed] == [7, 8, 9, 10, 11]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_law_has_the_covariance_that_it_says(shape):
+    law = Law(variances=np.array([2.0, 1.0, 0.25]), shape=shape)
+    x = law.draw(np.random.default_rng(0), 400_000)
+    error = 0.05 if shape == "heavy tails" else 0.02
+    np.testing.assert_allclose(np.cov(x.T), law.covariance, atol=error)
+    np.testing.assert_allclose(x.mean(axis=0), 0.0, atol=0.02)
+
+
+@pytest.mark.parametrize("metric", ["mmd", "sliced_w2"])
+def test_the_truth_of_many_points_is_that_of_closed_forms(monkeypatch, metric):
+    """A Gaussian that is treated as if it were none."""
+    case = noisy.Case(name="x", law=LAW, latent_dim=3, n=200, reference=200, stops=5, samples=256)
+    exact = getattr(noisy.make_problem(case, 3).truth, metric)()
+    monkeypatch.setattr(
+        Law, "draw", lambda law, rng, count: rng.standard_normal((count, law.dim)) * np.sqrt(law.variances)
+    )
+    other = noisy.make_problem(noisy.dataclasses.replace(case, law=Law(variances=LAW.variances, shape="ring")), 3).truth
+    np.testing.assert_allclose(getattr(other, metric)(), exact, rtol=0.05, atol=0.02 * exact.max())
+
+
+def test_points_with_the_true_covariance_cannot_gain():
+    case = noisy.Case(name="x", law=LAW, latent_dim=8, n=100, reference=200, stops=5, samples=256, estimate="exact")
+    truth = noisy.make_problem(case, 0).truth
+    for metric in case.metrics:
+        curve = getattr(truth, metric)()
+        assert curve[-1] == pytest.approx(0.0, abs=1e-10) and np.all(np.diff(curve) < 0)
+
+
+def test_the_better_of_two_dimensions_is_chosen_from_few_rows():
+    choice = few_rows.Choice(name="choice", reference=256)
+    rows = few_rows.run_case(choice, draws=2, report=lambda line: None)
+    assert all(row["right"] and row["exact_best"][1] < row["exact_best"][0] for row in rows)
+    assert "choice: right 100 %" in few_rows.choices(rows) and few_rows.choices([{"case": "x"}]) == ""
+
+
+def test_the_table_counts_false_and_found_claims():
+    row = {
+        "case": "a", "metric": "w2", "interior": False, "covered": True, "interval_width": 1.0, "gain_covered": True,
+        "exact_gain": 0.0, "verdict": "cannot tell",
+    }  # fmt: skip
+    found = row | {"exact_gain": 0.2, "verdict": "stop early", "interior": True, "covered": False}
+    lines = coverage.table([row, row, found, row | {"verdict": "stop early"}]).splitlines()
+    assert "33.3 % of 3" in lines[-1] and "100.0 % of 1" in lines[-1] and "75.0 %" in lines[-1]
+    assert coverage.table([{"choice": True}]) == ""

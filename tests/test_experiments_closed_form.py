@@ -87,9 +87,14 @@ def test_records_hold_the_shares_gains_and_caps(phase):
     rows = phase_diagram.make_records(result, config)
     for row in (r for r in rows if r["kind"] == "latent_dim"):
         i, j = config.n.index(row["n"]), row["latent_dim"] - 1
-        inside = [0 < nu < config.noise_var_max for nu in result.best_noise_var[i, :, j]]
-        assert row["interior_count"] == sum(inside) and row["interior_share"] == sum(inside) / 6
-        assert row["interior_low"] <= row["interior_share"] <= row["interior_high"]
+        before, start = (
+            [nu > low for nu in result.best_noise_var[i, :, j]] for low in (0, config.noise_var_max * (1 - 1e-9))
+        )
+        assert row["before_end_count"] == sum(before) and row["before_end_share"] == sum(before) / 6
+        assert row["before_end_low"] <= row["before_end_share"] <= row["before_end_high"]
+        assert row["at_start_count"] == sum(start)
+        # Where something is gained the best stop is before the end, be it at the start.
+        assert (row["gain_percent_max"] > 0) <= (row["before_end_count"] > 0)
         assert row["gain_percent_max"] == result.gain_percent[i, :, j].max()
     inf, capped = (r for r in rows if r["kind"] == "cap")
     np.testing.assert_allclose(result.capped[0], result.first_draw[1], rtol=1e-9)
@@ -124,7 +129,7 @@ def test_pca_model_is_the_bures_distance_to_held_out_images():
         d, nu = p["latent_dim"], p["noise_var_best"]
         for key, level in [("w2_squared_end", 0.0), ("w2_squared_best", nu)]:
             generated = vectors[:, :d] * (values[:d] + level * (1 - values[:d])) @ vectors[:, :d].T
-            expected = gaussians.w2_squared(np.zeros(6), np.cov(held_out.T, bias=True), np.zeros(6), generated)
+            expected = gaussians.w2_squared(held_out.mean(0), np.cov(held_out.T, bias=True), train.mean(0), generated)
             assert p[key] == pytest.approx(expected, rel=1e-7)
         assert p["gain_percent"] >= 0
 
@@ -166,7 +171,7 @@ def test_best_dimension_under_a_cap_is_that_of_brute_force(capped):
 
 def test_proposition_5_and_corollary_1_hold_on_their_events(capped):
     result, config = capped
-    assert result.violations.tolist() == [0, 0] and result.event[1].all()
+    assert result.violations.tolist() == [[0, 0], [0, 0]] and result.event[1].all()
     d1, d2 = result.exact_bounds.T
     assert np.all((d1 <= result.exact_dim) & (result.exact_dim <= np.maximum(1, d2 - 1)) | (d2 == 12))
     assert result.corollary_event.all() and np.all(capped_scores.corollary_hits(result))
@@ -177,8 +182,11 @@ def test_proposition_5_and_corollary_1_hold_on_their_events(capped):
 def test_violations_are_counted(capped):
     result, config = capped
     wrong = capped_scores.dataclasses.replace(result, best_dim=np.full_like(result.best_dim, 12))
-    upper = capped_scores.sharper_bound(result.variances, result.caps, result.bounds[..., 1])
-    assert wrong.violations.tolist() == np.sum((upper < 12) & result.event[..., None], axis=(1, 2)).tolist() != [0, 0]
+    printed = result.bounds[..., 1]
+    uppers = np.stack([printed, capped_scores.sharper_bound(result.variances, result.caps, printed)])
+    expected = np.sum((uppers < 12) & result.event[..., None], axis=(2, 3))
+    np.testing.assert_array_equal(wrong.violations, expected)
+    assert np.all(expected[1] >= expected[0]) and np.all(expected[0] > 0)
 
 
 def test_ridge_heights_tend_to_their_limits(capped):
@@ -464,3 +472,34 @@ def test_bad_input_is_one_line_and_touches_nothing(commands, index):
     # absl names an unknown flag without its value.
     assert name in err and (value in err or "Unknown" in err) and reason in err
     assert not (where / f"out{index}").exists()
+
+
+def test_with_the_exact_score_noise_gains_by_other_metrics_not_by_w2():
+    """Variances k^-1.5, D = 32, d = 8: by W2 noise only costs, by sliced W2 and MMD it fills in for dropped components."""
+    variances = np.arange(1, 33) ** -1.5
+    generated = oracle.stopped_variances(variances, [0.0, 0.05])
+    np.testing.assert_allclose(oracle.w2_squared_from_variances(variances, generated)[7], [0.335, 0.368], atol=5e-4)
+    unit = np.random.default_rng(0).standard_normal((4000, 32))
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    sliced = oracle.sliced_w2_squared_from_variances(variances, generated, 8, directions=unit)
+    np.testing.assert_allclose(sliced, [6.95e-4, 2.01e-4], rtol=0.06)
+    mmd = oracle.mmd_squared_from_variances(variances, generated, 8, bandwidth=2.0)
+    np.testing.assert_allclose(mmd, [1.22e-3, 3.67e-4], rtol=0.01)
+    for k in (0, 1):  # against the closed forms of general covariances
+        laws = (
+            np.zeros(32),
+            np.diag(np.where(np.arange(32) < 8, generated[:, k], 0.0)),
+            np.zeros(32),
+            np.diag(variances),
+        )
+        assert mmd[k] == pytest.approx(gaussians.mmd_squared(*laws, bandwidth=2.0))
+        assert sliced[k] == pytest.approx(gaussians.sliced_w2_squared(*laws, directions=unit))
+
+
+def test_rows_of_other_metrics_are_in_the_table(phase):
+    result, config = phase
+    rows = [r for r in phase_diagram.make_records(result, config) if r["kind"] == "exact_metric"]
+    assert {r["metric"] for r in rows} == {"sliced_w2", "mmd"} and max(r["gain_percent"] for r in rows) > 5
+    assert all(r["gain_percent"] >= 0 and r["best"] <= r["end"] for r in rows)
+    assert rows[-1]["latent_dim"] == result.latent_dims[-1] and rows[-1]["gain_percent"] == 0
+    assert phase_diagram.table(result, config).count("exact score, d =") == len(rows)

@@ -461,3 +461,31 @@ def test_more_components_than_are_handled_at_once():
         for i in (0, 63, 64, 127, 128, 129):
             alone = oracle.sampler_variances(variances[i : i + 1], schedule, times, **options)
             np.testing.assert_array_equal(together[:, i], alone[:, 0])
+
+
+def test_what_a_sampler_keeps_of_a_variance():
+    """Euler on rectified flow by hand; the whole of it with many steps; refusals."""
+    lam, steps = 0.3, 4
+    logsnr, kept = oracle.variance_kept([lam], RectifiedFlow(), steps, sampler="euler")
+    s, variance = 1.0, 1.0
+    for k in range(steps):
+        alpha, sigma, after = 1 - s, s, s - 0.25
+        velocity = (sigma - alpha * lam) / (alpha**2 * lam + sigma**2)  # (eps - x0) / z, of the exact score
+        variance *= (1 - 0.25 * velocity) ** 2
+        exact = (1 - after) ** 2 * lam + after**2
+        assert kept[k, 0] == pytest.approx(variance / exact)
+        assert logsnr[k] == (pytest.approx(2 * np.log((1 - after) / after)) if after else np.inf)
+        s = after
+    np.testing.assert_allclose(kept, oracle.variance_kept([lam], RectifiedFlow(), steps, sampler="ddim")[1])
+    for sampler in oracle.KEPT_BY:
+        for schedule in (RectifiedFlow(), LinearVP()):
+            logsnr, many = oracle.variance_kept([2.0, 0.3, 0.0], schedule, 4000, sampler=sampler)
+            assert np.all(np.diff(logsnr) > 0)
+            # DPM-Solver++(2M) is of second order; where alpha is tiny the last variance, 0, is all loss or none.
+            np.testing.assert_allclose(many[-2:, :2], 1.0, atol=5e-3)
+            few = oracle.variance_kept([2.0, 0.3], schedule, 20, sampler=sampler)[1]
+            assert np.max(np.abs(few[-1] - 1)) > 4 * np.max(np.abs(many[-1, :2] - 1))
+    with pytest.raises(ValueError, match="sampler"):
+        oracle.variance_kept([1.0], RectifiedFlow(), 4, sampler="heun")
+    with pytest.raises(ValueError, match="steps must be >= 2, got 1"):
+        oracle.variance_kept([1.0], RectifiedFlow(), 1, sampler="euler")

@@ -547,3 +547,16 @@ def test_times_on_a_ladder_are_level_numbers():
     for times in ([5.0, 4.0], [4.0, 2.5], [1.0, -1.0]):
         with pytest.raises(ValueError, match="level numbers, 0..4"):
             samplers.sample(denoiser, ladder, start, jax.random.key(0), times=np.array(times), **options)
+
+
+def test_ddpm_exact_refuses_pure_noise():
+    """Its posterior variance is 0 / 0 at alpha = 0, which gave NaN."""
+    schedule = schedules.RectifiedFlow()
+    denoiser = oracle.gaussian_denoiser(np.array([2.0, 0.5]), schedule)
+    how = {"stops": [4], "sampler": "ddpm_exact", "statistic": lambda z, t: z.var(axis=0)}
+    start, key = jax.random.normal(jax.random.key(0), (20_000, 2)), jax.random.key(1)
+    with pytest.raises(ValueError, match="ddpm_exact needs alpha > 0 at times.0., got pure noise"):
+        samplers.sample(denoiser, schedule, start, key, times=np.linspace(1.0, 0.0, 5), **how)
+    times = np.append(0.999, np.linspace(0.75, 0.0, 4))
+    found = samplers.sample(denoiser, schedule, start, key, times=times, **how)[0]
+    np.testing.assert_allclose(found, [2.0, 0.5], rtol=0.05)
