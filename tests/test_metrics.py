@@ -189,6 +189,10 @@ def test_sliced_w2_of_equal_laws_has_no_bias():
         found.append(float(value))
         plain.append(np.mean((np.sort(projected, axis=0) - quantiles.T) ** 2))
     assert abs(np.mean(found)) < 0.05 * np.mean(plain)
+    kept, _ = metrics.sliced_statistics(
+        jnp.asarray(projected, jnp.float32), jnp.asarray(quantiles, jnp.float32), debiased=False
+    )
+    assert float(kept) == pytest.approx(plain[-1], rel=1e-4)
 
 
 def test_directions_are_not_the_users_samples():

@@ -87,7 +87,7 @@ def test_latents_of_the_true_second_moment_never_ask_for_an_early_stop(seed):
     outcome, _ = answer(x, rng.standard_normal((1500, 16)) * spectrum(16), 12)
     (choice,) = outcome.recommendations
     assert choice["verdict"] != EARLY and choice["advice"].startswith(("do not stop early", "cannot tell"))
-    assert choice["images_needed"] is None or choice["images_needed"] > 1500
+    assert choice["images_needed"] is None or choice["images_needed"][1] > choice["images_needed"][0] >= 1500
 
 
 def test_record_of_a_run(scarce):
@@ -313,16 +313,46 @@ def test_advice_for_every_verdict():
     )
     text = choice.advice(made_record("a", 9.0, end_standard_error=6.0))
     assert text == "stop at denoising_end = 0.900: the distance falls by 1, from an end that cannot be told from 0"
-    text = choice.advice(made_record("a", 9.0, verdict=UNKNOWN, images_needed=12345))
-    assert text == "cannot tell: run to the end; about 1.2e+04 held-out images would let it"
+    text = choice.advice(made_record("a", 9.0, verdict=UNKNOWN, images_needed=(4000, 12345)))
+    assert text == "cannot tell: run to the end; about 4e+03 to 1.2e+04 held-out images would let it"
     assert choice.advice(made_record("a", 9.0, verdict=UNKNOWN)) == "cannot tell: run to the end"
 
 
 def test_what_is_unknown():
     one, two = [latents_only(np.ones((2, 2)))], [latents_only(np.ones((2, 2)))] * 2
-    assert len(choice.unknowns(two, comparable=True)) == 1
-    assert "other latent dimensions" in choice.unknowns(one, comparable=True)[1]
-    assert "Without a decoder" in choice.unknowns(two, comparable=False)[1]
+    assert len(choice.unknowns(two, comparable=True)) == 2
+    assert "lose variance" in choice.unknowns(two, comparable=True)[1]
+    assert "other latent dimensions" in choice.unknowns(one, comparable=True)[2]
+    assert "Without a decoder" in choice.unknowns(two, comparable=False)[2]
+    for rows, said in ((128, True), (400, False)):
+        reference = metrics.FeatureReference(np.random.default_rng(0).standard_normal((rows, 200)), metrics=["w2"])
+        measured = dataclasses.replace(one[0], measures={"pixels": metrics.Measure(lambda x: x, reference)})
+        text = " ".join(choice.unknowns([measured] * 2, comparable=True))
+        assert ("128 of them for 200 pixels features" in text and "201 images would" in text) == said
+
+
+@pytest.mark.parametrize("solver", ["euler", "dpmpp_2m"])
+def test_a_sampler_with_few_steps_stops_after_steps_and_earlier(solver):
+    """Latents with the training points' own law: without the loss no stop gains, with few Euler steps an early one does."""
+    rng = np.random.default_rng([4, 0])
+    x = rng.standard_normal((400, 16))
+    x -= x.mean(axis=0)
+    x = x @ np.linalg.inv(np.linalg.cholesky(x.T @ x / 400)).T * spectrum(16)
+    held_out = rng.standard_normal((4000, 16)) * spectrum(16)
+    perfect, _ = answer(x, held_out, 16)
+    few, config = answer(x, held_out, 16, sampling_steps=10, solver=solver)
+    assert len(config.logsnrs) == 8 and np.all(np.isin(config.logsnrs, config.chain.logsnrs))
+    record, without = few.records[0], perfect.records[0]
+    assert record["sampling_steps"] == 10 and record["solver"] == solver
+    assert without["sampling_steps"] is None and without["solver"] is None
+    z = np.linalg.svd(x, full_matrices=False)[1] ** 2 / 400
+    scale = record["latent_std"]
+    kept = oracle.variance_kept(z / scale**2, schedules.RectifiedFlow(), 10, sampler=solver)[1][-1]
+    exact = gaussians.w2_squared(np.zeros(16), np.diag(kept * z), np.zeros(16), np.diag(z))
+    assert record["end"] == pytest.approx(exact, abs=4 * record["end_standard_error"])
+    assert record["end"] > without["end"] + 2 * record["end_standard_error"]
+    if solver == "euler":
+        assert record["verdict"] == EARLY and without["verdict"] != EARLY
 
 
 # What users bring.

@@ -101,7 +101,8 @@ def statistics(samples: jax.Array, task: Task) -> Statistics:
     quantiles = jnp.asarray(task.quantiles(samples.shape[0]), jnp.float32)
     projected = samples @ jnp.asarray(task.directions, jnp.float32)
     return Statistics(
-        *metrics.block_moments(samples, blocks=BLOCKS), *metrics.sliced_statistics(projected, quantiles, BLOCKS)
+        *metrics.block_moments(samples, blocks=BLOCKS),
+        *metrics.sliced_statistics(projected, quantiles, BLOCKS, debiased=False),
     )
 
 

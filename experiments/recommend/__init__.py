@@ -1,7 +1,9 @@
 """Which latent dimension, and stop where, before a diffusion model is trained.
 
 Encodes the training images, puts the noise of every level on the latents, decodes, and measures the distance of the
-outputs to held-out images: the noisy autoencoder of [OS] (arXiv 2510.08409 v2; ldmjax.stopping). Per feature space and
+outputs to held-out images: the noisy autoencoder of [OS] (arXiv 2510.08409 v2; ldmjax.stopping). The curves are those of
+a model that has learned the law of the latents, with the mean and covariance of the training images; --sampling_steps=N adds
+the variance that N steps of a sampler (--solver) lose of a Gaussian, and stops after steps only. Per feature space and
 metric it gives the latent dimension and the stopping time with the smallest distance, their intervals, and a verdict:
 "stop early", "no gain from stopping", or "cannot tell", then with about how many images would let it tell.
 

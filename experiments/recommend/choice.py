@@ -61,8 +61,18 @@ def unknowns(candidates: Sequence[Candidate], *, comparable: bool) -> list[str]:
     """What the inputs do not contain."""
     lines = [
         "How well a diffusion model of a given size learns each latent space: the noisy autoencoder knows no network. The "
-        "largest latent space that it reconstructs best is often not the one that a small network learns best."
+        "largest latent space that it reconstructs best is often not the one that a small network learns best.",
+        "What networks lose: the curves are those of a model that has learned the law of the latents, with the mean and "
+        "covariance of the training images. Networks and samplers with few steps lose variance, and then stopping earlier may "
+        'help more (--sampling_steps adds what the steps lose). "Cannot tell" is not "no gain".',
     ]
+    for space, (_, reference) in candidates[0].measures.items():
+        rows, dim = reference.features.shape
+        if "w2" in reference.metrics and reference.moments[0].factor.shape[1] >= rows - 1:
+            lines.append(
+                f"Directions that no held-out image shows: {rows} of them for {dim} {space} features. What they may add to the "
+                f"Fréchet distance is in its interval; {dim + 1} images would leave nothing of the kind."
+            )
     if not comparable:
         lines.append(
             "Without a decoder distances are between latents: what the autoencoder loses is unknown, latent dimensions "

@@ -34,7 +34,8 @@ def table(outcome: Outcome) -> str:
     advice = [f"{r['features']}, {r['metric']}, {r['name']}: {r['advice']}." for r in outcome.recommendations]
     unknown = [f"- {line}" for line in outcome.unknown]
     about = (
-        "Squared distances of decoded noisy latents to held-out images; t* is the smallest value, whatever the verdict:"
+        "Squared distances to held-out images of a model that has learned these latents, stopped with noise left; t* is the "
+        "smallest value, whatever the verdict:"
     )
     return "\n".join(["", about, *align(rows, left=3), "", *advice, "", "Not known from these inputs:", *unknown])
 
@@ -50,9 +51,10 @@ def draw(outcome: Outcome, config: Config):
     figure, axes = plotting.new_figure(
         len(rows), len(measured), width=4.4 * len(measured) + 0.8, height=0.9 + 3.4 * len(rows),
         title="The noisy autoencoder: where would a diffusion model on these latents best stop?",
-        caption="Distance of decoded noisy latents to held-out images. Marker: smallest value, with ± 2 standard errors and "
-        "the 90 % interval of the stopping time. Grey line: the training images themselves. Rightmost point: end of sampling, "
-        "no noise. Bias-corrected estimates may fall below 0; such points are not shown.",
+        caption="Distance to held-out images of decoded noisy latents, as of a model that has learned their law; networks and "
+        "samplers with few steps lose variance, and may want an earlier stop. Marker: smallest value, with ± 2 standard "
+        "errors and the 90 % interval of the stopping time. Grey line: the training images themselves. Rightmost point: end of "
+        "sampling, no noise. Bias-corrected estimates may fall below 0; such points are not shown.",
     )  # fmt: skip
     for i, (space, kind) in enumerate(rows):
         for j, metric in enumerate(measured):

@@ -187,16 +187,19 @@ def _kernel(a, b, bandwidth, offset):
     return jnp.exp(-0.5 * squared / bandwidth**2)
 
 
-def sliced_statistics(projected: jax.Array, quantiles: ArrayLike, blocks: int = 64) -> tuple[jax.Array, jax.Array]:
+def sliced_statistics(
+    projected: jax.Array, quantiles: ArrayLike, blocks: int = 64, *, debiased: bool = True
+) -> tuple[jax.Array, jax.Array]:
     """Squared sliced W2 and what its standard error needs (traceable).
 
     Args:
       projected: samples along each direction ``[N, P]``, N a multiple of ``blocks``.
       quantiles: reference quantiles ``[P, N]`` along the same directions.
       blocks: K, even, consecutive blocks of samples.
+      debiased: False leaves the bias in, for those who subtract what as many draws of the law itself keep.
 
     Returns:
-      (mean squared W2 over directions, its bias removed; block means ``[K]`` of its derivative in the samples' weights); their
+      (mean squared W2 over directions; block means ``[K]`` of its derivative in the samples' weights); their
       sum gives the pseudo-values of equation (1).
     """
     if blocks % 2:
@@ -216,6 +219,8 @@ def sliced_statistics(projected: jax.Array, quantiles: ArrayLike, blocks: int = 
     potential = jnp.concatenate([jnp.zeros((len(gap), 1)), potential], axis=1)
     sums = _block_sums(potential, block, blocks) / quantiles.size * blocks
     whole = jnp.mean(gap**2)
+    if not debiased:
+        return whole, sums - jnp.mean(sums)
     halves = _distance_of_halves(ordered, jnp.asarray(quantiles), block < blocks // 2)
     return 2.0 * whole - halves, sums - jnp.mean(sums)
 
