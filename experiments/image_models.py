@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 
 from experiments import pieces
-from ldmjax import devices, metrics, samplers, schedules, sweeps, threefry, training
+from ldmjax import devices, metrics, samplers, schedules, stopping, sweeps, threefry, training
 from ldmjax.autoencoders import AutoencoderConfig, FittedAutoencoder, fit
 from ldmjax.checkpoints import NOTHING_KEPT, Store
 from ldmjax.data import Dataset
@@ -86,6 +86,12 @@ class SamplingConfig:
         if self.process == "rectified_flow":
             return schedules.uniform_times(self.schedule, self.steps)
         return schedules.uniform_logsnr_times(self.schedule, self.steps, logsnr_min=-10.0, logsnr_max=9.0)
+
+    @property
+    def chain(self) -> stopping.Chain | None:
+        """The sampler as the noisy autoencoder takes it; None where its steps are not even in time."""
+        uniform = self.process == "rectified_flow"
+        return stopping.Chain(self.schedule, self.steps, self.sampler) if uniform else None
 
     @property
     def stop_steps(self) -> np.ndarray:

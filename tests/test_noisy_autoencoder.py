@@ -466,8 +466,26 @@ def outcome():
         cases=cases,
         trained=trained,
         comparisons=predictors.compare(cases, trained),
+        claims=predictors.count_claims(cases, trained),
         costs=noisy_autoencoder.Costs(training=30.0, sampling=10.0, prediction=2.0),
     )
+
+
+def test_claims_are_counted_against_the_models(outcome):
+    """Curves with little noise: [5, 4, 4.5] is "stop early", [3, 2.5, 2] is not; the noisy autoencoder says so of all."""
+    w2, mmd = sorted(outcome.claims, key=lambda c: c.metric != "w2")
+    assert (w2.features, w2.metric, mmd.metric) == ("pixels", "w2", "mmd")
+    own = [c for c in outcome.cases if c.metric == "w2" and (c.seed, c.latent_dim, "pixels") in outcome.trained]
+    verdicts = [[stopping.read_stopping_curve(getattr(c, name)).verdict for c in own] for name in ("noisy", "model")]
+    assert w2.models == 5 and w2.early == 5 == verdicts[0].count(EARLY)
+    assert w2.confirmed == verdicts[1].count(EARLY) == 3 and w2.contradicted == verdicts[1].count(NONE) == 2
+    assert (w2.never, w2.never_confirmed, w2.never_contradicted) == (0, 0, 0)
+    curves = [c.model.mean(axis=0) for c in own]
+    stops = [int(c.noisy.mean(axis=0).argmin()) for c in own]
+    assert w2.at_stop == pytest.approx(np.mean([m[k] / m.min() - 1 for m, k in zip(curves, stops, strict=True)]))
+    assert w2.at_end == pytest.approx(np.mean([m[-1] / m.min() - 1 for m in curves]))
+    rows = [line.split() for line in report.table(outcome, CONFIG).splitlines()]
+    assert ["pixels", "w2", "5", "5", "3", "2", "0", "0", "0"] in [row[:9] for row in rows]
 
 
 def test_table_says_what_was_found(outcome):
@@ -489,7 +507,7 @@ def test_records_and_curves_agree_with_the_cases(outcome, tmp_path):
     rows = report.make_records(outcome, dataset, CONFIG)
     records.write_records(tmp_path, rows)
     loaded = records.load_records(tmp_path)
-    assert len(loaded) == len(outcome.cases) + len(outcome.comparisons) and json.dumps(loaded)
+    assert len(loaded) == len(outcome.cases) + len(outcome.comparisons) + len(outcome.claims) and json.dumps(loaded)
     for row, case in zip(loaded, outcome.cases, strict=False):
         assert (row["seed"], row["latent_dim"], row["metric"]) == (case.seed, case.latent_dim, case.metric)
         assert row["precision"] == "float32"
@@ -499,6 +517,8 @@ def test_records_and_curves_agree_with_the_cases(outcome, tmp_path):
         assert row["trained"] == ((case.seed, case.latent_dim) != (0, 2))
         index = case.noisy.mean(axis=0).argmin()
         assert row["noisy_logsnr"] == (None if np.isinf(CONFIG.logsnrs[index]) else CONFIG.logsnrs[index])
+    (of_w2,) = [r for r in loaded if r["record"] == "claims" and r["metric"] == "w2"]
+    assert (of_w2["early"], of_w2["confirmed"], of_w2["data"]) == (5, 3, "points")
     of_comparison = [r for r in loaded if r["record"] == "comparison"]
     assert of_comparison[0]["predictor"] == "noisy autoencoder" and of_comparison[0]["best"][0][:2] == [0, 4]
     curves = report.make_curves(outcome, CONFIG)

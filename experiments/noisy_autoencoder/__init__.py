@@ -5,7 +5,8 @@ to the data is what a latent diffusion model should use, no diffusion training n
 dimension and seed is trained and measured at every stop of its chain; each predictor chooses from the data alone, and pays
 its *regret*: the distance of the trained model at its choice over the smallest of all trained models and stops, minus 1.
 
-Predictors: the noisy autoencoder; the noisy autoencoder without stopping ("reconstruction distance", its last level);
+Predictors: the noisy autoencoder, as a model that has learned the law of the latents and is sampled with the same Euler steps;
+the noisy autoencoder without stopping ("reconstruction distance", its last level);
 reconstruction error (mean squared error of held-out images); interpolated latents (distance of decoded midpoints of nearest
 latent neighbours). The last three choose a dimension and never stop early.
 
@@ -32,7 +33,14 @@ import numpy as np
 
 from experiments import image_models, image_plans, plans
 from experiments.image_models import DiffusionModel, SamplingConfig, Split
-from experiments.noisy_autoencoder.predictors import Case, Comparison, compare, interpolated_latents
+from experiments.noisy_autoencoder.predictors import (
+    Case,
+    Claims,
+    Comparison,
+    compare,
+    count_claims,
+    interpolated_latents,
+)
 from ldmjax import stopping
 from ldmjax.autoencoders import reconstruction_error
 from ldmjax.checkpoints import NOTHING_KEPT, Store
@@ -40,7 +48,7 @@ from ldmjax.data import Dataset
 from ldmjax.features import Features
 from ldmjax.training import TrainingConfig
 
-__all__ = ["Case", "Comparison", "Config", "Costs", "Outcome", "plan", "run"]
+__all__ = ["Case", "Claims", "Comparison", "Config", "Costs", "Outcome", "plan", "run"]
 
 STILL_IMPROVING = 0.02
 FAR_FROM_AUTOENCODER = 2.0
@@ -126,12 +134,14 @@ class Outcome:
       cases: one per (seed, latent dimension, feature space, metric).
       trained: (seed, latent dimension, feature space) of models that count as trained.
       comparisons: predictors' choices, regrets and rank correlations.
+      claims: the noisy autoencoder's verdicts and stops against the models' own.
       costs: seconds.
     """
 
     cases: list[Case]
     trained: set[tuple[int, int, str]]
     comparisons: list[Comparison]
+    claims: list[Claims]
     costs: Costs
 
 
@@ -202,6 +212,7 @@ def run(
         cases=cases,
         trained=trained,
         comparisons=compare(cases, trained),
+        claims=count_claims(cases, trained),
         costs=Costs(
             training=training_seconds,
             sampling=float(np.mean([seconds for _, seconds in earlier])),
@@ -274,6 +285,7 @@ def _measure(
         logsnrs=config.logsnrs,
         samples=max(config.sampling.samples, 2 * len(z)),
         readout=config.readout,
+        chain=config.sampling.chain,
         seed=model.seed,
         report=lambda line: None,
     )

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial import KDTree
 
+from ldmjax import stopping
+
 PREDICTORS = ("noisy autoencoder", "reconstruction distance", "reconstruction error", "interpolated latents")
 REPLICATES = 1000
 NEIGHBOURS = 2048
@@ -98,6 +100,61 @@ class Comparison(NamedTuple):
     tau: float
     tau_low: float
     tau_high: float
+
+
+class Claims(NamedTuple):
+    """What the noisy autoencoder says of stopping, in one feature space and metric, against trained models.
+
+    Attributes:
+      features, metric: which.
+      models: trained ones, over seeds and latent dimensions.
+      early, confirmed, contradicted: "stop early" of the noisy autoencoder; of these, those where the model says so too, and
+        those where it says "no gain from stopping".
+      never, never_confirmed, never_contradicted: the same for "no gain from stopping".
+      at_stop, at_end: mean regret in the model's distance, at the noisy autoencoder's t* and without stopping, over the model's
+        own best stop; NaN where that is not above 0.
+    """
+
+    features: str
+    metric: str
+    models: int
+    early: int
+    confirmed: int
+    contradicted: int
+    never: int
+    never_confirmed: int
+    never_contradicted: int
+    at_stop: float
+    at_end: float
+
+
+def count_claims(cases: Sequence[Case], trained: set[tuple[int, int, str]]) -> list[Claims]:
+    """One per feature space and metric."""
+    groups = {}
+    for case in cases:
+        if (case.seed, case.latent_dim, case.features) in trained:
+            groups.setdefault((case.features, case.metric), []).append(case)
+    found = []
+    for (features, metric), group in groups.items():
+        said, own = (
+            np.array([stopping.read_stopping_curve(getattr(c, name)).verdict for c in group])
+            for name in ("noisy", "model")
+        )
+        early, none = stopping.VERDICTS[:2]
+        curves = [c.model.mean(axis=0) for c in group]
+        at_stop = [_regret(m[c.prediction(PREDICTORS[0])[1]], m.min()) for m, c in zip(curves, group, strict=True)]
+        counts = [
+            count
+            for claim, other in ((early, none), (none, early))
+            for count in (np.sum(said == claim), *(np.sum((said == claim) & (own == v)) for v in (claim, other)))
+        ]
+        found.append(
+            Claims(
+                features, metric, len(group), *map(int, counts), float(np.mean(at_stop)),
+                float(np.mean([_regret(m[-1], m.min()) for m in curves])),
+            )
+        )  # fmt: skip
+    return found
 
 
 def interpolated_latents(latents: np.ndarray) -> np.ndarray:

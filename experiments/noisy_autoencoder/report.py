@@ -14,6 +14,10 @@ NAMES = {"w2": "squared Fréchet distance", "mmd": "squared MMD", "sliced_w2": "
 MODEL_HEADER = (
     "features|metric|d|trained|improvement %|over autoencoder|at the end|best|its stop|predicted best|predicted stop"
 )
+CLAIM_HEADER = (
+    "features|metric|models|stop early: said|confirmed|contradicted|no gain: said|confirmed|contradicted|regret %: at its stop|"
+    "never stopping"
+)
 CHOICE_HEADER = "features|metric|models|predictor|regret % [90 %]|Kendall tau [90 %]|chosen d|best d"
 
 
@@ -64,6 +68,10 @@ def table(outcome: Outcome, config: Config) -> str:
                 " ".join(str(d) for d, _ in c.best.values()),
             ]
         )
+    claims = [CLAIM_HEADER.split("|")]
+    for c in outcome.claims:
+        counts = (c.models, c.early, c.confirmed, c.contradicted, c.never, c.never_confirmed, c.never_contradicted)
+        claims.append([c.features, c.metric, *map(str, counts), f"{100 * c.at_stop:.1f}", f"{100 * c.at_end:.1f}"])
     cost = outcome.costs
     ratio = (cost.training + cost.sampling) / cost.prediction
     seeds = ", ".join(map(str, config.seeds))
@@ -76,6 +84,10 @@ def table(outcome: Outcome, config: Config) -> str:
         "Choices, one per seed. Regret: distance of the trained model at the choice over the best of all, minus 1.",
         *align(choices, left=4),
         "",
+        "The noisy autoencoder's verdicts on trained models, confirmed or contradicted by theirs. Its curve is that of a model "
+        "that has learned the law of the latents" + (", sampled with as many steps." if config.sampling.chain else "."),
+        *align(claims, left=2),
+        "",
         f"Per latent dimension: {cost.training:.1f} s to train and {cost.sampling:.1f} s to sample a diffusion model, "
         f"{cost.prediction:.1f} s for the noisy autoencoder: {ratio:.1f} times cheaper.",
     ]
@@ -83,7 +95,7 @@ def table(outcome: Outcome, config: Config) -> str:
 
 
 def make_records(outcome: Outcome, dataset: Dataset, config: Config) -> list[dict]:
-    """One line per case, then one per comparison; ``record`` says which."""
+    """One line per case, then one per comparison and one per measure's claims; ``record`` says which."""
     sampling, rows = config.sampling, []
     about = {
         "data": dataset.name, "autoencoder": config.autoencoder, "n": config.n,
@@ -117,6 +129,7 @@ def make_records(outcome: Outcome, dataset: Dataset, config: Config) -> list[dic
             name: [[s, d, config.logsnrs[k]] for s, (d, k) in getattr(c, name).items()] for name in ("chosen", "best")
         }
         rows.append({"record": "comparison", **c._asdict(), "dims": list(c.dims.items()), **where, **about})
+    rows += [{"record": "claims", **c._asdict(), **about} for c in outcome.claims]
     return rows
 
 
