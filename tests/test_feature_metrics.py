@@ -122,7 +122,7 @@ def frechet(x, y, w=None, v=None, *, copies=None):
         (weights @ rows / weights.sum(), np.cov(rows.T, aweights=weights, bias=True).reshape(rows.shape[1], -1))
         for rows, weights in ((x, w), (y, v))
     )
-    own, other = own * (len(x) / (len(x) - 1)), other * (len(y) / (len(y) - 1))
+    own, other = own if copies else own * (len(x) / (len(x) - 1)), other * (len(y) / (len(y) - 1))
     factor = gaussians.covariance_factor(other)
     rows = len(x) - 1 if copies is None else np.inf
     eigenvalues = np.linalg.eigvalsh(factor.T @ own @ factor)
@@ -475,3 +475,15 @@ def test_one_feature():
     plain = (samples.mean() - y.mean()) ** 2 + (samples.std() - y.std()) ** 2
     error = found["w2"].std(ddof=1) / 8
     assert found["w2"].mean() == pytest.approx(plain, abs=0.5 * error)
+
+
+def test_w2_of_few_samples_has_no_bias():
+    """Halves of 80 rows in 64 dimensions are too small for equation (1); all 160 are not."""
+    found = []
+    for seed in range(24):
+        rng = np.random.default_rng([27, seed])
+        x, y = rng.standard_normal((2, 80, 64)), rng.standard_normal((400, 64))
+        p = metrics.feature_pseudo_values(x, metrics.FeatureReference(y, blocks=16, directions=1, metrics=["w2"]))["w2"]
+        found.append((p.mean(), p.std(ddof=1) / 4))
+    value, error = np.array(found).T
+    assert abs(value.mean()) < 4 * value.std() / np.sqrt(24) and np.mean(np.abs(value) < 2 * error) >= 0.85

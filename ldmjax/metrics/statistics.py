@@ -8,9 +8,9 @@ with e = 1 is nearly free of it (a jackknife with two groups).
 
 *w2.* With F features and M rows 1 / rows is an expansion in F / M, no use where F / M is not small. So each theta has its
 covariances' sampling error removed by random matrix theory (random_matrices.py) first; (1) removes what is left for small F
-and for features that are not Gaussian, with the halves of the reference where they have at least `ROWS_TO_HALVE` times as
-many rows as dimensions, otherwise with all of it. Directions that no reference row shows leave a bias that is unknown between
-bounds.
+and for features that are not Gaussian. Halves need `ROWS_TO_HALVE` times as many rows as dimensions: where those of the
+reference have fewer, all of it is compared with A and with B; where A and B have fewer, theta(A + B, R) stands. Directions
+that no reference row shows leave a bias that is unknown between bounds.
 
 *sliced_w2.* Errors of quantiles at the samples' own ranks sum up to 1 / rows: e = 1. Rows that are repeated make a staircase,
 whose error goes as loglog(images) / images for Gaussian tails (more for heavier ones), for which e = 1.1 to 1.3 at 100 images
@@ -71,30 +71,36 @@ def frechet(samples, reference, copies) -> Estimate:
     """Squared Fréchet distance; all arguments as in `features.feature_pseudo_values`."""
     rows = samples.shape[1]
     means = samples.mean(axis=1)
-    covariances = [covariance(half) for half in samples]
     mean, shift = means.mean(axis=0), 0.5 * (means[0] - means[1])
-    # Sums of squares of all rows; of noisy images the covariance is known but for the noise, which (1) takes care of.
-    free = (lambda count: count - 1) if copies is None else (lambda count: np.inf)
-    both = ((rows - 1) * (covariances[0] + covariances[1]) + 2 * rows * np.outer(shift, shift)) / (2 * rows - 1)
+    # Of noisy images the covariance is known, that of these rows, but for the noise, which (1) takes care of.
+    known = copies is not None
+    free = (lambda count: np.inf) if known else (lambda count: count - 1)
+    covariances = [np.atleast_2d(np.cov(half, rowvar=False, bias=True)) for half in samples]
+    both = 0.5 * (covariances[0] + covariances[1]) + np.outer(shift, shift)
+    if not known:
+        both *= 2 * rows / (2 * rows - 1.0)
+        covariances = [own * (rows / (rows - 1.0)) for own in covariances]
     whole, *halves = reference.moments
     eigenvalues, vectors = np.linalg.eigh(whole.factor.T @ both @ whole.factor)
     theta, root = _squared_frechet(mean, both, free(2 * rows), whole, eigenvalues)
-    if halves[0].factor.shape[1] * ROWS_TO_HALVE > halves[0].rows - 1:
-        halves = [whole, whole]
-    by_half = []
-    for half, own, part in zip(means, covariances, halves, strict=True):
-        own_eigenvalues = np.linalg.eigvalsh(part.factor.T @ own @ part.factor)
-        by_half.append(_squared_frechet(half, own, free(rows), part, own_eigenvalues)[0])
+    kept = root.weights > 0
+    if ROWS_TO_HALVE * np.count_nonzero(kept) <= free(rows):
+        if halves[0].factor.shape[1] * ROWS_TO_HALVE > halves[0].rows - 1:
+            halves = [whole, whole]
+        by_half = []
+        for half, own, part in zip(means, covariances, halves, strict=True):
+            own_eigenvalues = np.linalg.eigvalsh(part.factor.T @ own @ part.factor)
+            by_half.append(_squared_frechet(half, own, free(rows), part, own_eigenvalues)[0])
+        theta = 2.0 * theta - np.mean(by_half)
     # Influences need no more than float32; the eigenvalues do, as roots of small ones are taken.
     x, y = (samples - mean).astype(np.float32), reference.features - whole.mean
     away = mean - whole.mean
-    kept = root.weights > 0
     vectors, weights = vectors[:, kept], 2.0 * root.weights[kept]
     mapped = norms(x @ (whole.factor @ vectors * np.sqrt(weights)).astype(np.float32))
     overlap = norms(reference.whitened @ (vectors * np.sqrt(weights * eigenvalues[kept])).astype(np.float32))
     of_samples = 0.5 * (norms(x) - mapped + 2.0 * x @ away)
     return Estimate(
-        2.0 * theta - np.mean(by_half), of_samples, np.zeros_like(of_samples), norms(y) - overlap - 2.0 * y @ away,
+        theta, of_samples, np.zeros_like(of_samples), norms(y) - overlap - 2.0 * y @ away,
         2.0 * root.unknown,
     )  # fmt: skip
 
