@@ -236,12 +236,13 @@ def _exact_metrics(variances, dims, config):
             "mmd": oracle.mmd_squared_from_variances(variances, generated, int(d), bandwidth=h),
         }
         for metric, curve in curves.items():
+            curve = np.where(np.abs(curve) < 1e-12 * curve.max(), 0.0, curve)
             k = curve.size - 1 - int(np.argmin(curve[::-1]))
             results.append(
                 {
                     "latent_dim": int(d), "metric": metric, "end": curve[-1], "best": curve[k], "noise_var_best": nu[k],
                     "logsnr_best": _logsnr(nu[k]),
-                    "gain_percent": 100.0 * (1.0 - curve[k] / curve[-1]) if curve[-1] > 1e-12 else 0.0,
+                    "gain_percent": 100.0 * (1.0 - curve[k] / curve[-1]) if curve[-1] > 0 else 0.0,
                 }
             )  # fmt: skip
     return results

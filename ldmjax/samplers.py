@@ -273,7 +273,7 @@ def sample(
         raise ValueError(f"times on a ladder must be level numbers, 0..{int(schedule.t_max)}, got {times.tolist()}")
     if stops.size == 0 or np.any(np.diff(stops) <= 0) or stops[0] < 0 or stops[-1] >= times.size:
         raise ValueError(f"stops must rise strictly within 0..{times.size - 1}, got {stops.tolist()}")
-    if sampler == "ddpm_exact" and float(schedule.alpha(times[0])) == 0.0:
+    if sampler == "ddpm_exact" and float(schedule.alpha(np.asarray(times[0], start.dtype))) == 0.0:
         raise ValueError("ddpm_exact needs alpha > 0 at times[0], got pure noise: start a little later")
     grid = jnp.asarray(times, start.dtype)
     step = make_step(denoiser, schedule, sampler=sampler, eta=eta, final=grid[-1])

@@ -44,7 +44,7 @@ from ldmjax.schedules import ContinuousSchedule, RectifiedFlow, noise_var_from_l
 
 CLAIM_ERROR = 0.0025
 LEAST_BLOCKS = 16  # with fewer their spread says too little of the error: flat curves were called "stop early"
-EQUAL = 1e-9  # values that differ by less, as a share of the largest of the curve, are equally good
+EQUAL = 1e-9  # values that differ by a smaller share are equally good
 VERDICTS = ("stop early", "no gain from stopping", "cannot tell")
 MARGIN = 1.5  # by which an interval should clear the bound that it must not hold, to be sure
 PLAUSIBLE = 1.0  # standard errors by which a true gain may plausibly differ from its estimate
@@ -112,14 +112,16 @@ def read_stopping_curve(
     # Everything below is about gains over the end of sampling, studentised; a stop that never differs from it has none.
     differences = pseudo[:, -1:] - pseudo
     # A stop that equals the end but for rounding does so exactly.
-    differences[:, np.max(np.abs(differences), axis=0) <= EQUAL * np.max(np.abs(curve))] = 0.0
+    differences[:, np.max(np.abs(differences), axis=0) <= EQUAL * np.maximum(np.abs(curve), np.abs(curve[-1]))] = 0.0
     gain = differences.mean(axis=0)
     error = differences.std(axis=0, ddof=1)[:-1] / np.sqrt(blocks)
     deviation = _ratio(bootstrap[:, -1:] - bootstrap[:, :-1] - gain[:-1], error)
     tail = 0.5 * (1.0 - confidence)
     upward, downward = (np.quantile(np.max(sign * deviation, axis=1), 1.0 - tail) for sign in (1, -1))
     upward += stats.norm.isf(CLAIM_ERROR) - stats.norm.isf(tail)
-    gain_low, gain_high = np.max(gain[:-1] - upward * error), np.max(gain[:-1] + downward * error)
+    # What equals the end gains exactly 0, which bounds nothing.
+    rivals = error > 0 if np.any(error > 0) else np.ones_like(error, bool)
+    gain_low, gain_high = (np.max((gain[:-1] + w * error)[rivals]) for w in (-upward, downward))
     low, high = np.quantile(_last_argmin(bootstrap), [1.5 * tail, 1.0 - 1.5 * tail], method="inverted_cdf")
     if _end_may_be_best(_ratio(gain[:-1], error), deviation, confidence):
         high = stops - 1
@@ -145,8 +147,8 @@ def read_stopping_curve(
 
 def _last_argmin(curves):
     """Place of the smallest value along the last axis; of equally good ones the last."""
-    scale = np.max(np.abs(curves), axis=-1, keepdims=True)
-    good = curves <= np.min(curves, axis=-1, keepdims=True) + EQUAL * scale
+    least = np.min(curves, axis=-1, keepdims=True)
+    good = curves <= least + EQUAL * np.maximum(np.abs(least), np.abs(curves[..., -1:]))
     return curves.shape[-1] - 1 - np.argmax(good[..., ::-1], axis=-1)
 
 
@@ -193,7 +195,7 @@ def images_needed(result: StoppingResult, *, images: int, negligible: float = 0.
     with np.errstate(divide="ignore"):
         factors = np.minimum(below / gains, np.where(gains < target, above / np.abs(target - gains), np.inf))
     fewest, most = images * max(factors.min(), 1.0) ** 2, images * (MARGIN * max(factors.max(), 1.0)) ** 2
-    return int(np.ceil(fewest)), int(np.ceil(most))
+    return max(int(np.ceil(fewest)), images + 1), int(np.ceil(most))
 
 
 class Chain(NamedTuple):
@@ -231,12 +233,12 @@ def noisy_autoencoder(
       decode: latents on that scale ``[N, ...]`` -> images ``[N, ...]``.
       measures: feature spaces by name.
       logsnrs: ``[S]``, rising; +inf is the end of sampling, no noise.
-      samples: decoded images per level, half with one draw of the noise and half with another. Fewer than 2 n use half as
-        many latents, chosen at random; more use every latent equally often, rounded up to a multiple of 2 n.
+      samples: least number of decoded images per level, half with one draw of the noise and half with another; rounded up to a
+        multiple of 2 n, as every latent is used equally often.
       readout: one of `NOISY_READOUTS`.
       chain: takes from every principal component of the latents the variance that this sampler loses of a Gaussian with the
-        exact score; ``logsnrs`` are then among those after its steps. None for a perfect sampler.
-      seed: of the noise and the choice.
+        exact score (or adds to it); ``logsnrs`` are then among those after its steps. None for a perfect sampler.
+      seed: of the noise and the order.
       report: receives a line per noise level.
 
     Returns:
@@ -251,9 +253,8 @@ def noisy_autoencoder(
     if logsnrs.ndim != 1 or np.any(np.diff(logsnrs) <= 0) or np.any(np.isnan(logsnrs)):
         raise ValueError(f"logsnrs must rise, got {logsnrs.tolist()}")
     rng = np.random.default_rng([seed, 2])
-    chosen = rng.permutation(len(latents))[: samples // 2]
-    copies = -(-samples // (2 * len(latents))) if len(chosen) == len(latents) else 1
-    clean = np.repeat(np.asarray(latents, np.float32)[chosen], copies, axis=0)
+    copies = max(-(-samples // (2 * len(latents))), 1)
+    clean = np.repeat(np.asarray(latents, np.float32)[rng.permutation(len(latents))], copies, axis=0)
     noise = rng.standard_normal((2, *clean.shape), np.float32)
     shrink = (lambda state, *at: state) if chain is None else _shrinking(latents, chain, logsnrs)
     begin = time.perf_counter()

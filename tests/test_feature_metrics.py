@@ -487,3 +487,27 @@ def test_w2_of_few_samples_has_no_bias():
         found.append((p.mean(), p.std(ddof=1) / 4))
     value, error = np.array(found).T
     assert abs(value.mean()) < 4 * value.std() / np.sqrt(24) and np.mean(np.abs(value) < 2 * error) >= 0.85
+
+
+@pytest.mark.parametrize(("count", "rows"), [(75, 150), (75, 152), (100, 250), (250, 250)])
+def test_w2_of_fewer_samples_than_features_is_unknown_not_wrong(count, rows):
+    """Equal laws in 300 dimensions, 2 x 75 to 2 x 250 samples: what no row shows is in the error."""
+    scale, z = np.sqrt(np.geomspace(4.0, 0.01, 300)), []
+    for seed in range(4):
+        rng = np.random.default_rng([28, seed])
+        reference = metrics.FeatureReference(rng.standard_normal((rows, 300)) * scale, metrics=["w2"], directions=1)
+        p = metrics.feature_pseudo_values(rng.standard_normal((2, count, 300)) * scale, reference)["w2"]
+        z.append(p.mean() / (p.std(ddof=1) / 8))
+    assert np.max(np.abs(z)) < 3
+
+
+def test_extreme_inputs():
+    y = np.random.default_rng(29).standard_normal((128, 3))
+    reference = metrics.FeatureReference(y)
+    for size in (1e20, 1e160):
+        found = metrics.feature_pseudo_values(np.full((2, 64, 3), size), reference)
+        assert all(np.all(np.isinf(p)) for p in found.values())
+    two = metrics.feature_pseudo_values(np.repeat(y[:4].reshape(2, 2, 3), 32, axis=1), reference, copies=32)
+    assert all(np.all(np.isfinite(p)) for p in two.values())
+    with pytest.raises(ValueError, match="at least 2 blocks, got 1"):
+        metrics.FeatureReference(y, blocks=1)

@@ -20,9 +20,9 @@ def product_eigenvalues(rng, variances, *, rows, other_rows):
         root = np.diag(np.sqrt(variances))
     else:
         y = rng.standard_normal((other_rows, DIM)) * np.sqrt(variances)
-        values, vectors = np.linalg.eigh(y.T @ y / other_rows)
-        root = (vectors * np.sqrt(values.clip(0.0))) @ vectors.T
-    return np.linalg.eigvalsh(root @ (x.T @ x / rows) @ root), np.sum(x**2) / rows, np.trace(root @ root)
+        root = y / np.sqrt(other_rows)
+    singular = np.linalg.svd(x / np.sqrt(rows) @ root.T, compute_uv=False)
+    return np.sort(singular**2), np.sum(x**2) / rows, np.sum(root**2)
 
 
 @pytest.mark.parametrize("other_rows", [np.inf, 300])
@@ -54,6 +54,23 @@ def test_what_no_row_shows_is_between_the_bounds(spectrum):
         assert root.unknown > 0.0 and abs(error) < 1.1 * root.unknown
     # Half of the directions have a variance that all rows together do not resolve: that much is known.
     assert root.unknown < np.sum(variances)
+
+
+def test_the_two_numbers_of_rows_are_alike():
+    eigenvalues = np.sort(np.random.default_rng(5).uniform(0.01, 3.0, 20))
+    one, other = (root_trace(eigenvalues, rows=a, other_rows=b, rank=40) for a, b in ((25, 60), (60, 25)))
+    assert one.value == pytest.approx(other.value) and one.unknown == pytest.approx(other.unknown)
+
+
+@pytest.mark.parametrize(("rows", "other_rows"), [(50, 50), (51, 50), (50, 51), (50, 60)])
+def test_as_many_rows_of_both_as_eigenvalues(rows, other_rows):
+    """96 equal variances, 50 rows of both: the bounds stay finite, hold the truth, and the weights do not explode."""
+    rng = np.random.default_rng(6)
+    for _ in range(5):
+        eigenvalues, *_ = product_eigenvalues(rng, np.ones(DIM), rows=rows, other_rows=other_rows)
+        root = root_trace(eigenvalues, rows=rows, other_rows=other_rows, rank=DIM)
+        assert abs(root.value - DIM) < 1.2 * root.unknown < 4 * DIM
+        assert np.all(np.isfinite(root.weights)) and np.all(root.weights >= 0)
 
 
 def test_many_rows_change_nothing():

@@ -328,7 +328,7 @@ def test_what_is_unknown():
         reference = metrics.FeatureReference(np.random.default_rng(0).standard_normal((rows, 200)), metrics=["w2"])
         measured = dataclasses.replace(one[0], measures={"pixels": metrics.Measure(lambda x: x, reference)})
         text = " ".join(choice.unknowns([measured] * 2, comparable=True))
-        assert ("128 of them for 200 pixels features" in text and "201 images would" in text) == said
+        assert ("128 images for 200 pixels features" in text and "202 images would" in text) == said
 
 
 @pytest.mark.parametrize("solver", ["euler", "dpmpp_2m"])

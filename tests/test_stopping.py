@@ -102,3 +102,10 @@ def test_equally_good_stops_belong_to_the_end():
     before = pseudo_values(5.0 + 2.0 * (X - 0.2) ** 2, rng, slope_noise=0.1)
     before[:, 10:19] = before[:, 18:19]
     assert read_stopping_curve(before).best_stop == 18
+
+
+def test_a_stop_far_off_hides_nothing():
+    """One value of 1e10 and the rest of about 1: small ones are compared among themselves."""
+    pseudo = np.array([1e10, 1.0, 2.0, 3.0]) + 1e-3 * np.random.default_rng(3).standard_normal((BLOCKS, 4))
+    r = read_stopping_curve(pseudo)
+    assert r.best_stop == 1 and r.verdict == "stop early" and abs(r.gain - 2.0) < 0.01

@@ -71,10 +71,18 @@ class Config:
     seed: int = 0
     data: str = ""
 
+    def __post_init__(self):
+        if len(self.logsnrs) < 2:
+            raise ValueError(
+                f"must leave a stop between logsnr {self.logsnr_min:g} and {self.logsnr_max:g}: more steps on {self.schedule}"
+            )
+
     @property
     def chain(self) -> stopping.Chain | None:
         """The sampler with ``sampling_steps`` steps."""
-        return self.sampling_steps and stopping.Chain(SCHEDULES[self.schedule], self.sampling_steps, self.solver)
+        if self.sampling_steps is None:
+            return None
+        return stopping.Chain(SCHEDULES[self.schedule], self.sampling_steps, self.solver)
 
     @property
     def logsnrs(self) -> np.ndarray:
@@ -287,7 +295,7 @@ def make_record(candidate, space, metric, result, floors, scale, config) -> dict
         "floor": floors.get((space, metric)),
         "readout": config.readout,
         "sampling_steps": config.sampling_steps,
-        "solver": config.sampling_steps and config.solver,
+        "solver": None if config.sampling_steps is None else config.solver,
         "latent_mean": scale.mean,
         "latent_std": scale.std,
         "training_images": len(candidate.latents),

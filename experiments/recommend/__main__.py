@@ -1,5 +1,6 @@
 """The command line of the recommendation."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -103,12 +104,21 @@ def check_flags() -> None:
         raise shared.bad("readout", FLAGS.readout, "needs --schedule=rectified_flow, whose state it is")
     if FLAGS.sampling_steps is None and _is_changed("solver"):
         raise shared.bad("solver", FLAGS.solver, "needs --sampling_steps, which it takes")
+    read_config()
     for name in ("autoencoder", "decoder"):
         if FLAGS[name].value is not None:
             shared.import_named(name)
     shared.check_features()
     # A user's own latent spaces have their own dimensions.
     shared.apply_quick({name: value for name, value in QUICK.items() if not (own and name == "latent_dims")})
+
+
+def read_config() -> recommend.Config:
+    """How candidates are compared; `UsageError` if a sampler leaves no stops."""
+    try:
+        return recommend.Config(**{name: FLAGS[name].value for name in CONFIGURED.split()})
+    except ValueError as error:
+        raise shared.bad("sampling_steps", FLAGS.sampling_steps, str(error)) from error
 
 
 def _is_changed(name: str) -> bool:
@@ -298,10 +308,7 @@ def main() -> None:
     start = time.perf_counter()
     check_flags()
     inputs = read_inputs()
-    config = recommend.Config(
-        data=inputs.about["data"],
-        **{name: FLAGS[name].value for name in CONFIGURED.split()},
-    )
+    config = dataclasses.replace(read_config(), data=inputs.about["data"])
     job = shared.open_job(lambda: inputs.stages(config))
     for flag, digest in inputs.digests.items():
         unchanged.check(flag, digest, store=job.store)

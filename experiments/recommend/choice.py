@@ -70,8 +70,8 @@ def unknowns(candidates: Sequence[Candidate], *, comparable: bool) -> list[str]:
         rows, dim = reference.features.shape
         if "w2" in reference.metrics and reference.moments[0].factor.shape[1] >= rows - 1:
             lines.append(
-                f"Directions that no held-out image shows: {rows} of them for {dim} {space} features. What they may add to the "
-                f"Fréchet distance is in its interval; {dim + 1} images would leave nothing of the kind."
+                f"Directions that no held-out image shows: there are {rows} images for {dim} {space} features. What they may "
+                f"add to the Fréchet distance is in its interval; {dim + 2} images would leave nothing of the kind."
             )
     if not comparable:
         lines.append(

@@ -11,9 +11,9 @@ reference rows; b is what the rows cannot tell about the bias of theta, and e_k 
 
 **Noisy images** (``copies``): both halves hold the *same* n images with independent noise, ``copies`` rows of each. The law
 that is measured is not that of these n noisy atoms but that of a model which has learned the *law* of the images, with their
-mean and covariance. In what follows from mean and covariance only the noise is an error then: half A minus half B. All else,
-the shape, is learned from single images: two halves of the *images* are compared that are moved and scaled to the mean and
-covariance of all, and the images are a sample.
+mean and covariance. In what follows from mean and covariance (all of w2) only the noise is an error: half A minus half B. All
+else, the shape, is learned from single images: two halves of the *images* are compared that are moved and scaled to the mean
+and covariance of all, and the images are a sample.
 
     w2         squared Wasserstein-2 between Gaussians with the same means and covariances (squared Fréchet distance)
     mmd        squared maximum mean discrepancy, RBF kernel, width = median distance between two reference rows
@@ -37,6 +37,7 @@ from ldmjax.gaussians import covariance_factor
 from ldmjax.metrics.statistics import STATISTICS, covariance
 
 FEATURE_METRICS = ("w2", "mmd", "sliced_w2")
+LARGEST = 1e18
 KERNEL_REFERENCE = 2048  # reference rows that mmd uses
 KERNEL_ROWS = 256  # rows of a kernel matrix made at once: they stay in the processor's cache
 
@@ -74,6 +75,8 @@ class FeatureReference:
             raise ValueError(f"metrics must be out of {', '.join(FEATURE_METRICS)}, got {', '.join(sorted(unknown))}")
         self.metrics = tuple(metrics)
         self.features = np.asarray(features, np.float64)
+        if blocks < 2:
+            raise ValueError(f"need at least 2 blocks, got {blocks}")
         if self.features.ndim != 2 or len(self.features) < 2 * blocks or not np.all(np.isfinite(self.features)):
             raise ValueError(f"need at least {2 * blocks} finite rows [M, F], got {list(np.shape(features))}")
         self.blocks = blocks
@@ -209,7 +212,7 @@ def feature_pseudo_values(
         the law of a model that has learned them (module docstring).
 
     Returns:
-      ``{metric: [K]}``, float64; infinite if a feature is not finite.
+      ``{metric: [K]}``, float64; infinite if a feature is not finite, or so large that its square is not in float32.
 
     Raises:
       ValueError: for another shape, fewer rows than blocks, or rows that are not a multiple of ``copies``.
@@ -222,7 +225,7 @@ def feature_pseudo_values(
         raise ValueError(f"need at least {blocks} rows in each half, one per block, got {rows}")
     if copies is not None and (copies < 1 or rows % copies or rows < 2 * copies):
         raise ValueError(f"{rows} rows in each half are not two or more images with {copies} rows of each")
-    if not np.all(np.isfinite(samples)):
+    if not np.all(np.abs(samples) < LARGEST):
         return {metric: np.full(blocks, np.inf) for metric in reference.metrics}
     pattern = np.where(np.arange(blocks) % 2, 1.0, -1.0)
     pattern = (pattern - pattern.mean()) / pattern.std(ddof=1) * np.sqrt(blocks) / stats.norm.isf(0.05)

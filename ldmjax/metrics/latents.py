@@ -11,8 +11,8 @@ The same blocks at every stopping time keep curves paired, so resampling the p_k
     w2       squared Wasserstein-2 between the Gaussians with the samples' mean and covariance (squared Fréchet distance)
     mmd      squared maximum mean discrepancy, RBF kernel exp(-|x-y|^2 / (2 h^2)), U-statistic; h = median reference distance
     sliced_w2  squared W2 of one-dimensional projections, averaged over fixed random directions; p_k from the Kantorovich
-             potential, its bias removed with two halves of the blocks (statistics.py, (1) with e = 1; the reference stays
-    whole) kl       KL(reference || samples) between Gaussian fits *inside the latent space*, nats; inf if supports differ
+             potential, its bias removed with two halves of the blocks (statistics.py, (1), e = 1; the reference stays whole)
+    kl       KL(reference || samples) between Gaussian fits *inside the latent space*, nats; inf if supports differ
 
 Samples are centred by the reference's encoded mean before anything is summed or squared, so that means far from 0 cost no
 digits.
@@ -154,7 +154,7 @@ def sample_statistics(
       reference: what to compare with, of latent width >= d; the decoder's further components count as lost. The kernel
         metric uses the first min(N, M) samples, rounded down to whole blocks.
       mask: ``[d]``, 0 in padded components.
-      blocks: K.
+      blocks: K, even.
     """
     count, width = z.shape
     kept = jnp.zeros_like(reference.centre).at[:width].set(mask)
@@ -202,7 +202,7 @@ def sliced_statistics(
       (mean squared W2 over directions; block means ``[K]`` of its derivative in the samples' weights); their
       sum gives the pseudo-values of equation (1).
     """
-    if blocks % 2:
+    if debiased and blocks % 2:
         raise ValueError(f"blocks must be even, got {blocks}")
     # XLA sorts one array of integers seven times faster than floats with an index, so a sample's block number rides in the
     # last bits of its value (K = 64: six bits, a relative change of 4e-6).
@@ -382,7 +382,7 @@ def distances(
       samples: latents ``[N, d]``; the last N mod ``blocks`` are left out.
       reference: in data space.
       basis: decoder ``[D, d]``; default the identity (samples are data).
-      blocks: K of the jackknife.
+      blocks: K of the jackknife, even.
       directions: number of random directions of sliced_w2.
     """
     basis = np.eye(samples.shape[1]) if basis is None else basis

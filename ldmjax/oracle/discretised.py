@@ -160,7 +160,7 @@ def chain_variances(
 def variance_kept(
     variances: ArrayLike, schedule: ContinuousSchedule, steps: int, *, sampler: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What share of every component's variance a sampler with the exact Gaussian score keeps, when stopped after each step.
+    """What a sampler with the exact Gaussian score makes of every component's variance, when stopped after each step.
 
     The steps are evenly spaced in the schedule's time, from pure noise (variance 1) to clean data.
 
@@ -171,8 +171,9 @@ def variance_kept(
       sampler: "euler" (of the flow ODE), "ddim" or "dpmpp_2m"; the first two are the same on rectified flow.
 
     Returns:
-      (logsnr ``[N]`` after each step, rising, the last +inf; variance over alpha^2 lam + sigma^2 ``[N, D]``, 1 where that is
-      0).
+      (logsnr ``[N]`` after each step, rising, the last +inf; variance over alpha^2 lam + sigma^2 ``[N, D]``: below 1 where the
+      sampler loses variance, above where it adds some, as Euler does on variance-preserving schedules; 1 where 0 is expected,
+      though Euler leaves a little there).
 
     Raises:
       ValueError: for an unknown sampler, or fewer steps.
