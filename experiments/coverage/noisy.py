@@ -21,8 +21,8 @@ from experiments.recommend import candidates
 from ldmjax import autoencoders, data, gaussians, metrics, oracle, schedules
 from ldmjax.checkpoints import NOTHING_KEPT, Store
 
-POPULATION = 40_000
-PAIRS = 8_000  # of them, in each factor of the kernel's mean
+POPULATION = 30_000
+PAIRS = 3_000  # of them, in each factor of the kernel's mean
 TRUTH_SEED = 2**32 - 1
 
 
