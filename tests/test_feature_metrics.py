@@ -511,3 +511,21 @@ def test_extreme_inputs():
     assert all(np.all(np.isfinite(p)) for p in two.values())
     with pytest.raises(ValueError, match="at least 2 blocks, got 1"):
         metrics.FeatureReference(y, blocks=1)
+
+
+def test_mmd_of_few_images_with_many_features_has_no_bias():
+    """60 images, 64 equal variances: halves cannot have the covariance of all, what their kernel lacks is added."""
+    found, lacking, eye = [], [], np.eye(64)
+    for seed in range(12):
+        rng = np.random.default_rng([30, seed])
+        reference = metrics.FeatureReference(rng.standard_normal((3000, 64)), metrics=["mmd"])
+        points = np.repeat(rng.standard_normal((60, 64)), 20, axis=0)
+        samples = 0.9 * points + np.sqrt(1 - 0.81) * rng.standard_normal((2, 1200, 64))
+        law = 0.9 * points.mean(axis=0), 0.81 * np.cov(points[::20].T, bias=True) + 0.19 * eye
+        exact = gaussians.mmd_squared(*law, np.zeros(64), eye, bandwidth=reference.bandwidth)
+        found.append(metrics.feature_pseudo_values(samples, reference, copies=20)["mmd"].mean() - exact)
+        shortfall = statistics._shortfall(samples, statistics._matched_halves(samples, reference, 20))
+        lacking.append(0.37 * shortfall / (2 * reference.bandwidth**4))
+    error = np.std(found) / np.sqrt(12)
+    assert abs(np.mean(found)) < 4 * error and abs(np.mean(found)) < 0.2 * np.mean(lacking) < 0.2
+    assert np.mean(lacking) > 8 * error
