@@ -40,6 +40,7 @@ from scipy import stats
 
 from ldmjax import oracle
 from ldmjax.metrics import Measure, measure_curves
+from ldmjax.metrics.statistics import ratio
 from ldmjax.schedules import ContinuousSchedule, RectifiedFlow, noise_var_from_logsnr
 
 CLAIM_ERROR = 0.0025
@@ -115,7 +116,7 @@ def read_stopping_curve(
     differences[:, np.max(np.abs(differences), axis=0) <= EQUAL * np.maximum(np.abs(curve), np.abs(curve[-1]))] = 0.0
     gain = differences.mean(axis=0)
     error = differences.std(axis=0, ddof=1)[:-1] / np.sqrt(blocks)
-    deviation = _ratio(bootstrap[:, -1:] - bootstrap[:, :-1] - gain[:-1], error)
+    deviation = ratio(bootstrap[:, -1:] - bootstrap[:, :-1] - gain[:-1], error)
     tail = 0.5 * (1.0 - confidence)
     upward, downward = (np.quantile(np.max(sign * deviation, axis=1), 1.0 - tail) for sign in (1, -1))
     upward += stats.norm.isf(CLAIM_ERROR) - stats.norm.isf(tail)
@@ -123,7 +124,7 @@ def read_stopping_curve(
     rivals = error > 0 if np.any(error > 0) else np.ones_like(error, bool)
     gain_low, gain_high = (np.max((gain[:-1] + w * error)[rivals]) for w in (-upward, downward))
     low, high = np.quantile(_last_argmin(bootstrap), [1.5 * tail, 1.0 - 1.5 * tail], method="inverted_cdf")
-    if _end_may_be_best(_ratio(gain[:-1], error), deviation, confidence):
+    if _end_may_be_best(ratio(gain[:-1], error), deviation, confidence):
         high = stops - 1
     best = int(_last_argmin(curve))
     if gain_low > 0:
@@ -150,11 +151,6 @@ def _last_argmin(curves):
     least = np.min(curves, axis=-1, keepdims=True)
     good = curves <= least + EQUAL * np.maximum(np.abs(least), np.abs(curves[..., -1:]))
     return curves.shape[-1] - 1 - np.argmax(good[..., ::-1], axis=-1)
-
-
-def _ratio(a, b):
-    """A / b, 0 where b is 0."""
-    return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
 
 
 def _end_may_be_best(studentised_gain, studentised_deviation, confidence):

@@ -524,7 +524,7 @@ def test_mmd_of_few_images_with_many_features_has_no_bias():
         law = 0.9 * points.mean(axis=0), 0.81 * np.cov(points[::20].T, bias=True) + 0.19 * eye
         exact = gaussians.mmd_squared(*law, np.zeros(64), eye, bandwidth=reference.bandwidth)
         found.append(metrics.feature_pseudo_values(samples, reference, copies=20)["mmd"].mean() - exact)
-        shortfall = statistics._shortfall(samples, statistics._matched_halves(samples, reference, 20))
+        shortfall = statistics._shortfall(statistics._matched_halves(samples, reference, 20))
         lacking.append(0.37 * shortfall / (2 * reference.bandwidth**4))
     error = np.std(found) / np.sqrt(12)
     assert abs(np.mean(found)) < 4 * error and abs(np.mean(found)) < 0.2 * np.mean(lacking) < 0.2

@@ -140,9 +140,8 @@ class Truth:
         self.law, self.reference, self.mean, self.basis = law, reference, mean, basis
         self.noise_var, self.noise = noise_var, c**2
         #: Of the decoded components ``[d, stops]``.
-        self.generated = scale[:, None] ** 2 * (
-            (variances / scale**2)[:, None] * (1.0 - noise_var) + self.noise * noise_var
-        )
+        stopped = oracle.stopped_variances(variances / scale**2, noise_var, latent_scale=c)
+        self.generated = scale[:, None] ** 2 * stopped
         self._decoder = basis * scale
         # The law of the points, moved and recoloured in the latent space to the training latents' mean 0 and covariance.
         latent = law.mixture.mapped((basis / scale).T)

@@ -45,6 +45,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ldmjax.random_matrices import root_trace
+from ldmjax.typing import ArrayLike
 
 ROWS_TO_HALVE = 1.5
 STAIRS, UNCERTAIN = 0.15, 0.1
@@ -147,7 +148,7 @@ def mmd(samples, reference, copies) -> Estimate:
     if copies is None:
         of_samples = np.stack(of_samples)
     else:
-        theta += to_other[0].mean() * _shortfall(samples, halves) / (2.0 * reference.bandwidth**4)
+        theta += to_other[0].mean() * _shortfall(halves) / (2.0 * reference.bandwidth**4)
         of_samples = np.concatenate([x.reshape(2, -1) for x in of_samples], axis=1)
     of_reference = np.zeros(len(reference.features))
     influence = 2.0 * own - crossed[0][1] - crossed[1][1]
@@ -159,29 +160,28 @@ def _matched_halves(samples, reference, copies):
     """Two halves of the images ``[n, F]``, both draws of the noise, with the mean and the main covariance of all rows."""
     count, dim = samples.shape[1:]
     axes = reference.axes[:, : max(min(MATCHED_COMPONENTS, count // copies // 4), 1)]
-    flat = samples.reshape(-1, dim)
-    mean = flat.mean(axis=0)
-    main, rest = _split(flat - mean, axes)
-    target, deviation = _root(covariance(main), 0.5), np.sqrt(np.mean(norms(rest)))
+    mean = samples.reshape(-1, dim).mean(axis=0)
+    main = (samples - mean) @ axes
+    target, spread = _root(covariance(main.reshape(-1, axes.shape[1])), 0.5), _rest(samples - mean, main)
     halves = []
     for part in image_halves(count, copies):
-        x = samples[:, part].reshape(-1, dim)
-        main, rest = _split(x - x.mean(axis=0), axes)
-        recoloured = main @ _root(covariance(main), -0.5) @ target
-        halves.append(mean + recoloured @ axes.T + rest * _ratio(deviation, np.sqrt(np.mean(norms(rest)))))
+        x, own = samples[:, part].reshape(-1, dim), main[:, part].reshape(-1, axes.shape[1])
+        x, own = x - x.mean(axis=0), own - own.mean(axis=0)
+        recoloured = own @ (_root(covariance(own), -0.5) @ target)
+        scale = ratio(spread, _rest(x, own))
+        halves.append(mean + scale * x + (recoloured - scale * own) @ axes.T)
     return halves
 
 
-def _shortfall(samples, halves):
-    """Tr S^2 of all rows minus tr S_A S_B of the matched halves: by how much x.y squared is too small between them."""
-    whole = covariance(samples.reshape(-1, samples.shape[2]))
-    return np.sum(whole**2) - np.sum(covariance(halves[0]) * covariance(halves[1]))
+def _rest(centred, main):
+    """Deviation of centred rows orthogonal to the axes along which they have components ``main``."""
+    return np.sqrt(max(np.mean(norms(centred)) - np.mean(norms(main)), 0.0))
 
 
-def _split(centred, axes):
-    """Components ``[N, r]`` along orthonormal axes ``[F, r]``, and what is orthogonal to them ``[N, F]``."""
-    main = centred @ axes
-    return main, centred - main @ axes.T
+def _shortfall(halves):
+    """Tr S^2 - tr S_A S_B of the matched halves, S = (S_A + S_B) / 2: by how much x.y squared is too small between them."""
+    first, second = (np.cov(half, rowvar=False, dtype=np.float32) for half in halves)
+    return 0.25 * np.sum((first - second) ** 2, dtype=np.float64)
 
 
 def _root(symmetric, power):
@@ -201,7 +201,7 @@ def sliced_w2(samples, reference, copies) -> Estimate:
         halves = projected
     else:
         parts = (projected[:, part].reshape(-1, directions) for part in image_halves(count, copies))
-        halves = [(x - x.mean(axis=0)) * _ratio(deviation, x.std(axis=0)) + mean for x in parts]
+        halves = [(x - x.mean(axis=0)) * ratio(deviation, x.std(axis=0)) + mean for x in parts]
     own = [np.mean((np.sort(x, axis=0) - reference.quantiles(i, len(x))) ** 2) for i, x in enumerate(halves, 1)]
     order = np.argsort(both, axis=0)
     ordered, quantiles = np.take_along_axis(both, order, axis=0), reference.quantiles(0, len(both))
@@ -214,7 +214,7 @@ def sliced_w2(samples, reference, copies) -> Estimate:
         total[order[:, p]] += along - along.mean()
         centred, variance = both[:, p] - mean[p], deviation[p] ** 2
         tilt = np.mean(gap[:, p] * (ordered[:, p] - mean[p]))
-        moments += 2.0 * gap[:, p].mean() * centred + tilt * _ratio(centred**2 - variance, variance)
+        moments += 2.0 * gap[:, p].mean() * centred + tilt * ratio(centred**2 - variance, variance)
         along = np.concatenate([[0.0], np.cumsum(-twice * np.diff(quantiles[:, p]))])
         of_reference += np.interp(reference.projected[:, p], quantiles[:, p], along - along.mean())
     theta = np.mean(gap**2)
@@ -224,8 +224,8 @@ def sliced_w2(samples, reference, copies) -> Estimate:
     return Estimate(theta + extrapolated, moments, total - moments, of_reference / directions, UNCERTAIN * excess)
 
 
-def _ratio(a, b):
-    """A / b, 0 where b is 0."""
+def ratio(a: ArrayLike, b: ArrayLike) -> np.ndarray:
+    """A / b, broadcast; 0 where b is 0."""
     return np.divide(a, b, out=np.zeros(np.broadcast(a, b).shape), where=np.asarray(b) > 0)
 
 
