@@ -39,7 +39,7 @@ def default_cases(n: int) -> list:
         *(
             noisy.Case(
                 name=f"{name}, d = {min(d, n - 1)}, n = {n}, m = {m}", law=Law(variances=variances),
-                latent_dim=min(d, n - 1), n=n, reference=m, stops=14, share=0.1,
+                latent_dim=min(d, n - 1), n=n, reference=m, stops=14, share=0.2,
             )
             for name, variances in spectra.items()
             for d in (32, 128)

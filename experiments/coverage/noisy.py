@@ -254,7 +254,7 @@ def default_cases(n: int) -> list[Case]:
         *(
             Case(
                 name=f"{shape}, d = {d}, n = m = 10000", law=Law(variances=power, shape=shape), latent_dim=d, n=10_000,
-                reference=10_000, stops=20, metrics=("sliced_w2",), share=0.1,
+                reference=10_000, stops=20, metrics=("sliced_w2",), share=0.2,
             )
             for shape in SHAPES
             for d in (8, 24)
