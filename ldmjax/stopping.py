@@ -41,7 +41,7 @@ from scipy import stats
 from ldmjax import oracle
 from ldmjax.metrics import Measure, measure_curves
 from ldmjax.metrics.statistics import ratio
-from ldmjax.schedules import ContinuousSchedule, RectifiedFlow, noise_var_from_logsnr
+from ldmjax.schedules import RectifiedFlow, Schedule, noise_var_from_logsnr
 
 CLAIM_ERROR = 0.0025
 LEAST_BLOCKS = 16  # with fewer their spread says too little of the error: flat curves were called "stop early"
@@ -197,7 +197,7 @@ def images_needed(result: StoppingResult, *, images: int, negligible: float = 0.
 class Chain(NamedTuple):
     """A sampler with few steps, evenly spaced in the schedule's time; arguments of `oracle.variance_kept`."""
 
-    schedule: ContinuousSchedule
+    schedule: Schedule
     steps: int
     sampler: str
 

@@ -12,7 +12,7 @@ ROOT = Path(ldmjax.__file__).parent
 LAYERS = {
     0: ["typing"],
     1: ["schedules", "gaussians", "random_matrices", "devices", "threefry"],
-    2: ["process", "oracle", "mixtures", "data", "checkpoints", "chunks", "convolutions", "loops"],
+    2: ["pipelines", "process", "oracle", "mixtures", "data", "checkpoints", "chunks", "convolutions", "loops"],
     3: ["networks", "autoencoders", "features", "losses", "metrics"],
     4: ["training", "sweeps", "experts", "samplers", "stopping"],
     5: ["records", "plotting"],

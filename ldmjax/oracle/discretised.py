@@ -19,12 +19,12 @@ import numpy as np
 
 from ldmjax.oracle.capped import STARTS, capped_score_weights, capped_variances, check_choice
 from ldmjax.oracle.stopped import check_spectra, stopped_variances, w2_squared_from_variances
-from ldmjax.schedules import ContinuousSchedule, Ladder, Schedule, VariancePreserving
+from ldmjax.schedules import Ladder, Schedule, VariancePreserving
 from ldmjax.typing import ArrayLike
 
 SCHEMES = ("euler_maruyama", "exponential", "euler_ode", "heun_ode")
 CHAINS = ("ddim", "ddpm_exact", "heun", "dpmpp_2m")
-KEPT_BY = ("euler", "ddim", "dpmpp_2m")  # samplers of `variance_kept`
+KEPT_BY = ("euler", "ddim", "ddpm", "dpmpp_2m")  # samplers of `variance_kept`
 COLUMNS = 64  # components at a time: their arrays stay in the processor's cache
 
 
@@ -158,7 +158,7 @@ def chain_variances(
 
 
 def variance_kept(
-    variances: ArrayLike, schedule: ContinuousSchedule, steps: int, *, sampler: str
+    variances: ArrayLike, schedule: Schedule, steps: int, *, sampler: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """What a sampler with the exact Gaussian score makes of every component's variance, when stopped after each step.
 
@@ -166,9 +166,10 @@ def variance_kept(
 
     Args:
       variances: lam ``[D]``.
-      schedule: rectified flow or a variance-preserving schedule.
+      schedule: rectified flow, a variance-preserving schedule, or a ladder of N levels.
       steps: N >= 2.
-      sampler: "euler" (of the flow ODE), "ddim" or "dpmpp_2m"; the first two are the same on rectified flow.
+      sampler: "euler" (of the flow ODE), "ddim", "ddpm" (ancestral, small posterior variance) or "dpmpp_2m"; the first two are
+        the same on rectified flow and on ladders.
 
     Returns:
       (logsnr ``[N]`` after each step, rising, the last +inf; variance over alpha^2 lam + sigma^2 ``[N, D]``: below 1 where the
@@ -187,8 +188,8 @@ def variance_kept(
     if sampler == "euler" and isinstance(schedule, VariancePreserving):
         stepped = sampler_variances(variances, schedule, times, scheme="euler_ode", start="standard")
     else:
-        chain = "ddim" if sampler == "euler" else sampler
-        stepped = chain_variances(variances, alpha[:-1], sigma[:-1], sampler=chain)
+        chain = "ddim" if sampler in ("euler", "ddpm") else sampler
+        stepped = chain_variances(variances, alpha[:-1], sigma[:-1], sampler=chain, eta=float(sampler == "ddpm"))
     exact = (alpha**2)[1:, None] * variances + (sigma**2)[1:, None]
     kept = np.divide(stepped[1:], exact, out=np.ones_like(exact), where=exact > 0)
     return np.append(schedule.logsnr(times[1:-1]), np.inf), kept
