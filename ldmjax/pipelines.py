@@ -11,9 +11,9 @@ A stopping time is a logsnr; a pipeline wants a number of steps, a timestep, a s
 
 z_0 has deviation 1, but for EDM, whose data have `EDM_DATA` = 0.5: its sigma is 0.5 exp(-logsnr / 2).
 
-    scaled_linear_*   1000 training timesteps, (4) of schedules.ladders: Stable Diffusion 1, 2 and SDXL. "leading" timesteps with
-                      offset 1, as in their configurations; SDXL's pipelines take ``denoising_end``
-    linear_beta_*     1000 training timesteps, (3) of schedules.ladders: DDPM, LDM. "leading" timesteps without offset
+    scaled_linear_*   1000 training timesteps, (4) of schedules.ladders: Stable Diffusion 1, 2 and SDXL. "Leading" timesteps
+                      with offset 1, as in their configurations; SDXL's pipelines take ``denoising_end``
+    linear_beta_*     1000 training timesteps, (3) of schedules.ladders: DDPM, LDM. "Leading" timesteps without offset
     flow_matching     s -> shift s / (1 + (shift - 1) s), timestep 1000 s. Stable Diffusion 3 and 3.5: shift 3. Flux has a
                       *dynamic* shift exp(mu), mu = 0.5 at 256 tokens to 1.15 at 4096, and steps from s = 1 to 1 / N
     edm               Karras's levels with rho = 7 from sigma = 80 to 0.002, timestep log(sigma) / 4
@@ -262,7 +262,10 @@ def _of_training_timesteps(name, betas, kind):
 def _flow_matching(shift, tokens):
     if shift is not None and tokens is not None:
         raise ValueError(f"give a shift or tokens, got {shift:g} and {tokens}")
-    dynamic, shift = tokens is not None, dynamic_shift(tokens) if tokens is not None else 1.0 if shift is None else shift
+    dynamic, shift = (
+        tokens is not None,
+        dynamic_shift(tokens) if tokens is not None else 1.0 if shift is None else shift,
+    )
     if not 0 < shift < np.inf:
         raise ValueError(f"shift must be a finite number > 0, got {shift:g}")
     flow = RectifiedFlow()

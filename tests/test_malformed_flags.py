@@ -40,6 +40,9 @@ WORDS = {
     "prepare": ["/dev/null", "/dev/null/below"],
     "scratch": ["/dev/null", "/dev/null/below"],
     "latents": ["absent.npz", "pyproject.toml"],
+    "shift": ["0", "-3", "nan", "inf", "dynamic", "dynamic:", "dynamic:0", "dynamic:1.5", "static:4096", "1,2"],
+    "latent_scale": ["0", "-1", "nan", "inf", "1,,2", "1,-2", "x"],
+    "latent_shift": ["nan", "inf", "1,,2", "x", "1,"],
     "autoencoder": ["json", "json:", ":dumps", "absent_module:f", "json:absent", "json:__name__"],
     "decoder": ["json", "json:", ":dumps"],
     "autoencoders": ["pca", "pca:0", "identity:4", "kl:4x4", "pca:16,,kl:4x4x2", "pca:16,pca:16", "pca:1e3"],
@@ -126,7 +129,10 @@ TOGETHER = {
         ("--autoencoder=json:dumps --autoencoders=pca,conv", "autoencoder", "factory(): TypeError"),  # as flags.txt gives it
         ("--autoencoder=json:dumps --precision=bfloat16", "precision", "only without --autoencoder"),
         ("--autoencoders=pca --precision=bfloat16", "precision", "PCA has no activations"),
-        ("--readout=state --schedule=linear_vp", "readout", "needs --schedule=rectified_flow"),
+        ("--readout=state --sampler=linear_vp", "readout", "needs --sampler=rectified_flow or flow_matching"),
+        ("--shift=3", "shift", "only with --sampler=flow_matching"),
+        ("--latent_scale=2 --standardise=none", "latent_scale", "only without --standardise"),
+        ("--sampler=linear_beta_ddim --sampling_steps=1001", "sampling_steps", "2..1000 steps"),
         ("--n=1700", "n", "64..1669"),
         ("--reference=1700", "reference", "128..899"),
         ("--latent_dims=65", "latent_dims", "1..64"),
@@ -341,7 +347,7 @@ def test_every_flag_is_covered(driven, experiment):
     ("experiment", "word", "allowed"),
     [
         ("phase_diagram", "--draws=1000000000000", "a whole number >= 1 and <= 1_000_000"),
-        ("recommend", "--latent_scale=nan", "a finite number > 0"),
+        ("recommend", "--latent_scale=nan", "a finite number > 0, or one per channel"),
         ("unused_states", "--quick=maybe", "true or false"),
     ],
 )

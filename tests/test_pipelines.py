@@ -164,5 +164,5 @@ def test_states_of_diffusers_have_the_predicted_variance(name):
     for step in range(1, steps):
         noise_var = schedules.noise_var_from_logsnr(stops[step - 1])
         law = kept[step - 1, 0] * ((1.0 - noise_var) * lam + noise_var)
-        found = measured[step] / told[step].divide_by**2 / sampler.data_std**2
+        found = measured[step] / told[step].divide_by ** 2 / sampler.data_std**2
         assert found == pytest.approx(law, rel=0.03 if sampler.solver == "ddpm" else 2e-3)

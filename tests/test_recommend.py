@@ -10,8 +10,8 @@ from commands import run_commands
 from interrupted import run_in_sessions
 
 from experiments import recommend
-from experiments.recommend import candidates, choice, report
-from ldmjax import autoencoders, features, gaussians, metrics, oracle, records, schedules, stopping
+from experiments.recommend import candidates, choice, latents, report
+from ldmjax import autoencoders, features, gaussians, metrics, oracle, pipelines, records, schedules, stopping
 
 EARLY, NONE, UNKNOWN = stopping.VERDICTS
 GRADED = np.arange(128.0)[:, None]
@@ -163,73 +163,95 @@ def test_interval_that_reaches_the_end_has_no_number():
     scale = autoencoders.LatentScale(mean=0.0, std=2.0)
     row = recommend.make_record(candidate, "data", "w2", result, {("data", "w2"): 0.5}, scale, config)
     assert (row["logsnr"], row["low"], row["high"]) == (None, config.logsnrs[1], None) and row["floor"] == 0.5
-    assert row["denoising_end"] == 1.0 and row["images_needed"] == stopping.images_needed(result, images=128)
+    assert row["rf_time"] == 0.0 and row["images_needed"] == stopping.images_needed(result, images=128)
     earlier = dataclasses.replace(result, best_stop=1, best_stop_low=0, best_stop_high=2)
     row = recommend.make_record(candidate, "data", "w2", earlier, {}, scale, config)
     assert [row[k] for k in ("low", "logsnr", "high")] == config.logsnrs[:3].tolist() and row["floor"] is None
 
 
-# Stops in four languages.
+# Stops in the sampler's words.
 
 
-@pytest.mark.parametrize("schedule", list(recommend.SCHEDULES))
+@pytest.mark.parametrize("sampler", pipelines.NAMES)
 @pytest.mark.parametrize("logsnr", [-1.5, 0.0, 2.25, 7.0])
-def test_stop_fields_are_one_stop(schedule, logsnr):
-    found = recommend.stop_fields(logsnr, schedule)
+def test_stop_fields_are_one_stop(sampler, logsnr):
+    found = recommend.stop_fields(logsnr, recommend.Config(sampler=sampler))
     signal = 1 / (1 + np.exp(-logsnr))
-    assert found["logsnr"] == logsnr
-    assert found["vp_alpha"] == pytest.approx(np.sqrt(signal))
+    assert found["logsnr"] == logsnr and found["vp_alpha"] == pytest.approx(np.sqrt(signal))
     s = found["rf_time"]
     assert 2 * np.log((1 - s) / s) == pytest.approx(logsnr)
-    t = 1 - found["denoising_end"]
-    if schedule == "linear_vp":  # alpha_bar = exp(-int beta), beta from 0.1 to 20
-        assert np.exp(-(0.1 * t + 19.9 * t**2 / 2)) == pytest.approx(signal)
-    else:
-        assert t == pytest.approx(s)
-    # diffusers: of 1000 time steps, evenly spaced, those at or above the cut-off are run.
-    process = recommend.SCHEDULES[schedule]
-    ends = np.arange(999, -1, -1) / 1000  # time at the end of each step
-    with np.errstate(divide="ignore"):
-        run = np.count_nonzero(process.logsnr(ends) <= logsnr)
-    assert abs(run / 1000 - found["denoising_end"]) <= 1.001e-3
+    assert (found["denoising_end"] is None) == (not sampler.startswith("scaled_linear"))
+    # The state of variance alpha^2 + sigma^2, divided, has the variance of clean data.
+    alpha = {"vp": np.sqrt(signal), "ve": 1.0, "flow": 1 - s}[pipelines.make_sampler(sampler).state]
+    sigma = found["sigma"] * (2.0 if sampler == "edm" else 1.0)
+    assert np.hypot(alpha, sigma) / found["divide_by"] == pytest.approx(1.0)
 
 
-def test_the_end_of_sampling_in_four_languages():
-    end = {"logsnr": None, "rf_time": 0.0, "vp_alpha": 1.0, "denoising_end": 1.0}
-    for schedule in recommend.SCHEDULES:
-        assert recommend.stop_fields(None, schedule) == end
-        assert recommend.stop_fields(40.0, schedule)["denoising_end"] == pytest.approx(1, abs=1e-7)
-    assert isinstance(recommend.SCHEDULES["linear_vp"], schedules.LinearVP)
+def test_the_end_of_sampling_in_every_language():
+    for sampler in pipelines.NAMES:
+        found = recommend.stop_fields(None, recommend.Config(sampler=sampler))
+        end = 1.0 if sampler.startswith("scaled_linear") else None
+        assert found == {"logsnr": None, "step": None, "timestep": None, "denoising_end": end, "sigma": 0.0, "rf_time": 0.0,
+                         "vp_alpha": 1.0, "divide_by": 1.0}  # fmt: skip
+    # Levels that the sampler does not have are no stops.
+    assert recommend.Config(sampler="scaled_linear_ddim").logsnrs[-2] == pytest.approx(7.07, abs=5e-3)
+    assert recommend.stop_fields(2.0, recommend.Config(sampler="flow_matching", readout="state"))["divide_by"] == 1.0
+
+
+def test_stops_of_a_sampler_with_steps_are_after_them():
+    config = recommend.Config(sampler="flow_matching", shift=3.0, sampling_steps=28)
+    levels = pipelines.levels(config.pipeline, 28)
+    for logsnr in config.logsnrs[:-1]:
+        found = recommend.stop_fields(logsnr, config)
+        assert levels[found["step"]] == pytest.approx(logsnr) and found["logsnr"] == logsnr
+    assert recommend.stop_fields(None, config)["step"] == 28
+    assert (
+        config.chain.sampler == "euler" and dataclasses.replace(config, solver="dpmpp_2m").chain.sampler == "dpmpp_2m"
+    )
+    with pytest.raises(ValueError, match="takes 2..1000 steps, got 2000"):
+        recommend.Config(sampler="scaled_linear_ddim", sampling_steps=2000)
+    with pytest.raises(ValueError, match="edm has no state of a rectified flow"):
+        recommend.Config(sampler="edm", readout="state")
 
 
 # The latents' scale.
 
+ALL = latents.Scaling()
 
-def latents_only(latents):
-    return candidates.Candidate(name="z", latents=latents, decode=lambda z: z, measures={}, training=None)
+
+def normal(*shape, seed=6):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def described(z, scaling=ALL):
+    return latents.describe("z", z, scaling, latents.scale_of(z, scaling))
 
 
 def test_scale_sentences():
-    rng = np.random.default_rng(6)
-    wide = (rng.standard_normal((500, 3)) * [1.0, 5.0, 9.0] + 2.0).astype(np.float32)
+    wide = normal(500, 3) * np.float32([1.0, 5.0, 9.0]) + 2
     std, mean = wide.std(), wide.mean()
-    scale, text = recommend.check_scale(latents_only(wide), None)
+    scale = latents.scale_of(wide, ALL)
     assert (scale.mean, scale.std) == pytest.approx((mean, std), rel=1e-5)
+    text = described(wide)
     assert f"z: 3 latent entries, mean {mean:.3g}, standard deviation {std:.3g}" in text
-    assert "train the diffusion model so too" in text and "nearly equal" not in text
+    assert "train the diffusion model so too" in text and "whitened" not in text
     white = (wide - wide.mean(axis=0)) / wide.std(axis=0)
-    assert "nearly equal in all of them" in recommend.check_scale(latents_only(white * [1.0, 1.05, 1.0]), None)[1]
-    assert "nearly equal" not in recommend.check_scale(latents_only(white * [1.0, 1.2, 1.0]), None)[1]
-    scale, text = recommend.check_scale(latents_only(white), 1.0)
-    assert (scale.mean, scale.std) == (0.0, 1.0) and "leaves a deviation of 1" in text and "shifts" not in text
-    scale, text = recommend.check_scale(latents_only(white * 3), 1.5)
-    assert scale.std == 1.5 and "divided by 1.5 as asked, which leaves a deviation of 2: not 1" in text
-    assert f"{2 * np.log(2):.2g}" in text
-    assert "leaves a deviation of 0.5: not 1" in recommend.check_scale(latents_only(white), 2.0)[1]
-    dead = np.concatenate([white, np.zeros((500, 1))], axis=1)
-    assert "nearly equal" not in recommend.check_scale(latents_only(dead), None)[1]
+    text = described(white, latents.Scaling(multiply=[1.0]))
+    assert "leaves a deviation of 1" in text and "shifts" not in text
+    text = described(white * 3, latents.Scaling(multiply=[2 / 3]))
+    assert "leaves a deviation of 2: not 1" in text and f"by {-2 * np.log(2):+.2g} in logsnr" in text
+    assert "as they are: not 1" in described(white * 3, latents.Scaling(standardise="none"))
     with pytest.raises(ValueError, match="must vary"):
-        recommend.check_scale(latents_only(np.ones((5, 2))), None)
+        latents.scale_of(np.ones((5, 2)), ALL)
+
+
+def test_whitened_latents_are_said():
+    white = normal(1000, 16)
+    assert "whitened" in described(white) and "whitened" in described(normal(1000, 4, 4, 3))
+    for scale in (np.linspace(1, 1.5, 16), np.append(np.ones(15), 0.0)):
+        assert "whitened" not in described(white * np.float32(scale))
+    # Equal deviations are not enough.
+    assert "whitened" not in described((white + white[:, :1]) / np.sqrt(1 + (np.arange(16) > 0)))
 
 
 def test_scale_sentence_says_where_the_stop_moves():
@@ -238,7 +260,7 @@ def test_scale_sentence_says_where_the_stop_moves():
     candidate = pca_candidate(x, rng.standard_normal((128, 80)), 69)
     std, fine = candidate.latents.std(), np.linspace(-3, 11, 57)
     moved = [fine[exact_curve(x, 69, fine, scale=c).argmin()] for c in (std, std / 2)]
-    text = recommend.check_scale(candidate, float(std) / 2)[1]
+    text = described(candidate.latents, latents.Scaling(multiply=[2 / float(std)]))
     said = float(re.search(r"shifts every stop by ([-+0-9.]+)", text).group(1))
     assert np.sign(said) == np.sign(moved[1] - moved[0])
 
@@ -246,11 +268,113 @@ def test_scale_sentence_says_where_the_stop_moves():
 def test_a_given_scale_is_used():
     rng = np.random.default_rng(7)
     x, held_out = rng.standard_normal((100, 6)) * spectrum(6), rng.standard_normal((1000, 6)) * spectrum(6)
-    outcome, config = answer(x, held_out, 4, latent_scale=2.5)
+    outcome, config = answer(x, held_out, 4, scaling=latents.Scaling(multiply=[0.4]))
     curve, error = (outcome.curves["pca/data/w2" + end] for end in ("", "/standard_error"))
     exact = exact_curve(x, 4, config.logsnrs, scale=2.5)
     np.testing.assert_array_less(np.abs(curve - exact), 4 * error)
     assert outcome.records[0]["latent_std"] == 2.5 and outcome.records[0]["latent_mean"] == 0.0
+
+
+@pytest.mark.parametrize("shape", [(200, 4, 8, 8), (200, 8, 8, 4), (200, 16, 4), (200, 4)])
+def test_factors_and_scales_of_channels(shape):
+    per = np.array([1.2, 2.8, 0.3, 3.3]), np.array([-8.9, 1.5, 0.0, -2.0])
+    axis = 1 if shape[1:] == (4, 8, 8) else len(shape) - 1
+    std, mean = (x.reshape([-1 if i == axis else 1 for i in range(len(shape))]) for x in per)
+    z = normal(*shape) * std + mean
+    asked = latents.scale_of(z, latents.Scaling(multiply=list(1 / per[0]), shift=list(per[1])))
+    np.testing.assert_allclose(asked.standardise(z), (z - mean) / std, atol=1e-5)
+    np.testing.assert_allclose(asked.unstandardise(asked.standardise(z)), z, atol=1e-4)
+    own = latents.scale_of(z, latents.Scaling(standardise="channel")).standardise(z)
+    others = tuple(i for i in range(len(shape)) if i != axis)
+    np.testing.assert_allclose(own.mean(axis=others), 0.0, atol=1e-5)
+    np.testing.assert_allclose(own.std(axis=others), 1.0, atol=1e-5)
+    one = latents.scale_of(z, latents.Scaling(multiply=[2.0], shift=[0.5]))
+    np.testing.assert_allclose(one.standardise(z), (z - 0.5) * 2.0, atol=1e-5)
+    with pytest.raises(ValueError, match="one for each of 4 channels, got 3"):
+        latents.scale_of(z, latents.Scaling(multiply=[1.0, 2.0, 3.0]))
+
+
+@pytest.mark.parametrize("factor, deviation", [(0.18215, 5.49), (0.13025, 7.68), (1.5305, 0.6534)])
+def test_a_divisor_is_recognised_by_what_it_leaves(factor, deviation):
+    z = deviation * normal(400, 4, 4, 4)
+    assert latents.scale_of(z, latents.Scaling(multiply=[factor])).standardise(z).std() == pytest.approx(1.0, abs=0.02)
+    if factor == 1.5305:  # 1 / 1.53 leaves .43, and is far enough from 1 too
+        assert deviation / factor < 1 / latents.RIGHT
+    with pytest.raises(ValueError, match=rf"leaves the latents a deviation of .*give --latent_scale={factor:.4g}"):
+        latents.scale_of(z, latents.Scaling(multiply=[1 / factor]))
+
+
+def test_a_channel_without_deviation_cannot_be_standardised():
+    z = normal(100, 3) * np.float32([1, 0, 1])
+    with pytest.raises(ValueError, match="needs channels that vary, number 1 does not"):
+        latents.scale_of(z, latents.Scaling(standardise="channel"))
+
+
+UNEVEN = {
+    "deviations and means": ((1.2, 2.8, 0.3, 3.3), (-8.9, 1.5, 0.0, -2.0)),
+    "deviations": ((1.0, 1.0, 4.0, 1.0), (0.0, 0.0, 0.0, 0.0)),
+    "means": ((1.0, 1.1, 0.9, 1.0), (-3.0, 0.0, 0.0, 3.0)),
+}
+
+
+@pytest.mark.parametrize("case", UNEVEN)
+@pytest.mark.parametrize("shape", [(300, 4, 6, 6), (300, 6, 6, 4)])
+def test_uneven_channels_are_said(case, shape):
+    axis = shape.index(4)
+    std, mean = (np.reshape(x, [-1 if i == axis else 1 for i in range(4)]) for x in UNEVEN[case])
+    z = (normal(*shape) * std + mean).astype(np.float32)
+    (text,) = latents.notices("z", z, ALL)
+    assert "z: channels differ much" in text and "--standardise=channel" in text
+    assert latents.notices("z", z, latents.Scaling(standardise="channel")) == []
+    even = (z - mean) / std
+    assert latents.notices("z", even.astype(np.float32), ALL) == []
+
+
+def test_uneven_positions_and_entries_are_said():
+    z = normal(300, 6, 6, 4)
+    rows = np.linspace(0.05, 1, 6)[:, None, None]
+    (text,) = latents.notices("z", z * rows, ALL)
+    assert "positions differ much" in text
+    (text,) = latents.notices("z", z + 4 * rows, ALL)
+    assert "positions differ much" in text
+    assert latents.notices("z", z * np.linspace(0.5, 1, 6)[:, None, None], ALL) == []
+    # Components of falling variance are what an autoencoder makes, apart means are not.
+    falling = normal(300, 16) * np.float32(spectrum(16))
+    assert latents.notices("z", falling, ALL) == []
+    assert "channels differ much" in latents.notices("z", falling + np.linspace(-4, 4, 16), ALL)[0]
+
+
+@pytest.mark.parametrize("shape", [(300, 8, 5, 5), (300, 5, 5, 8), (300, 16)])
+def test_stacked_log_variances_are_named(shape):
+    axis = 1 if shape == (300, 8, 5, 5) else len(shape) - 1
+    z = np.moveaxis(normal(*shape), axis, -1)
+    half = z.shape[-1] // 2
+    z[..., half:] = -6.0 + 0.05 * z[..., half:]
+    texts = latents.notices("z", np.moveaxis(z, -1, axis), ALL)
+    assert (
+        f"{half} of {2 * half} channels hardly vary" in texts[0] and "log-variances? Give the means alone" in texts[0]
+    )
+    assert latents.notices("z", np.moveaxis(z[..., :half], -1, axis), ALL) == []
+    one = z[..., :half].copy()
+    one[..., 1] = 3.0  # a constant
+    texts = latents.notices("z", np.moveaxis(one, -1, axis), ALL)
+    assert f"1 of {half} channels hardly vary (numbers 1" in texts[0] and "log-variances" not in texts[0]
+
+
+def test_what_is_noticed_stands_in_the_answer():
+    rng = np.random.default_rng(7)
+    x, held_out = rng.standard_normal((100, 6)) * spectrum(6), rng.standard_normal((1000, 6)) * spectrum(6)
+    candidate = pca_candidate(x, held_out, 4)
+    moved = dataclasses.replace(
+        candidate,
+        latents=candidate.latents + np.float32([9, -9, 5, 0]),
+        decode=lambda z: candidate.decode(z - [9, -9, 5, 0]),
+    )
+    outcome = recommend.run([moved], recommend.Config(stops=4, samples=256), comparable=True, report=quiet)
+    assert "channels differ much" in outcome.noticed[0]
+    assert "Noticed in these inputs" in report.table(outcome)
+    clean = recommend.run([candidate], recommend.Config(stops=4, samples=256), comparable=True, report=quiet)
+    assert clean.noticed == [] and "Noticed" not in report.table(clean)
 
 
 # The choice and the advice.
@@ -259,7 +383,8 @@ def test_a_given_scale_is_used():
 def made_record(name, best, **changes):
     fields = {"name": name, "features": "pixels", "metric": "w2", "best": best, "end": 10.0,
               "end_standard_error": 0.5, "gain": 10.0 - best, "divide_by": 1.0,
-              "verdict": EARLY, "denoising_end": 0.9, "images_needed": None}  # fmt: skip
+              "verdict": EARLY, "denoising_end": 0.9, "images_needed": None, "logsnr": 2.1, "step": None, "timestep": 100.0,
+              "sampler": "scaled_linear_euler", "sampling_steps": None, "sigma": 0.3, "vp_alpha": 0.95}  # fmt: skip
     return fields | changes
 
 
@@ -304,22 +429,37 @@ def test_what_is_not_finite_is_not_chosen():
 
 
 def test_advice_for_every_verdict():
-    assert choice.advice(made_record("a", 9.0)) == "stop at denoising_end = 0.900: the distance falls by 10.0 %"
+    at = "stop at denoising_end = 0.900 (at timestep 100)"
+    assert choice.advice(made_record("a", 9.0)) == f"{at}: the distance falls by 10.0 %"
     assert choice.advice(made_record("a", 9.9, verdict=NONE)) == "do not stop early: it gains less than 1 %"
     text = choice.advice(made_record("a", 9.0, divide_by=0.8))
-    assert (
-        text
-        == "stop at denoising_end = 0.900 and divide the latent by 0.800 before decoding: the distance falls by 10.0 %"
-    )
+    assert text == f"{at} and divide the latent by 0.800 before decoding: the distance falls by 10.0 %"
     text = choice.advice(made_record("a", 9.0, end_standard_error=6.0))
-    assert text == "stop at denoising_end = 0.900: the distance falls by 1, from an end that cannot be told from 0"
+    assert text == f"{at}: the distance falls by 1, from an end that cannot be told from 0"
     text = choice.advice(made_record("a", 9.0, verdict=UNKNOWN, images_needed=(4000, 12345)))
     assert text == "cannot tell: run to the end; about 4e+03 to 1.2e+04 held-out images would let it"
     assert choice.advice(made_record("a", 9.0, verdict=UNKNOWN)) == "cannot tell: run to the end"
 
 
+def test_a_stop_is_said_in_the_words_of_its_sampler():
+    def words(sampler, logsnr, **options):
+        config = recommend.Config(sampler=sampler, **options)
+        fields = recommend.stop_fields(logsnr, config)
+        return choice.stop_words(fields | {"sampler": sampler, "sampling_steps": config.sampling_steps})
+
+    assert words("scaled_linear_euler", 2.0) == "at denoising_end = 0.889 (at timestep 111)"
+    assert words("linear_beta_ddim", 2.0) == "at timestep 107"
+    assert words("flow_matching", 2.0) == words("rectified_flow", 2.0) == "at sigma = 0.269"
+    assert words("edm", 2.0) == "at sigma = 0.184" and words("linear_vp", 2.0) == "at alpha = 0.939"
+    config = recommend.Config(sampler="flow_matching", shift=3.0, sampling_steps=28)
+    level = config.logsnrs[np.argmin(np.abs(config.logsnrs - 2.0))]
+    assert words("flow_matching", level, shift=3.0, sampling_steps=28) == "after 24 of 28 steps (at sigma = 0.3)"
+    assert words("flow_matching", None, shift=3.0, sampling_steps=28) == "at the end"
+
+
 def test_what_is_unknown():
-    one, two = [latents_only(np.ones((2, 2)))], [latents_only(np.ones((2, 2)))] * 2
+    only = candidates.Candidate(name="z", latents=np.ones((2, 2)), decode=lambda z: z, measures={}, training=None)
+    one, two = [only], [only] * 2
     assert len(choice.unknowns(two, comparable=True)) == 2
     assert "lose variance" in choice.unknowns(two, comparable=True)[1]
     assert "other latent dimensions" in choice.unknowns(one, comparable=True)[2]
@@ -638,8 +778,8 @@ COMMANDS = {
     "quick": (["--quick", "--autoencoders=pca"], None),
     "factory": ([*SMALL, "--autoencoder=mine_of_test:factory", "--decode_batch=64"], None),
     "dimensions": ([*SMALL, "--autoencoder=mine_of_test:Own", "--latent_dims=2,70"], None),
-    "latents alone": ([*SMALL, Z, "--schedule=linear_vp"], None),
-    "latents, decoder": ([*SMALL, Z, D, "--decoder=mine_of_test:decode", "--latent_scale=5"], None),
+    "latents alone": ([*SMALL, Z, "--sampler=linear_vp"], None),
+    "latents, decoder": ([*SMALL, Z, D, "--decoder=mine_of_test:decode", "--latent_scale=0.2"], None),
     "quick factory": (["--quick", "--stops=3", "--autoencoder=mine_of_test:factory"], None),
     "broken": (["--autoencoder=mine_of_test:broken"], "factory(): RuntimeError: no weights found"),
     "no object": (["--autoencoder=mine_of_test:equal", "--latent_dims=2"], "--autoencoder=mine_of_test:equal: factory(2)"),
@@ -656,7 +796,11 @@ COMMANDS = {
     "data, no decoder": ([Z, D], "not used with --latents alone"),
     "latent_dims": ([Z, "--latent_dims=3"], "allowed only without --latents"),
     "spectrum": (["--spectrum=power:1"], "images are needed"),
-    "scale": (["--latent_scale=-1"], "must be a finite number > 0"),
+    "scale": (["--latent_scale=-1"], "must be"),
+    "shift of another": (["--shift=3"], "allowed only with --sampler=flow_matching"),
+    "no shift": (["--sampler=flow_matching", "--shift=dynamic:x"], "must be a number > 0 or dynamic:TOKENS"),
+    "two scales": (["--latent_scale=2", "--standardise=none"], "allowed only without --standardise"),
+    "steps of sampler": (["--sampler=scaled_linear_ddim", "--sampling_steps=1001"], "takes 2..1000 steps, got 1001"),
     "n": (["--n=1700"], "--n=1700: must be 64..1669"),
     "reference": (["--reference=1700"], "--reference=1700: must be 128..899"),
     "large d": (["--latent_dims=65"], "must be 1..64, the dimension of digits"),
@@ -743,7 +887,9 @@ def test_kinds_of_input_say_what_they_know(commands):
     assert {r["precision"] for r in own} == {None}  # of a user's functions nothing is known
     assert all(r["floor"] is not None for r in summaries["latents alone"]["recommendations"])
     assert "other latent dimensions" in " ".join(summaries["latents, decoder"]["unknown"])
-    assert "divided by 5 as asked" in summaries["latents, decoder"]["latents"][0]
+    assert (
+        "scaled and shifted as asked, which leaves a deviation of 0.213" in summaries["latents, decoder"]["latents"][0]
+    )
     assert summaries["latents, decoder"]["recommendations"][0]["features"] == "pixels"
 
 

@@ -17,9 +17,7 @@ PLANTED = ("sampler", "noisy_autoencoder")
 def define_flags() -> None:
     shared.define_common_flags("coverage")
     shared.define_choices("analyses", "sampler,noisy_autoencoder", f"Out of {', '.join(ANALYSES)}.", tuple(ANALYSES))
-    shared.define_integer(
-        "draws", 100, "Draws per case; of some that are slow, a fifth.", low=2, high=1_000_000
-    )
+    shared.define_integer("draws", 100, "Draws per case; of some that are slow, a fifth.", low=2, high=1_000_000)
     shared.define_seed("first_seed", 1000, "Seed of the first draw; 0..159 set the interval's percentiles.")
     shared.define_integer("n", 100, "Samples that each estimate sees.", low=32, high=1_000_000)
     shared.define_word(

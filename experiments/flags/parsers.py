@@ -175,7 +175,7 @@ def define_seeds(default: str, help_text: str) -> None:
     define_list("seeds", default, help_text, int, 0, LARGEST_SEED)
 
 
-def define_choice(name: str, default: str, help_text: str, choices: Sequence[str]) -> None:
+def define_choice(name: str, default: str | None, help_text: str, choices: Sequence[str]) -> None:
     """Defines a flag for one name out of ``choices``."""
     _define(_ChoiceParser(choices), name, default, help_text)
 

@@ -23,6 +23,7 @@ diffusion models by `python -m experiments.noisy_autoencoder`.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -30,16 +31,13 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import image_plans, plans
+from experiments.recommend import latents
 from experiments.recommend.candidates import Candidate
 from experiments.recommend.choice import NEGLIGIBLE, choose, unknowns
-from ldmjax import metrics, schedules, stopping
-from ldmjax.autoencoders import LatentScale
+from ldmjax import metrics, pipelines, stopping
 from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 __all__ = ["Candidate", "Config", "Outcome", "plan", "run"]
-
-SCHEDULES = {"rectified_flow": schedules.RectifiedFlow(), "linear_vp": schedules.LinearVP()}
-WHITENED = 1.1  # latents whose components' standard deviations differ by less than this factor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,13 +46,14 @@ class Config:
 
     Attributes:
       stops: noise levels, the last of them the end of sampling (no noise).
-      logsnr_min, logsnr_max: range of the others, evenly spaced.
+      logsnr_min, logsnr_max: range of the others, evenly spaced, as far as the sampler goes.
       samples: least number of decoded images per level; every training image is decoded at least twice.
       readout: one of `stopping.NOISY_READOUTS`.
-      schedule: a name of `SCHEDULES`, whose steps denoising_end counts.
+      sampler: out of `pipelines.NAMES`, in whose words stops are given.
+      shift, tokens: of flow matching, as in `pipelines.make_sampler`.
       sampling_steps: None for a perfect sampler, else the steps whose loss of variance is added; stops are after steps.
-      solver: that takes these steps, one of `oracle.KEPT_BY`.
-      latent_scale: None to standardise latents by their own mean and deviation, or the number to divide them by.
+      solver: that takes these steps, out of `oracle.KEPT_BY`; None for the sampler's own.
+      scaling: how latents are brought to deviation 1.
       seed: of the split and the noise.
       data: name of the images, for the records.
     """
@@ -64,31 +63,43 @@ class Config:
     logsnr_max: float = 11.0
     samples: int = 8192
     readout: str = "rescaled"
-    schedule: str = "rectified_flow"
+    sampler: str = "rectified_flow"
+    shift: float | None = None
+    tokens: int | None = None
     sampling_steps: int | None = None
-    solver: str = "euler"
-    latent_scale: float | None = None
+    solver: str | None = None
+    scaling: latents.Scaling = latents.Scaling()
     seed: int = 0
     data: str = ""
 
     def __post_init__(self):
         if len(self.logsnrs) < 2:
             raise ValueError(
-                f"must leave a stop between logsnr {self.logsnr_min:g} and {self.logsnr_max:g}: more steps on {self.schedule}"
+                f"must leave a stop between logsnr {self.logsnr_min:g} and {self.logsnr_max:g}: more steps of {self.sampler}"
             )
+        if self.readout == "state" and self.pipeline.state != "flow":
+            raise ValueError(f"{self.sampler} has no state of a rectified flow, which readout 'state' decodes")
+
+    @functools.cached_property
+    def pipeline(self) -> pipelines.Sampler:
+        """The sampler."""
+        return pipelines.make_sampler(self.sampler, shift=self.shift, tokens=self.tokens)
 
     @property
     def chain(self) -> stopping.Chain | None:
         """The sampler with ``sampling_steps`` steps."""
         if self.sampling_steps is None:
             return None
-        return stopping.Chain(SCHEDULES[self.schedule], self.sampling_steps, self.solver)
+        pipelines.levels(self.pipeline, self.sampling_steps)  # refuses numbers of steps that it cannot take
+        schedule = self.pipeline.schedule(self.sampling_steps)
+        return stopping.Chain(schedule, self.sampling_steps, self.solver or self.pipeline.solver)
 
     @property
     def logsnrs(self) -> np.ndarray:
         """Rising ``[stops]``, the last +inf; fewer if the sampler has fewer steps in the range."""
         if self.chain is None:
-            return np.append(np.linspace(self.logsnr_min, self.logsnr_max, self.stops - 1), np.inf)
+            last = min(self.logsnr_max, self.pipeline.largest)
+            return np.append(np.linspace(self.logsnr_min, last, self.stops - 1), np.inf)
         within = [at for at in self.chain.logsnrs[:-1] if self.logsnr_min <= at <= self.logsnr_max]
         places = np.linspace(0, len(within) - 1, min(self.stops - 1, len(within))).round().astype(int)
         return np.append(np.array(within)[places], np.inf)
@@ -107,6 +118,7 @@ class Outcome:
       recommendations: the best of them per (feature space, metric), or per candidate too if they cannot be compared.
       curves: ``{"candidate/feature space/metric": [stops]}`` and the same with "/standard_error".
       findings: sentences on the latents' scale.
+      noticed: sentences on what looks wrong in the inputs.
       unknown: sentences on what these inputs cannot tell.
       seconds: by candidate.
     """
@@ -115,6 +127,7 @@ class Outcome:
     recommendations: list[dict]
     curves: dict[str, np.ndarray]
     findings: list[str]
+    noticed: list[str]
     unknown: list[str]
     seconds: dict[str, float]
 
@@ -175,6 +188,7 @@ def run(
         recommendations=choose(rows, pseudo, comparable=comparable),
         curves={"logsnr": config.logsnrs, **curves},
         findings=[line for found in of.values() for line in found.findings],
+        noticed=[line for found in of.values() for line in found.noticed],
         unknown=unknowns(candidates, comparable=comparable),
         seconds={name: found.seconds for name, found in of.items()},
     )
@@ -184,6 +198,7 @@ class _Measured(NamedTuple):
     """What is kept of one candidate; ``pseudo`` are the values at its best stop by (feature space, metric)."""
 
     findings: list[str]
+    noticed: list[str]
     records: list[dict]
     curves: dict[str, np.ndarray]
     pseudo: dict[tuple[str, str], np.ndarray]
@@ -193,9 +208,12 @@ class _Measured(NamedTuple):
 def _measure(candidate: Candidate, config: Config, *, comparable: bool, report: Callable[[str], None]) -> _Measured:
     """Noise, decoding and distances of one candidate."""
     begin = time.perf_counter()
-    scale, finding = check_scale(candidate, config.latent_scale)
-    findings = [finding] if candidate.training is None or not comparable else [finding, check_decoder(candidate)]
-    _report_all(findings, report)
+    scale = latents.scale_of(candidate.latents, config.scaling)
+    findings = [latents.describe(candidate.name, candidate.latents, config.scaling, scale)]
+    if candidate.training is not None and comparable:
+        findings.append(check_decoder(candidate))
+    noticed = latents.notices(candidate.name, candidate.latents, config.scaling)
+    _report_all(findings + noticed, report)
     values = stopping.noisy_autoencoder(
         scale.standardise(candidate.latents),
         lambda z: candidate.decode(scale.unstandardise(z)),
@@ -214,36 +232,12 @@ def _measure(candidate: Candidate, config: Config, *, comparable: bool, report: 
         curves |= {key: result.curve, f"{key}/standard_error": result.standard_error}
         pseudo[space, metric] = p[:, -1 if result.best_stop is None else result.best_stop]
         rows.append(make_record(candidate, space, metric, result, floors, scale, config))
-    return _Measured(findings, rows, curves, pseudo, time.perf_counter() - begin)
+    return _Measured(findings, noticed, rows, curves, pseudo, time.perf_counter() - begin)
 
 
 def _report_all(lines: Sequence[str], report: Callable[[str], None]) -> None:
     for line in lines:
         report(line)
-
-
-def check_scale(candidate: Candidate, latent_scale: float | None) -> tuple[LatentScale, str]:
-    """The scale that latents are brought to before noise is added, and a sentence on it.
-
-    Noise levels mean something only relative to the latents' scale: latents with standard deviation 5 that are not divided
-    by it see a noise level of logsnr l as l + 2 log 5.
-    """
-    own = LatentScale.measure(candidate.latents)
-    components = candidate.latents.reshape(len(candidate.latents), -1).std(axis=0)
-    spread = components.max() / max(components.min(), np.finfo(np.float32).tiny)
-    text = f"{candidate.name}: {candidate.latent_dim} latent entries, mean {own.mean:.3g}, standard deviation {own.std:.3g}"
-    if spread < WHITENED:
-        text += " (nearly equal in all of them: if they are also uncorrelated, stopping changes the covariance little)"
-    if latent_scale is None:
-        return (
-            own,
-            text + "; noise is added after bringing them to mean 0 and deviation 1: train the diffusion model so too",
-        )
-    ratio = own.std / latent_scale
-    text += f"; divided by {latent_scale:g} as asked, which leaves a deviation of {ratio:.3g}"
-    if not 1 / WHITENED < ratio < WHITENED:
-        text += f": not 1, which shifts every stop by {-2 * np.log(ratio):+.2g} in logsnr against standardised latents"
-    return LatentScale(mean=0.0, std=latent_scale), text
 
 
 def check_decoder(candidate: Candidate) -> str:
@@ -280,8 +274,7 @@ def make_record(candidate, space, metric, result, floors, scale, config) -> dict
         "metric": metric,
         "squared": True,
         "latent_dim": candidate.latent_dim,
-        **stop_fields(stop[0], config.schedule),
-        "divide_by": divisor(stop[0], config),
+        **stop_fields(stop[0], config),
         "low": stop[1],
         "high": stop[2],
         "end": result.end,
@@ -295,9 +288,10 @@ def make_record(candidate, space, metric, result, floors, scale, config) -> dict
         "floor": floors.get((space, metric)),
         "readout": config.readout,
         "sampling_steps": config.sampling_steps,
-        "solver": None if config.sampling_steps is None else config.solver,
-        "latent_mean": scale.mean,
-        "latent_std": scale.std,
+        "sampler": config.sampler,
+        "solver": None if config.chain is None else config.chain.sampler,
+        "latent_mean": np.ravel(scale.mean).tolist() if np.ndim(scale.mean) else scale.mean,
+        "latent_std": np.ravel(scale.std).tolist() if np.ndim(scale.std) else scale.std,
         "training_images": len(candidate.latents),
         "reference_images": len(reference.features),
         "decoded_images": config.decoded(len(candidate.latents)),
@@ -308,25 +302,8 @@ def make_record(candidate, space, metric, result, floors, scale, config) -> dict
     }  # fmt: skip
 
 
-def stop_fields(logsnr: float | None, schedule: str) -> dict:
-    """One stopping time in four languages; the end of sampling is logsnr null, rf_time 0, vp_alpha 1, denoising_end 1.
-
-    denoising_end is the share of the steps to run, as in diffusers, with steps evenly spaced in the schedule's time.
-    """
-    if logsnr is None:
-        return {"logsnr": None, "rf_time": 0.0, "vp_alpha": 1.0, "denoising_end": 1.0}
-    chosen = SCHEDULES[schedule]
-    return {
-        "logsnr": logsnr,
-        "rf_time": float(schedules.RectifiedFlow().inverse_logsnr(logsnr)),
-        "vp_alpha": float(np.sqrt(1.0 - schedules.noise_var_from_logsnr(logsnr))),
-        "denoising_end": 1.0 - float(chosen.inverse_logsnr(logsnr)) / chosen.t_max,
-    }
-
-
-def divisor(logsnr: float | None, config: Config) -> float:
-    """What a stopped latent is divided by before it is decoded: the state of a rectified flow is narrower than its VP twin."""
-    if logsnr is None or config.readout == "state" or config.schedule != "rectified_flow":
-        return 1.0
-    flow = schedules.RectifiedFlow()
-    return float(flow.radius(flow.inverse_logsnr(logsnr)))
+def stop_fields(logsnr: float | None, config: Config) -> dict:
+    """The fields of `pipelines.Stop`; the end of sampling is logsnr null, rf_time 0, vp_alpha 1."""
+    fields = dataclasses.asdict(pipelines.stop_at(config.pipeline, logsnr, config.sampling_steps))
+    fields = {**fields, "logsnr": logsnr, "divide_by": 1.0 if config.readout == "state" else fields["divide_by"]}
+    return {name: value for name, value in fields.items() if name != "steps"}

@@ -11,14 +11,14 @@ from absl import flags
 
 from experiments import flags as shared
 from experiments import image_plans, plans, recommend, unchanged
-from experiments.recommend import candidates, report
-from ldmjax import autoencoders, data, oracle, plotting, records, stopping
+from experiments.recommend import candidates, latents, report
+from ldmjax import autoencoders, data, oracle, pipelines, plotting, records, stopping
 from ldmjax.checkpoints import fingerprint
 
 FLAGS = flags.FLAGS
 QUICK = {"latent_dims": [2, 8], "autoencoders": ["pca"], "samples": 2048, "stops": 10}
 LARGEST_SAMPLE, LARGEST_QUICK_SAMPLE = 5000, 400
-CONFIGURED = "stops samples readout schedule sampling_steps solver latent_scale seed"
+CONFIGURED = "stops samples readout sampler sampling_steps solver seed"
 
 
 def define_flags() -> None:
@@ -60,20 +60,54 @@ def define_flags() -> None:
         "readout", "rescaled", "What is decoded, VP coordinates or the flow's state.", stopping.NOISY_READOUTS
     )
     shared.define_choice(
-        "schedule", "rectified_flow", "Schedule whose steps denoising_end counts.", list(recommend.SCHEDULES)
-    )
+        "sampler", "rectified_flow", "In whose words stops are given: SDXL scaled_linear_euler, SD3 and Flux flow_matching.",
+        pipelines.NAMES,
+    )  # fmt: skip
+    shared.define_word(
+        "shift", None, "Of --sampler=flow_matching: 3 for SD3; dynamic:4096 for Flux at 1024 x 1024 (pixels / 256 tokens).",
+        allowed="a number > 0 or dynamic:TOKENS", check=read_shift,
+    )  # fmt: skip
     shared.define_integer(
-        "sampling_steps", None, "Adds what so many steps of the sampler lose of a Gaussian; default: a perfect sampler.",
+        "sampling_steps", None, "Of the sampler: stops after steps, with what they lose of a Gaussian; default: many.",
         low=2, high=100_000,
     )  # fmt: skip
-    shared.define_choice("solver", "euler", "That takes the --sampling_steps on --schedule.", oracle.KEPT_BY)
-    shared.define_float(
-        "latent_scale",
-        None,
-        "Divide latents by this; default: bring them to mean 0 and deviation 1.",
-        low=0.0,
-        low_open=True,
-    )
+    shared.define_choice("solver", None, "That takes the --sampling_steps; default: the sampler's own.", oracle.KEPT_BY)
+    shared.define_choice(
+        "standardise", "all", "Bring latents to mean 0 and deviation 1: by one pair of numbers, one of each channel, or not.",
+        latents.STANDARDISE,
+    )  # fmt: skip
+    shared.define_word(
+        "latent_scale", None, "Multiply latents by this instead, as diffusers' scaling_factor; one number or one per channel.",
+        allowed="a finite number > 0, or one per channel", check=read_factors,
+    )  # fmt: skip
+    shared.define_word(
+        "latent_shift", None, "Subtracted before, as diffusers' shift_factor; one number or one per channel.",
+        allowed="a finite number, or one per channel", check=read_numbers,
+    )  # fmt: skip
+
+
+def read_numbers(word: str) -> list[float]:
+    """Comma-separated finite numbers."""
+    numbers = [float(part) for part in word.split(",")]
+    if not np.all(np.isfinite(numbers)):
+        raise ValueError
+    return numbers
+
+
+def read_factors(word: str) -> list[float]:
+    """Comma-separated finite numbers > 0."""
+    numbers = read_numbers(word)
+    if min(numbers) <= 0:
+        raise ValueError
+    return numbers
+
+
+def read_shift(word: str) -> dict[str, float]:
+    """Arguments of `pipelines.make_sampler`."""
+    name, _, tokens = word.rpartition(":")
+    shift = {"tokens": int(tokens)} if name == "dynamic" else {"shift": float(word)}
+    pipelines.make_sampler("flow_matching", **shift)
+    return shift
 
 
 def check_flags() -> None:
@@ -100,10 +134,15 @@ def check_flags() -> None:
         raise shared.bad("decoder", FLAGS.decoder, "needs --data, the images that the latents encode, to compare with")
     if FLAGS.latents is not None and FLAGS.decoder is None and FLAGS.data is not None:
         raise shared.bad("data", FLAGS.data, "not used with --latents alone: give --decoder too, or leave --data out")
-    if FLAGS.readout == "state" and FLAGS.schedule != "rectified_flow":
-        raise shared.bad("readout", FLAGS.readout, "needs --schedule=rectified_flow, whose state it is")
-    if FLAGS.sampling_steps is None and _is_changed("solver"):
+    if FLAGS.shift is not None and FLAGS.sampler != "flow_matching":
+        raise shared.bad("shift", FLAGS.shift, "allowed only with --sampler=flow_matching")
+    if FLAGS.readout == "state" and pipelines.make_sampler(FLAGS.sampler).state != "flow":
+        raise shared.bad("readout", FLAGS.readout, "needs --sampler=rectified_flow or flow_matching, whose state it is")
+    if FLAGS.sampling_steps is None and FLAGS.solver is not None:
         raise shared.bad("solver", FLAGS.solver, "needs --sampling_steps, which it takes")
+    for flag in ("latent_scale", "latent_shift"):
+        if FLAGS[flag].value is not None and FLAGS.standardise != "all":
+            raise shared.bad(flag, FLAGS[flag].value, "allowed only without --standardise")
     read_config()
     for name in ("autoencoder", "decoder"):
         if FLAGS[name].value is not None:
@@ -116,7 +155,11 @@ def check_flags() -> None:
 def read_config() -> recommend.Config:
     """How candidates are compared; `UsageError` if a sampler leaves no stops."""
     try:
-        return recommend.Config(**{name: FLAGS[name].value for name in CONFIGURED.split()})
+        multiply = None if FLAGS.latent_scale is None else read_factors(FLAGS.latent_scale)
+        shift = None if FLAGS.latent_shift is None else read_numbers(FLAGS.latent_shift)
+        scaling = latents.Scaling(FLAGS.standardise, multiply, shift)
+        flow = {} if FLAGS.shift is None else read_shift(FLAGS.shift)
+        return recommend.Config(**{name: FLAGS[name].value for name in CONFIGURED.split()}, **flow, scaling=scaling)
     except ValueError as error:
         raise shared.bad("sampling_steps", FLAGS.sampling_steps, str(error)) from error
 
@@ -325,6 +368,7 @@ def main() -> None:
         "schema_version": records.SCHEMA_VERSION,
         "recommendations": outcome.recommendations,
         "latents": outcome.findings,
+        "noticed": outcome.noticed,
         "unknown": outcome.unknown,
     }
     records.write_text(job.workdir / "recommend.json", json.dumps(records.plain(summary), indent=2) + "\n")

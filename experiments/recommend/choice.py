@@ -38,7 +38,7 @@ def choose(records: Sequence[dict], pseudo: dict, *, comparable: bool) -> list[d
 def advice(record: dict) -> str:
     """One sentence."""
     if record["verdict"] == "stop early":
-        text = f"stop at denoising_end = {record['denoising_end']:.3f}"
+        text = f"stop {stop_words(record)}"
         if record["divide_by"] != 1.0:
             text += f" and divide the latent by {record['divide_by']:.3f} before decoding"
         if np.isnan(percent(record, "gain")):
@@ -49,6 +49,24 @@ def advice(record: dict) -> str:
     needed = record["images_needed"]
     more = "" if needed is None else "; about {:.2g} to {:.2g} held-out images would let it".format(*needed)
     return f"cannot tell: run to the end{more}"
+
+
+def stop_words(record: dict) -> str:
+    """Where to stop in the words of the record's sampler, as `pipelines.Stop` has them; "at the end" there."""
+    if record["logsnr"] is None:
+        return "at the end"
+    said = []
+    if record["step"] is not None:
+        said.append(f"after {record['step']} of {record['sampling_steps']} steps")
+    if record["denoising_end"] is not None:
+        said.append(f"at denoising_end = {record['denoising_end']:.3f}")
+    if record["sampler"].startswith(("scaled_linear", "linear_beta")):
+        said.append(f"at timestep {record['timestep']:.0f}")
+    elif record["sampler"] == "linear_vp":
+        said.append(f"at alpha = {record['vp_alpha']:.3f}")
+    else:
+        said.append(f"at sigma = {record['sigma']:.3g}")
+    return said[0] + (f" ({', '.join(said[1:])})" if said[1:] else "")
 
 
 def percent(record: dict, name: str) -> float:

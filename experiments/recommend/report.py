@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from experiments.recommend import SCHEDULES, Config, Outcome
-from experiments.recommend.choice import percent
+from experiments.recommend import Config, Outcome
+from experiments.recommend.choice import percent, stop_words
 from experiments.tables import align
 from ldmjax import plotting
 
 NAMES = {"w2": "squared Fréchet distance", "mmd": "squared MMD", "sliced_w2": "squared sliced W2"}
-HEADER = "features|metric|latents|at the end|best|gain % [90 %]|stop at logsnr [90 %]|denoising_end|verdict|choice"
+HEADER = "features|metric|latents|at the end|best|gain % [90 %]|stop at logsnr [90 %]|that is to stop|verdict|choice"
 
 
 def table(outcome: Outcome) -> str:
@@ -26,7 +26,7 @@ def table(outcome: Outcome) -> str:
                 f"{r['best']:.4g}",
                 "-" if np.isnan(gain[0]) else "{:.2f} [{:.2f}, {:.2f}]".format(*gain),
                 f"{_stop(r['logsnr'])} [{_stop(r['low'])}, {_stop(r['high'])}]",
-                f"{r['denoising_end']:.3f}",
+                stop_words(r),
                 r["verdict"],
                 "best" if key in chosen else "tied" if key in tied else "",
             ]
@@ -37,7 +37,10 @@ def table(outcome: Outcome) -> str:
         "Squared distances to held-out images of a model that has learned these latents, stopped with noise left; t* is the "
         "smallest value, whatever the verdict:"
     )
-    return "\n".join(["", about, *align(rows, left=3), "", *advice, "", "Not known from these inputs:", *unknown])
+    noticed = ["Noticed in these inputs:", *(f"- {line}" for line in outcome.noticed), ""] if outcome.noticed else []
+    return "\n".join(
+        ["", about, *align(rows, left=3), "", *advice, "", *noticed, "Not known from these inputs:", *unknown]
+    )
 
 
 def _stop(logsnr: float | None) -> str:
@@ -96,11 +99,10 @@ def _draw_panel(axes, rows, outcome, config):
     if np.isfinite(smallest):
         axes.set_ylim(bottom=0.7 * smallest)
     axes.set_xlabel(plotting.LOGSNR_LABEL, fontsize=9)
-    schedule = SCHEDULES[config.schedule]
     ticks = np.arange(np.ceil(config.logsnr_min / 2) * 2, config.logsnrs[-2] + 0.1, 2)
     axes.set_xticks([*ticks, x[-1]], [*(f"{t:g}" for t in ticks), "end"])
     top = axes.secondary_xaxis("top")
-    shares = 100.0 * (1.0 - schedule.inverse_logsnr(ticks[::2]) / schedule.t_max)
+    shares = 100.0 * config.pipeline.share(ticks[::2])
     top.set_xticks(ticks[::2], [f"{s:.3g} %" for s in shares], fontsize=7.5)
-    top.set_xlabel(f"share of sampling steps ({config.schedule})", fontsize=7.5)
+    top.set_xlabel(f"share of sampling steps ({config.sampler})", fontsize=7.5)
     axes.grid(alpha=0.25)

@@ -28,10 +28,10 @@ class Autoencoder(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentScale:
-    """Mean and standard deviation over all entries of a set of latents."""
+    """Mean and standard deviation of latents: over all entries, or arrays that broadcast against one latent."""
 
-    mean: float
-    std: float
+    mean: float | np.ndarray
+    std: float | np.ndarray
 
     @classmethod
     def measure(cls, latents: np.ndarray) -> "LatentScale":
