@@ -335,7 +335,7 @@ def test_uneven_positions_and_entries_are_said():
     rows = np.linspace(0.05, 1, 6)[:, None, None]
     (text,) = latents.notices("z", z * rows, ALL)
     assert "positions differ much" in text
-    (text,) = latents.notices("z", z + 4 * rows, ALL)
+    (text,) = latents.notices("z", z + 8 * rows, ALL)
     assert "positions differ much" in text
     assert latents.notices("z", z * np.linspace(0.5, 1, 6)[:, None, None], ALL) == []
     # Components of falling variance are what an autoencoder makes, apart means are not.
