@@ -91,6 +91,40 @@ def test_npz(tmp_path, key):
     assert np.ptp(loaded.samples) <= 2.0 * 2
 
 
+@pytest.mark.parametrize(
+    ("shape", "first"),
+    [
+        ((3, 32, 32), True), ((1, 28, 28), True), ((4, 5, 9), True), ((3, 40, 30), True), ((1, 5, 5), True),
+        ((32, 32, 3), False), ((28, 28, 1), False), ((3, 32, 3), False), ((3, 4, 5), False), ((2, 32, 32), False),
+        ((32, 32), False), ((3, 32), False), ((3,), False), ((3, 8, 8, 8), False),
+    ],
+)  # fmt: skip
+def test_channels_go_last(tmp_path, shape, first):
+    images = np.random.default_rng(0).standard_normal((6, *shape))
+    np.savez(tmp_path / "a.npz", images=images)
+    loaded = data.load(str(tmp_path / "a.npz"))
+    assert loaded.channels_first == first
+    expected = np.moveaxis(images, 1, -1) if first else images
+    assert loaded.image_shape == expected.shape[1:]
+    np.testing.assert_allclose(loaded.images(loaded.samples), expected, atol=1e-6)
+    if len(shape) == 3:
+        for layout in ("first", "last"):
+            loaded = data.load(str(tmp_path / "a.npz"), layout=layout)
+            assert loaded.image_shape == ((*shape[1:], shape[0]) if layout == "first" else shape)
+            assert loaded.channels_first == (layout == "first")
+    else:
+        with pytest.raises(
+            ValueError, match=r"a.npz' must hold images \[N, C, H, W\] to have channels first, got \[6, 3"
+        ):
+            data.load(str(tmp_path / "a.npz"), layout="first")
+
+
+def test_channels_of_latents():
+    first = [(16, 8, 8), (4, 32, 32), (3, 8, 12), (64, 2, 2)]
+    last = [(8, 8, 16), (32, 32, 4), (8, 12, 3), (2, 2, 64), (8, 8, 8), (8, 8), (7,), (8, 4, 8)]
+    assert [data.channels.of_latents_are_first(shape) for shape in [*first, *last]] == [True] * 4 + [False] * 8
+
+
 @pytest.mark.parametrize("key", ["labels", "y", "train_labels", "y_train"])
 @pytest.mark.parametrize("image_key", ["train_images", "x_train"])
 def test_npz_labels(tmp_path, image_key, key):
@@ -210,6 +244,9 @@ def test_bad_folders(tmp_path):
     for name, message in cases.items():
         with pytest.raises(ValueError, match=message):
             data.load(str(tmp_path / name))
+    for name in (str(tmp_path / "sizes"), "digits"):
+        with pytest.raises(ValueError, match="has no channels first"):
+            data.load(name, layout="first")
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +304,8 @@ def test_bad_hugging_face(hugging_face, monkeypatch):
     for name, message in cases.items():
         with pytest.raises(ValueError, match=message):
             data.load(f"hf:{root}/{name}")
+    with pytest.raises(ValueError, match="has no channels first: column img holds pictures"):
+        data.load(f"hf:{root}/table", layout="first")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"pip install -e '.\[data\]'"):
         data.load(f"hf:{root}/table")

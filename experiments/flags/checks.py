@@ -14,8 +14,8 @@ from ldmjax.autoencoders.convolutional import geometry_of
 FLAGS = flags.FLAGS
 
 
-def load_dataset(*, default: str = "digits") -> data.Dataset:
-    """The data set that --data or --spectrum names."""
+def load_dataset(*, default: str = "digits", layout: str = "auto") -> data.Dataset:
+    """The data set that --data or --spectrum names; ``layout`` is that of `data.load`."""
     if FLAGS.data is not None and FLAGS.spectrum is not None:
         raise bad("spectrum", FLAGS.spectrum, f"allowed only without --data, got --data={FLAGS.data} as well")
     if FLAGS.spectrum is not None:
@@ -25,7 +25,7 @@ def load_dataset(*, default: str = "digits") -> data.Dataset:
             raise bad("spectrum", FLAGS.spectrum, f"must be {data.SPECTRA} ({error})") from error
     name = default if FLAGS.data is None else FLAGS.data
     try:
-        return data.load(name)
+        return data.load(name, layout=layout)
     except (ValueError, MemoryError) as error:
         raise bad("data", name, str(error)) from error
 

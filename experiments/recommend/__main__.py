@@ -25,6 +25,9 @@ def define_flags() -> None:
     shared.define_data_flags()
     shared.define_feature_flags()
     shared.define_common_flags("recommend")
+    shared.define_choice(
+        "channels", "auto", "Where images of --data have them; your functions take the same.", data.channels.LAYOUTS
+    )
     shared.define_choices(
         "autoencoders",
         "pca,conv",
@@ -90,6 +93,8 @@ def check_flags() -> None:
     shared.check_precision(FLAGS.autoencoders)
     if FLAGS.latents is not None and FLAGS.decoder is None and _is_changed("features"):
         raise shared.bad("features", FLAGS.features, "not used with --latents alone: give --decoder and --data too")
+    if FLAGS.latents is not None and FLAGS.decoder is None and _is_changed("channels"):
+        raise shared.bad("channels", FLAGS.channels, "not used with --latents alone: give --decoder and --data too")
     if FLAGS.decoder is not None and FLAGS.latents is None:
         raise shared.bad("decoder", FLAGS.decoder, "allowed only with --latents")
     if FLAGS.latents is not None and FLAGS.latent_dims is not None:
@@ -218,7 +223,7 @@ def read_inputs() -> Inputs:
                 return given(found, {"data": FLAGS.latents}, {})
         except ValueError as error:
             raise shared.bad("latents", FLAGS.latents, str(error)) from error
-    dataset = shared.load_dataset()
+    dataset = shared.load_dataset(layout=FLAGS.channels)
     n, reference = sample_sizes(len(dataset.samples), "data")
     maps = {space.name: space for space in shared.load_features(dataset)}
     chosen, held_out = dataset.split_indices(n=n, seed=FLAGS.seed)
@@ -235,7 +240,7 @@ def read_inputs() -> Inputs:
     }
     digests = {"features": " ".join(space.digest for space in maps.values())}
     if FLAGS.autoencoder is not None:
-        return inputs_of_own(training, measures, about, digests)
+        return inputs_of_own(training, measures, about, digests, channels_first=dataset.channels_first)
     if arrays is None:
         return inputs_of_suite(dataset, training, measures, about, digests)
     count = len(next(iter(arrays.values())))
@@ -245,22 +250,26 @@ def read_inputs() -> Inputs:
         )
     try:
         decoder = shared.import_named("decoder")
-        found = candidates.of_latents(arrays, chosen, decoder, training, measures, batch=FLAGS.decode_batch)
+        options = {"batch": FLAGS.decode_batch, "channels_first": dataset.channels_first}
+        found = candidates.of_latents(arrays, chosen, decoder, training, measures, **options)
         return given(found, about, digests | {"decoder": digest_of(found)})
     except ValueError as error:
         raise shared.bad("decoder", FLAGS.decoder, str(error)) from error
 
 
-def inputs_of_own(training: np.ndarray, measures: Mapping, about: dict, digests: dict[str, str]) -> Inputs:
+def inputs_of_own(
+    training: np.ndarray, measures: Mapping, about: dict, digests: dict[str, str], *, channels_first: bool
+) -> Inputs:
     """Candidates of the user's autoencoders, tried on two images."""
+    layout = {"channels_first": channels_first}
     try:
         named = user_autoencoders(shared.import_named("autoencoder"))
     except ValueError as error:
         raise shared.bad("autoencoder", FLAGS.autoencoder, str(error)) from error
-    digests = digests | {"autoencoder": digest_of(encoded(named, training[:2], measures))}
+    digests = digests | {"autoencoder": digest_of(encoded(named, training[:2], measures, **layout))}
     size = {"candidates": len(named), "n": len(training), "pixels": training[0].size, "decoding": 0.0}
     return Inputs(
-        make=lambda job: encoded(named, training, measures, store=job.store),
+        make=lambda job: encoded(named, training, measures, store=job.store, **layout),
         stages=lambda config: recommend.plan(measures, config, **size),
         about=about,
         digests=digests,
