@@ -120,11 +120,13 @@ def check_n(dataset: data.Dataset, *, held_out: int = 2) -> None:
 
 
 def check_images(dataset: data.Dataset) -> None:
-    """The data are images that differ, not a bare --spectrum."""
+    """The data are images that differ, also in float32, not a bare --spectrum."""
     if dataset.samples is None:
         raise bad("spectrum", FLAGS.spectrum, "must not be given: a spectrum has no images")
     if not np.any(dataset.samples):
         raise bad("data", FLAGS.data, "must hold images that differ")
+    if problem := data.float32_problem(dataset.samples, mean=dataset.mean):
+        raise bad("data", FLAGS.data, f"must hold images that float32 can hold: {dataset.name} {problem}")
 
 
 def check_precision(kinds: Iterable[str]) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,8 @@ from absl import flags
 
 from experiments import flags as shared
 from experiments import image_plans, plans, recommend, unchanged
-from experiments.recommend import candidates, report
+from experiments.recommend import candidates, expected_images, report
+from experiments.recommend.distinct import choose_distinct, choose_distinct_latents, in_words
 from ldmjax import autoencoders, data, oracle, plotting, records, stopping
 from ldmjax.checkpoints import fingerprint
 
@@ -131,22 +132,27 @@ def _is_changed(name: str) -> bool:
     return FLAGS[name].value != FLAGS[name].default
 
 
-def sample_sizes(count: int, flag: str) -> tuple[int, int]:
-    """(training, reference) images out of ``count``."""
-    least = 2 * candidates.BLOCKS
+def largest_sample() -> int:
+    """Images of a kind, training or reference, that are used unless a flag asks for more."""
+    return LARGEST_QUICK_SAMPLE if FLAGS.quick else LARGEST_SAMPLE
+
+
+def most_images() -> int:
+    """Images that are used at most."""
+    return (FLAGS.n or largest_sample()) + (FLAGS.reference or largest_sample())
+
+
+def sample_sizes(count: int, flag: str, left_out: Sequence[str]) -> tuple[int, int]:
+    """(training, reference) images out of ``count``; ``left_out`` says why there are not more."""
+    least, most, images = 2 * candidates.BLOCKS, largest_sample(), in_words(count, left_out)
     if count < 2 * least:
-        raise shared.bad(flag, FLAGS[flag].value, f"needs at least {2 * least} images, got {count}")
-    most = LARGEST_QUICK_SAMPLE if FLAGS.quick else LARGEST_SAMPLE
+        raise shared.bad(flag, FLAGS[flag].value, f"needs at least {2 * least} images, got {images}")
     n = min(count // 2, most) if FLAGS.n is None else FLAGS.n
     if not n <= count - least:
-        raise shared.bad(
-            "n", n, f"must be {candidates.BLOCKS}..{count - least}: {count} images, {least} held out at least"
-        )
+        raise shared.bad("n", n, f"must be {candidates.BLOCKS}..{count - least}: {images}, {least} held out at least")
     reference = min(count - n, most) if FLAGS.reference is None else FLAGS.reference
     if not reference <= count - n:
-        raise shared.bad(
-            "reference", reference, f"must be {least}..{count - n}: {count} images, {n} of them for training"
-        )
+        raise shared.bad("reference", reference, f"must be {least}..{count - n}: {images}, {n} of them for training")
     return n, reference
 
 
@@ -218,17 +224,20 @@ def read_inputs() -> Inputs:
         try:
             arrays = candidates.load_latents(FLAGS.latents)
             if FLAGS.decoder is None:
-                n, reference = sample_sizes(len(next(iter(arrays.values()))), "latents")
+                arrays, left_out = choose_distinct_latents(arrays, most=most_images(), seed=FLAGS.seed)
+                n, reference = sample_sizes(len(next(iter(arrays.values()))), "latents", left_out)
                 found = candidates.of_latents_alone(arrays, n=n, reference=reference, seed=FLAGS.seed)
-                return given(found, {"data": FLAGS.latents}, {})
+                return given(found, {"data": FLAGS.latents, "left_out": left_out}, {})
         except ValueError as error:
             raise shared.bad("latents", FLAGS.latents, str(error)) from error
     dataset = shared.load_dataset(layout=FLAGS.channels)
-    n, reference = sample_sizes(len(dataset.samples), "data")
+    shared.check_images(dataset)
+    order, left_out = choose_distinct(dataset.samples, most=most_images(), seed=FLAGS.seed)
+    n, reference = sample_sizes(len(order), "data", left_out)
     maps = {space.name: space for space in shared.load_features(dataset)}
-    chosen, held_out = dataset.split_indices(n=n, seed=FLAGS.seed)
+    chosen = order[:n]
     training = dataset.images(dataset.samples[chosen])
-    held_out = dataset.images(dataset.samples[held_out[:reference]])
+    held_out = dataset.images(dataset.samples[order[n : n + reference]])
     try:
         measures = candidates.measures_of(maps, held_out, FLAGS.seed)
     except ValueError as error:
@@ -236,6 +245,7 @@ def read_inputs() -> Inputs:
     about = {
         "data": dataset.name,
         "data_sha256": dataset.digest,
+        "left_out": left_out,
         "features_sha256": {name: space.digest for name, space in maps.items()},
     }
     digests = {"features": " ".join(space.digest for space in maps.values())}
@@ -252,7 +262,13 @@ def read_inputs() -> Inputs:
         decoder = shared.import_named("decoder")
         options = {"batch": FLAGS.decode_batch, "channels_first": dataset.channels_first}
         found = candidates.of_latents(arrays, chosen, decoder, training, measures, **options)
-        return given(found, about, digests | {"decoder": digest_of(found)})
+        digests = digests | {"decoder": digest_of(found)}
+        for one in found:
+            decoded = one.decode(one.latents[: expected_images.FEW])
+            expected_images.check_decoded(
+                one.name, decoded, training[: len(decoded)], channels_first=dataset.channels_first
+            )
+        return given(found, about, digests)
     except ValueError as error:
         raise shared.bad("decoder", FLAGS.decoder, str(error)) from error
 
@@ -267,6 +283,7 @@ def inputs_of_own(
     except ValueError as error:
         raise shared.bad("autoencoder", FLAGS.autoencoder, str(error)) from error
     digests = digests | {"autoencoder": digest_of(encoded(named, training[:2], measures, **layout))}
+    check_forms(named, training, measures, layout)
     size = {"candidates": len(named), "n": len(training), "pixels": training[0].size, "decoding": 0.0}
     return Inputs(
         make=lambda job: encoded(named, training, measures, store=job.store, **layout),
@@ -274,6 +291,20 @@ def inputs_of_own(
         about=about,
         digests=digests,
     )
+
+
+def check_forms(named: Mapping, training: np.ndarray, measures: Mapping, layout: dict[str, bool]) -> None:
+    """`UsageError` if one of the user's autoencoders expects another form of images."""
+    for name, made in named.items():
+
+        def reconstruct(images, name=name, made=made):
+            (one,) = candidates.of_autoencoders({name: made}, images, measures, batch=FLAGS.decode_batch, **layout)
+            return one.decode(one.latents)
+
+        try:
+            expected_images.check_autoencoder(name, reconstruct, training, **layout)
+        except ValueError as error:
+            raise shared.bad("autoencoder", FLAGS.autoencoder, str(error)) from error
 
 
 def inputs_of_suite(
@@ -318,6 +349,8 @@ def main() -> None:
     check_flags()
     inputs = read_inputs()
     config = dataclasses.replace(read_config(), data=inputs.about["data"])
+    for line in inputs.about["left_out"]:
+        print(line, flush=True)
     job = shared.open_job(lambda: inputs.stages(config))
     for flag, digest in inputs.digests.items():
         unchanged.check(flag, digest, store=job.store)
@@ -333,6 +366,7 @@ def main() -> None:
     summary = {
         "schema_version": records.SCHEMA_VERSION,
         "recommendations": outcome.recommendations,
+        "left_out": inputs.about["left_out"],
         "latents": outcome.findings,
         "unknown": outcome.unknown,
     }

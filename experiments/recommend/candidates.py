@@ -189,6 +189,8 @@ def load_latents(path: str) -> dict[str, np.ndarray]:
             arrays[key] = array.astype(np.float32)
         if not np.all(np.isfinite(arrays[key])):
             raise ValueError(f"{path!r}: {key!r} holds NaN, infinity or numbers too large for float32")
+        if problem := data.float32_problem(array):
+            raise ValueError(f"{path!r}: {key!r} {problem}")
     if len({len(array) for array in arrays.values()}) != 1:
         raise ValueError(f"{path!r} must hold arrays [N, ...] of one N, got {_shapes(arrays)}")
     return arrays

@@ -7,6 +7,7 @@ that has to learn the mean as well would blur it. `Dataset.images` adds it back.
 - `dataset`: `Dataset`, PCA
 - `channels`: where an array has its colours
 - `images`: digits, .npz files
+- `precision`: what float32 cannot hold
 - `pictures`: folders of pictures
 - `hugging_face`: Hugging Face data sets, from the hub or from disk
 - `spectra`: spectra by formula or file
@@ -19,6 +20,7 @@ from ldmjax.data.dataset import Dataset, from_samples, principal_components
 from ldmjax.data.hugging_face import load_hugging_face
 from ldmjax.data.images import digits, load_npz
 from ldmjax.data.pictures import load_folder
+from ldmjax.data.precision import float32_problem
 from ldmjax.data.spectra import SPECTRA, spectrum, spectrum_variances
 
 NAMES = "digits | FILE.npz | FOLDER of pictures | hf:NAME[:SPLIT] | hf:PATH[:SPLIT]"
@@ -29,6 +31,7 @@ __all__ = [
     "Dataset",
     "channels",
     "digits",
+    "float32_problem",
     "from_samples",
     "load",
     "load_folder",

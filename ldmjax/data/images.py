@@ -15,6 +15,7 @@ from ldmjax.data import channels
 from ldmjax.data.dataset import Dataset, from_samples
 
 IMAGE_KEYS = ("images", "x", "train_images", "x_train")
+LARGEST = 1e100
 LABEL_KEYS = ("labels", "y", "train_labels", "y_train")
 
 
@@ -50,6 +51,8 @@ def from_images(
     samples = images.reshape(len(images), -1).astype(np.float64)
     if not np.all(np.isfinite(samples)):
         raise ValueError(f"{source} holds NaN or infinity")
+    if (largest := np.abs(samples).max(initial=0.0)) > LARGEST:
+        raise ValueError(f"{source} holds values up to {largest:.3g}, whose squares no number can hold: rescale them")
     if images.dtype == np.uint8:
         samples /= 127.5
         samples -= 1.0
