@@ -169,6 +169,40 @@ def test_bad_npz(tmp_path):
         data.load("imagenet")
 
 
+def test_what_float32_cannot_hold():
+    x = np.random.default_rng(0).standard_normal((200, 3, 4))
+
+    def problem(values):
+        """As the data set gives it, centred and with its mean, and as an array gives it: they say the same."""
+        flat = np.asarray(values, np.float64).reshape(200, -1)
+        mean = flat.mean(axis=0)
+        found = data.float32_problem(flat - mean, mean=mean)
+        assert (found is None) == (data.float32_problem(values) is None)
+        return found
+
+    assert problem(x) is None and problem(x * 1e17) is None and problem(x * 1e-15) is None
+    assert problem(x + 1e5) is None and problem(x.astype(np.float32)) is None
+    x /= x.std(axis=0)
+    assert "varies by 1 around 1e+08, where float32 has steps of 8: subtract the offset" in problem(x + 1e8)
+    for offset in (-1e8, 1e14, 4e6):
+        assert "subtract the offset" in problem(x + offset)
+    for large in (x * 1e30, x + 1e30, x * 1e19, x * 1e-30 + 1e20):
+        assert "whose squares float32 cannot hold: rescale" in problem(large)
+    assert "varies by" in problem(x * 1e-30) and "rescale" in problem(x * 1e-30)
+    # What is the same in all samples may be anything that float32 has.
+    constant = x.copy()
+    constant[:, 0, 0] = 1e8
+    assert problem(constant) is None and problem(np.ones((200, 3))) is None
+    constant[::2, 0, 0] += 1.0
+    assert "around 1e+08" in problem(constant)
+
+
+def test_numbers_that_no_square_holds(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.random.default_rng(0).standard_normal((10, 4)) * 1e200)
+    with pytest.raises(ValueError, match=r"a.npz' holds values up to .*e\+200, whose squares no number can hold"):
+        data.load(str(tmp_path / "a.npz"))
+
+
 def test_spectra():
     np.testing.assert_allclose(data.spectrum_variances("power:1.5", 4), [1, 2**-1.5, 3**-1.5, 1 / 8])
     np.testing.assert_allclose(data.spectrum_variances("exponential:0.5", 3), np.exp([0, -0.5, -1]))
