@@ -135,10 +135,10 @@ def test_command_ends_well_or_with_one_line(commands, name):
         assert text in err and err.count("\n") == 1 and out == "" and not workdir.exists()
     else:
         assert err == "" and text in out
-        left_out = json.loads((workdir / "recommend.json").read_text())["left_out"]
-        assert left_out == json.loads((workdir / "metadata.json").read_text())["left_out"]
-        assert all(line in out for line in left_out) and len(left_out) == (text != "")
-        assert "repeat another" not in out or left_out
+        remarks = json.loads((workdir / "recommend.json").read_text())["remarks"]
+        assert remarks == json.loads((workdir / "metadata.json").read_text())["remarks"]
+        assert all(line in out for line in remarks) and len(remarks) == (text != "")
+        assert "repeat another" not in out or remarks
 
 
 @pytest.mark.parametrize(

@@ -224,16 +224,16 @@ def read_inputs() -> Inputs:
         try:
             arrays = candidates.load_latents(FLAGS.latents)
             if FLAGS.decoder is None:
-                arrays, left_out = choose_distinct_latents(arrays, most=most_images(), seed=FLAGS.seed)
-                n, reference = sample_sizes(len(next(iter(arrays.values()))), "latents", left_out)
+                arrays, remarks = choose_distinct_latents(arrays, most=most_images(), seed=FLAGS.seed)
+                n, reference = sample_sizes(len(next(iter(arrays.values()))), "latents", remarks)
                 found = candidates.of_latents_alone(arrays, n=n, reference=reference, seed=FLAGS.seed)
-                return given(found, {"data": FLAGS.latents, "left_out": left_out}, {})
+                return given(found, {"data": FLAGS.latents, "remarks": remarks}, {})
         except ValueError as error:
             raise shared.bad("latents", FLAGS.latents, str(error)) from error
     dataset = shared.load_dataset(layout=FLAGS.channels)
     shared.check_images(dataset)
-    order, left_out = choose_distinct(dataset.samples, most=most_images(), seed=FLAGS.seed)
-    n, reference = sample_sizes(len(order), "data", left_out)
+    order, remarks = choose_distinct(dataset.samples, most=most_images(), seed=FLAGS.seed)
+    n, reference = sample_sizes(len(order), "data", remarks)
     maps = {space.name: space for space in shared.load_features(dataset)}
     chosen = order[:n]
     training = dataset.images(dataset.samples[chosen])
@@ -245,7 +245,7 @@ def read_inputs() -> Inputs:
     about = {
         "data": dataset.name,
         "data_sha256": dataset.digest,
-        "left_out": left_out,
+        "remarks": remarks,
         "features_sha256": {name: space.digest for name, space in maps.items()},
     }
     digests = {"features": " ".join(space.digest for space in maps.values())}
@@ -265,9 +265,8 @@ def read_inputs() -> Inputs:
         digests = digests | {"decoder": digest_of(found)}
         for one in found:
             decoded = one.decode(one.latents[: expected_images.FEW])
-            expected_images.check_decoded(
-                one.name, decoded, training[: len(decoded)], channels_first=dataset.channels_first
-            )
+            layout = {"channels_first": dataset.channels_first}
+            remarks += expected_images.check_decoded(one.name, decoded, training[: len(decoded)], **layout)
         return given(found, about, digests)
     except ValueError as error:
         raise shared.bad("decoder", FLAGS.decoder, str(error)) from error
@@ -283,7 +282,7 @@ def inputs_of_own(
     except ValueError as error:
         raise shared.bad("autoencoder", FLAGS.autoencoder, str(error)) from error
     digests = digests | {"autoencoder": digest_of(encoded(named, training[:2], measures, **layout))}
-    check_forms(named, training, measures, layout)
+    about["remarks"].extend(check_forms(named, training, measures, layout))
     size = {"candidates": len(named), "n": len(training), "pixels": training[0].size, "decoding": 0.0}
     return Inputs(
         make=lambda job: encoded(named, training, measures, store=job.store, **layout),
@@ -293,8 +292,9 @@ def inputs_of_own(
     )
 
 
-def check_forms(named: Mapping, training: np.ndarray, measures: Mapping, layout: dict[str, bool]) -> None:
-    """`UsageError` if one of the user's autoencoders expects another form of images."""
+def check_forms(named: Mapping, training: np.ndarray, measures: Mapping, layout: dict[str, bool]) -> list[str]:
+    """Lines on the user's autoencoders that may expect another form of images; `UsageError` if one does."""
+    lines = []
     for name, made in named.items():
 
         def reconstruct(images, name=name, made=made):
@@ -302,9 +302,10 @@ def check_forms(named: Mapping, training: np.ndarray, measures: Mapping, layout:
             return one.decode(one.latents)
 
         try:
-            expected_images.check_autoencoder(name, reconstruct, training, **layout)
+            lines += expected_images.check_autoencoder(name, reconstruct, training, **layout)
         except ValueError as error:
             raise shared.bad("autoencoder", FLAGS.autoencoder, str(error)) from error
+    return lines
 
 
 def inputs_of_suite(
@@ -349,7 +350,7 @@ def main() -> None:
     check_flags()
     inputs = read_inputs()
     config = dataclasses.replace(read_config(), data=inputs.about["data"])
-    for line in inputs.about["left_out"]:
+    for line in inputs.about["remarks"]:
         print(line, flush=True)
     job = shared.open_job(lambda: inputs.stages(config))
     for flag, digest in inputs.digests.items():
@@ -366,7 +367,7 @@ def main() -> None:
     summary = {
         "schema_version": records.SCHEMA_VERSION,
         "recommendations": outcome.recommendations,
-        "left_out": inputs.about["left_out"],
+        "remarks": inputs.about["remarks"],
         "latents": outcome.findings,
         "unknown": outcome.unknown,
     }

@@ -3,8 +3,12 @@
 An autoencoder made for values in [-1, 1] also reconstructs values in [0, 1], only worse, and every distance and stop then comes
 out wrong. Here its reconstruction error, relative to the variance of the images, is compared with that on the same images
 brought to another usual range, with colours in reverse order, or flattened in the other order of axes. Where one of these is
-far better, images as they are are refused. An autoencoder that commutes with scaling, as a linear one does, is right for every
-range. One that is near the best form, or as bad in all of them, passes.
+far better, the images are refused as they are; where one is better, if not by far, a line says so. An autoencoder that commutes
+with scaling, as a linear one does, is right for every range.
+
+The error in the best other form, as a share of that in the right one: 1.003 and more (colours reversed) in 60 autoencoders of
+the suite on digits, MNIST, Fashion-MNIST and CIFAR-10, 1.07 in convolutional ones of CIFAR-10 trained elsewhere. Of the error
+on images in [0, 1] for [-1, 1] the right form leaves 0.01 to 0.11 where the ground is dark, and 0.7 to 0.9 on CIFAR-10.
 """
 
 import itertools
@@ -19,69 +23,82 @@ OVERSHOOT = 0.05  # of a range's width: resizing leaves its ends
 USED = 0.25  # of a range's width, at least
 FEW, FEWEST = 64, 8  # images tried, and those on which most forms are seen not to fit
 GOOD = 0.005  # errors below are right as they are
-FAR = 0.5  # share of the error that is left by what fits
+FAR = 0.5  # share of the error that is left by what fits, and then the images are refused
+BETTER, OFTEN = 0.95, 0.75  # share of the error, and share of images with less error, that are no chance
 ALIKE = 1e-3  # relative difference that products in float32 explain
 Change = Callable[[np.ndarray], np.ndarray]
 
 
-def check_autoencoder(name: str, reconstruct: Change, images: np.ndarray, *, channels_first: bool = False) -> None:
-    """Raises `ValueError` if an autoencoder reconstructs another form of the images far better.
+def check_autoencoder(name: str, reconstruct: Change, images: np.ndarray, *, channels_first: bool = False) -> list[str]:
+    """Compares the forms that an autoencoder reconstructs, and returns a line if another one is better.
 
     Args:
       name: of the autoencoder.
       reconstruct: decode(encode(images)), with channels last; may raise `ValueError` on other forms than the images'.
       images: ``[N, *image_shape]`` as they are, channels last; the first `FEW` are used.
       channels_first: the autoencoder itself gets and gives channels first.
+
+    Raises:
+      ValueError: if another form is far better.
     """
     images = images[:FEW]
-    reconstructed = reconstruct(images)
-    as_is = relative_error(reconstructed, images)
-    if not GOOD < as_is < np.inf:
-        return
+    as_is = relative_errors(reconstruct(images), images)
+    if not GOOD < as_is.mean() < np.inf:
+        return []
     forms = forms_of(images, channels_first=channels_first, scaled=not commutes_with_scaling(reconstruct, images))
-    found, few = {}, relative_error(reconstruct(images[:FEWEST]), images[:FEWEST])
+    found, few = {}, relative_errors(reconstruct(images[:FEWEST]), images[:FEWEST]).mean()
     for words, change in forms.items():
         try:
             changed = change(images)
-            if relative_error(reconstruct(changed[:FEWEST]), changed[:FEWEST]) < 1.5 * FAR * few:
-                found[words] = relative_error(reconstruct(changed), changed)
+            if relative_errors(reconstruct(changed[:FEWEST]), changed[:FEWEST]).mean() < few:
+                found[words] = relative_errors(reconstruct(changed), changed)
         except ValueError:  # the user's function refuses this form
             continue
-    _refuse_if_far(f"{name} reconstructs", as_is, found, images)
+    return _judge(f"{name} reconstructs", as_is, found, images)
 
 
-def check_decoded(name: str, decoded: np.ndarray, images: np.ndarray, *, channels_first: bool = False) -> None:
-    """Raises `ValueError` if decoded latents are far nearer to another form of the images than to the images themselves.
+def check_decoded(name: str, decoded: np.ndarray, images: np.ndarray, *, channels_first: bool = False) -> list[str]:
+    """The same for decoded latents, which are compared with the images' forms.
 
     Args:
       name: of the latents.
       decoded: ``[N, *image_shape]``, row i from the latent of image i.
       images: ``[N, *image_shape]`` as they are.
       channels_first: the decoder itself gives channels first.
+
+    Raises:
+      ValueError: if another form is far nearer.
     """
-    as_is = relative_error(decoded, images)
-    if GOOD < as_is < np.inf:
-        forms = forms_of(images, channels_first=channels_first, scaled=True)
-        found = {words: relative_error(decoded, change(images)) for words, change in forms.items()}
-        _refuse_if_far(f"of {name} the decoder gives", as_is, found, images)
+    as_is = relative_errors(decoded, images)
+    if not GOOD < as_is.mean() < np.inf:
+        return []
+    forms = forms_of(images, channels_first=channels_first, scaled=True)
+    found = {words: relative_errors(decoded, change(images)) for words, change in forms.items()}
+    return _judge(f"of {name} the decoder gives", as_is, found, images)
 
 
-def _refuse_if_far(what, as_is, found, images):
-    best = min(found, key=found.get, default=None)
-    if best is not None and found[best] < FAR * as_is:
-        raise ValueError(
-            f"{what} images as they are, values {images.min():.3g} to {images.max():.3g}, with an error of "
-            f"{100 * as_is:.3g} % of their variance, but images {best} with {100 * found[best]:.3g} %: give --data in that "
-            "form, or let the function change it, and back"
-        )
+def _judge(what, as_is, found, images):
+    """No line, or one, from errors of the images as they are and in other forms; `ValueError` if one is far better."""
+    found = {form: errors for form, errors in found.items() if errors.mean() < 1.0}  # nearer than the mean image
+    if not found:
+        return []
+    form, errors = min(found.items(), key=lambda item: item[1].mean())
+    share = errors.mean() / as_is.mean()
+    text = (
+        f"{what} images as they are, values {images.min():.3g} to {images.max():.3g}, with an error of "
+        f"{100 * as_is.mean():.3g} % of their variance, but images {form} with {100 * errors.mean():.3g} %"
+    )
+    if share < FAR:
+        raise ValueError(f"{text}: give --data in that form, or let the function change it, and back")
+    return [f"{text}: is it made for that form?"] if share < BETTER and np.mean(errors < as_is) > OFTEN else []
 
 
-def relative_error(reconstructed: np.ndarray, images: np.ndarray) -> float:
-    """Mean squared error divided by the variance of ``images`` about their mean; infinite where something is not finite."""
-    images, reconstructed = images.astype(np.float64), reconstructed.astype(np.float64)
+def relative_errors(reconstructed: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Mean squared error of each image ``[N]`` over the variance of all about their mean; infinite if that is not finite."""
+    images, reconstructed = (x.reshape(len(x), -1).astype(np.float64) for x in (images, reconstructed))
     with np.errstate(all="ignore"):
-        ratio = np.mean((reconstructed - images) ** 2) / np.mean((images - images.mean(axis=0)) ** 2)
-    return float(ratio) if np.isfinite(ratio) else np.inf
+        errors = np.mean((reconstructed - images) ** 2, axis=1) / np.mean((images - images.mean(axis=0)) ** 2)
+    return np.where(np.isfinite(errors), errors, np.inf)
 
 
 def commutes_with_scaling(reconstruct: Change, images: np.ndarray) -> bool:
