@@ -151,6 +151,17 @@ def test_repeats_are_not_counted_as_images(commands, name, count):
         assert used == count if name != "noisy" else count <= used < 305
 
 
+@pytest.mark.parametrize("name", ["twice", "noisy", "thrice"])
+def test_repeats_do_not_change_the_answer(commands, name):
+    """Other images are held out, so the numbers differ within their errors."""
+    for a, b in zip(records.load_records(commands[name][0]), records.load_records(commands["once"][0]), strict=True):
+        error = np.hypot(a["end_standard_error"], b["end_standard_error"])
+        assert (
+            abs(a["end"] - b["end"]) < 4 * error and a["gain_low"] <= b["gain_high"] and b["gain_low"] <= a["gain_high"]
+        )
+        assert 0.5 < a["end_standard_error"] / b["end_standard_error"] < 2.0
+
+
 def test_the_order_of_axes_changes_nothing(commands):
     """The suite's autoencoders, the metrics and a user's functions get the same images, whichever way they were stored."""
     for first, last in (("first, suite", "once"), ("first", "own"), ("first, decoder", "twice, latents")):

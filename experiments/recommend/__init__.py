@@ -14,8 +14,9 @@ metric it gives the latent dimension and the stopping time with the smallest dis
 
 --autoencoder: factory(latent_dim) for every --latent_dims, or factory() if none is given, returns an object with encode
 (images ``[N, *image_shape]`` to latents ``[N, ...]``) and decode, on numpy float32 arrays; unsigned 8-bit images come
-scaled to [-1, 1]. A --features function may be called from two threads at once. --latents: an .npz file whose arrays
-``[N, ...]`` are candidates, row i the latent of image i of --data.
+scaled to [-1, 1], and channels where the data has them. Images that are there several times are used once (`distinct`); images
+in another form than the autoencoder expects are refused (`expected_images`). A --features function may be called from two
+threads at once. --latents: an .npz file whose arrays ``[N, ...]`` are candidates, row i the latent of image i of --data.
 
 Obtained: README's section on images. 10,000 MNIST images, six given convolutional autoencoders: 163 s on two cores. The
 intervals of t* are checked by `python -m experiments.coverage --analyses=noisy_autoencoder`, the predictions on trained
