@@ -91,6 +91,40 @@ def test_npz(tmp_path, key):
     assert np.ptp(loaded.samples) <= 2.0 * 2
 
 
+@pytest.mark.parametrize(
+    ("shape", "first"),
+    [
+        ((3, 32, 32), True), ((1, 28, 28), True), ((4, 5, 9), True), ((3, 40, 30), True), ((1, 5, 5), True),
+        ((32, 32, 3), False), ((28, 28, 1), False), ((3, 32, 3), False), ((3, 4, 5), False), ((2, 32, 32), False),
+        ((32, 32), False), ((3, 32), False), ((3,), False), ((3, 8, 8, 8), False),
+    ],
+)  # fmt: skip
+def test_channels_go_last(tmp_path, shape, first):
+    images = np.random.default_rng(0).standard_normal((6, *shape))
+    np.savez(tmp_path / "a.npz", images=images)
+    loaded = data.load(str(tmp_path / "a.npz"))
+    assert loaded.channels_first == first
+    expected = np.moveaxis(images, 1, -1) if first else images
+    assert loaded.image_shape == expected.shape[1:]
+    np.testing.assert_allclose(loaded.images(loaded.samples), expected, atol=1e-6)
+    if len(shape) == 3:
+        for layout in ("first", "last"):
+            loaded = data.load(str(tmp_path / "a.npz"), layout=layout)
+            assert loaded.image_shape == ((*shape[1:], shape[0]) if layout == "first" else shape)
+            assert loaded.channels_first == (layout == "first")
+    else:
+        with pytest.raises(
+            ValueError, match=r"a.npz' must hold images \[N, C, H, W\] to have channels first, got \[6, 3"
+        ):
+            data.load(str(tmp_path / "a.npz"), layout="first")
+
+
+def test_channels_of_latents():
+    first = [(16, 8, 8), (4, 32, 32), (3, 8, 12), (64, 2, 2)]
+    last = [(8, 8, 16), (32, 32, 4), (8, 12, 3), (2, 2, 64), (8, 8, 8), (8, 8), (7,), (8, 4, 8)]
+    assert [data.channels.of_latents_are_first(shape) for shape in [*first, *last]] == [True] * 4 + [False] * 8
+
+
 @pytest.mark.parametrize("key", ["labels", "y", "train_labels", "y_train"])
 @pytest.mark.parametrize("image_key", ["train_images", "x_train"])
 def test_npz_labels(tmp_path, image_key, key):
@@ -133,6 +167,40 @@ def test_bad_npz(tmp_path):
         data.load(str(tmp_path / "missing.npz"))
     with pytest.raises(ValueError, match="unknown data"):
         data.load("imagenet")
+
+
+def test_what_float32_cannot_hold():
+    x = np.random.default_rng(0).standard_normal((200, 3, 4))
+
+    def problem(values):
+        """As the data set gives it, centred and with its mean, and as an array gives it: they say the same."""
+        flat = np.asarray(values, np.float64).reshape(200, -1)
+        mean = flat.mean(axis=0)
+        found = data.float32_problem(flat - mean, mean=mean)
+        assert (found is None) == (data.float32_problem(values) is None)
+        return found
+
+    assert problem(x) is None and problem(x * 1e17) is None and problem(x * 1e-15) is None
+    assert problem(x + 1e5) is None and problem(x.astype(np.float32)) is None
+    x /= x.std(axis=0)
+    assert "varies by 1 around 1e+08, where float32 has steps of 8: subtract the offset" in problem(x + 1e8)
+    for offset in (-1e8, 1e14, 4e6):
+        assert "subtract the offset" in problem(x + offset)
+    for large in (x * 1e30, x + 1e30, x * 1e19, x * 1e-30 + 1e20):
+        assert "whose squares float32 cannot hold: rescale" in problem(large)
+    assert "varies by" in problem(x * 1e-30) and "rescale" in problem(x * 1e-30)
+    # What is the same in all samples may be anything that float32 has.
+    constant = x.copy()
+    constant[:, 0, 0] = 1e8
+    assert problem(constant) is None and problem(np.ones((200, 3))) is None
+    constant[::2, 0, 0] += 1.0
+    assert "around 1e+08" in problem(constant)
+
+
+def test_numbers_that_no_square_holds(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.random.default_rng(0).standard_normal((10, 4)) * 1e200)
+    with pytest.raises(ValueError, match=r"a.npz' holds values up to .*e\+200, whose squares no number can hold"):
+        data.load(str(tmp_path / "a.npz"))
 
 
 def test_spectra():
@@ -210,6 +278,9 @@ def test_bad_folders(tmp_path):
     for name, message in cases.items():
         with pytest.raises(ValueError, match=message):
             data.load(str(tmp_path / name))
+    for name in (str(tmp_path / "sizes"), "digits"):
+        with pytest.raises(ValueError, match="has no channels first"):
+            data.load(name, layout="first")
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +338,8 @@ def test_bad_hugging_face(hugging_face, monkeypatch):
     for name, message in cases.items():
         with pytest.raises(ValueError, match=message):
             data.load(f"hf:{root}/{name}")
+    with pytest.raises(ValueError, match="has no channels first: column img holds pictures"):
+        data.load(f"hf:{root}/table", layout="first")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"pip install -e '.\[data\]'"):
         data.load(f"hf:{root}/table")

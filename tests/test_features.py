@@ -68,6 +68,49 @@ def test_average_pool(channels):
     np.testing.assert_allclose(pooled[2, 2, 1], images[2, 4, 2:].mean(axis=0), atol=1e-12)  # the odd row
 
 
+@pytest.mark.parametrize("shape", [(4, 28, 28, 3), (4, 3, 28, 28), (4, 1, 64, 40), (4, 4, 20, 33)])
+def test_pooling_never_mixes_colours(tmp_path, shape):
+    """Every colour has its own value; pooled images still hold nothing but them."""
+    first = shape[1] <= 4
+    colours = np.arange(4.0)[: shape[1] if first else shape[3]] ** 2
+    images = np.zeros(shape) + (colours[:, None, None] if first else colours)
+    images *= np.arange(1.0, 5.0)[:, None, None, None]
+    np.savez(tmp_path / "x.npz", images=images)
+    dataset = data.load(str(tmp_path / "x.npz"))
+    found = features.load("pixels", dataset)
+    height, width = (shape[2], shape[3]) if first else (shape[1], shape[2])
+    assert found.dim == -(-height // 2) * -(-width // 2) * len(colours) and found.name == "pixels/2"
+    pooled = found(dataset.images(dataset.samples)).reshape(4, -1, len(colours))
+    np.testing.assert_allclose(pooled, np.broadcast_to(images[:, :, :1, :1].reshape(4, 1, -1), pooled.shape)
+                               if first else np.broadcast_to(images[:, :1, 0], pooled.shape), atol=1e-5)  # fmt: skip
+
+
+def test_pooling_of_arrays_with_channels_first():
+    images = random_images(2, 8, 16, 16).astype(np.float32)
+    name, function = features.pixels((8, 16, 16), channels_first=True)
+    assert name == "pixels/2"
+    expected = images.reshape(2, 8, 8, 2, 8, 2).mean(axis=(3, 5))
+    np.testing.assert_allclose(function(images), np.moveaxis(expected, 1, -1).reshape(2, -1), atol=1e-6)
+    np.testing.assert_array_equal(features.pixels((8, 8, 8), channels_first=True)[1](images[:, :, :8, :8]),
+                                  images[:, :, :8, :8].reshape(2, -1))  # fmt: skip
+
+
+def test_users_maps_take_images_as_they_were_given(tmp_path, monkeypatch):
+    images, weight = random_images(20, 3, 8, 10), random_images(240, 5)
+    np.savez(tmp_path / "x.npz", images=images)
+    np.savez(tmp_path / "map.npz", weight=weight)
+    (tmp_path / "layout_of_test.py").write_text(
+        "def f(x):\n    return x[:, 1, :, 9] if x.shape[1:] == (3, 8, 10) else None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    dataset = data.load(str(tmp_path / "x.npz"))
+    ours = dataset.images(dataset.samples)
+    assert ours.shape == (20, 8, 10, 3)
+    np.testing.assert_allclose(features.load("layout_of_test:f", dataset)(ours), images[:, 1, :, 9], atol=1e-6)
+    linear = features.load(str(tmp_path / "map.npz"), dataset)
+    np.testing.assert_allclose(linear(ours), images.reshape(20, 240) @ weight, atol=1e-4)
+
+
 def test_images_that_are_not_finite_or_have_another_shape(digits, tmp_path):
     np.savez(tmp_path / "sum.npz", weight=np.ones((64, 1)))
     found = features.load(str(tmp_path / "sum.npz"), digits)

@@ -14,8 +14,8 @@ from ldmjax.autoencoders.convolutional import geometry_of
 FLAGS = flags.FLAGS
 
 
-def load_dataset(*, default: str = "digits") -> data.Dataset:
-    """The data set that --data or --spectrum names."""
+def load_dataset(*, default: str = "digits", layout: str = "auto") -> data.Dataset:
+    """The data set that --data or --spectrum names; ``layout`` is that of `data.load`."""
     if FLAGS.data is not None and FLAGS.spectrum is not None:
         raise bad("spectrum", FLAGS.spectrum, f"allowed only without --data, got --data={FLAGS.data} as well")
     if FLAGS.spectrum is not None:
@@ -25,7 +25,7 @@ def load_dataset(*, default: str = "digits") -> data.Dataset:
             raise bad("spectrum", FLAGS.spectrum, f"must be {data.SPECTRA} ({error})") from error
     name = default if FLAGS.data is None else FLAGS.data
     try:
-        return data.load(name)
+        return data.load(name, layout=layout)
     except (ValueError, MemoryError) as error:
         raise bad("data", name, str(error)) from error
 
@@ -120,11 +120,13 @@ def check_n(dataset: data.Dataset, *, held_out: int = 2) -> None:
 
 
 def check_images(dataset: data.Dataset) -> None:
-    """The data are images that differ, not a bare --spectrum."""
+    """The data are images that differ, also in float32, not a bare --spectrum."""
     if dataset.samples is None:
         raise bad("spectrum", FLAGS.spectrum, "must not be given: a spectrum has no images")
     if not np.any(dataset.samples):
         raise bad("data", FLAGS.data, "must hold images that differ")
+    if problem := data.float32_problem(dataset.samples, mean=dataset.mean):
+        raise bad("data", FLAGS.data, f"must hold images that float32 can hold: {dataset.name} {problem}")
 
 
 def check_precision(kinds: Iterable[str]) -> None:

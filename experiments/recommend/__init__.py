@@ -14,8 +14,10 @@ metric it gives the latent dimension and the stopping time with the smallest dis
 
 --autoencoder: factory(latent_dim) for every --latent_dims, or factory() if none is given, returns an object with encode
 (images ``[N, *image_shape]`` to latents ``[N, ...]``) and decode, on numpy float32 arrays; unsigned 8-bit images come
-scaled to [-1, 1]. A --features function may be called from two threads at once. --latents: an .npz file whose arrays
-``[N, ...]`` are candidates, row i the latent of image i of --data. What to type for SDXL, SD 3 and Flux:
+scaled to [-1, 1], and channels where the data has them. Images that are there several times are used once (`distinct`); images
+in another form than the autoencoder expects are refused (`expected_images`). A --features function may be called from two
+threads at once. --latents: an .npz file whose arrays ``[N, ...]`` are candidates, row i the latent of image i of --data. What
+to type for SDXL, SD 3 and Flux:
 
     --sampler=scaled_linear_euler --sampling_steps=50
     --sampler=flow_matching --shift=3 --sampling_steps=28

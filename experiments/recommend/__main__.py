@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,8 @@ from absl import flags
 
 from experiments import flags as shared
 from experiments import image_plans, plans, recommend, unchanged
-from experiments.recommend import candidates, latents, report
+from experiments.recommend import candidates, expected_images, latents, report
+from experiments.recommend.distinct import choose_distinct, choose_distinct_latents, in_words
 from ldmjax import autoencoders, data, oracle, pipelines, plotting, records, stopping
 from ldmjax.checkpoints import fingerprint
 
@@ -25,6 +26,9 @@ def define_flags() -> None:
     shared.define_data_flags()
     shared.define_feature_flags()
     shared.define_common_flags("recommend")
+    shared.define_choice(
+        "channels", "auto", "Where images of --data have them; your functions take the same.", data.channels.LAYOUTS
+    )
     shared.define_choices(
         "autoencoders",
         "pca,conv",
@@ -124,6 +128,8 @@ def check_flags() -> None:
     shared.check_precision(FLAGS.autoencoders)
     if FLAGS.latents is not None and FLAGS.decoder is None and _is_changed("features"):
         raise shared.bad("features", FLAGS.features, "not used with --latents alone: give --decoder and --data too")
+    if FLAGS.latents is not None and FLAGS.decoder is None and _is_changed("channels"):
+        raise shared.bad("channels", FLAGS.channels, "not used with --latents alone: give --decoder and --data too")
     if FLAGS.decoder is not None and FLAGS.latents is None:
         raise shared.bad("decoder", FLAGS.decoder, "allowed only with --latents")
     if FLAGS.latents is not None and FLAGS.latent_dims is not None:
@@ -169,22 +175,27 @@ def _is_changed(name: str) -> bool:
     return FLAGS[name].value != FLAGS[name].default
 
 
-def sample_sizes(count: int, flag: str) -> tuple[int, int]:
-    """(training, reference) images out of ``count``."""
-    least = 2 * candidates.BLOCKS
+def largest_sample() -> int:
+    """Images of a kind, training or reference, that are used unless a flag asks for more."""
+    return LARGEST_QUICK_SAMPLE if FLAGS.quick else LARGEST_SAMPLE
+
+
+def most_images() -> int:
+    """Images that are used at most."""
+    return (FLAGS.n or largest_sample()) + (FLAGS.reference or largest_sample())
+
+
+def sample_sizes(count: int, flag: str, left_out: Sequence[str]) -> tuple[int, int]:
+    """(training, reference) images out of ``count``; ``left_out`` says why there are not more."""
+    least, most, images = 2 * candidates.BLOCKS, largest_sample(), in_words(count, left_out)
     if count < 2 * least:
-        raise shared.bad(flag, FLAGS[flag].value, f"needs at least {2 * least} images, got {count}")
-    most = LARGEST_QUICK_SAMPLE if FLAGS.quick else LARGEST_SAMPLE
+        raise shared.bad(flag, FLAGS[flag].value, f"needs at least {2 * least} images, got {images}")
     n = min(count // 2, most) if FLAGS.n is None else FLAGS.n
     if not n <= count - least:
-        raise shared.bad(
-            "n", n, f"must be {candidates.BLOCKS}..{count - least}: {count} images, {least} held out at least"
-        )
+        raise shared.bad("n", n, f"must be {candidates.BLOCKS}..{count - least}: {images}, {least} held out at least")
     reference = min(count - n, most) if FLAGS.reference is None else FLAGS.reference
     if not reference <= count - n:
-        raise shared.bad(
-            "reference", reference, f"must be {least}..{count - n}: {count} images, {n} of them for training"
-        )
+        raise shared.bad("reference", reference, f"must be {least}..{count - n}: {images}, {n} of them for training")
     return n, reference
 
 
@@ -256,17 +267,20 @@ def read_inputs() -> Inputs:
         try:
             arrays = candidates.load_latents(FLAGS.latents)
             if FLAGS.decoder is None:
-                n, reference = sample_sizes(len(next(iter(arrays.values()))), "latents")
+                arrays, noticed = choose_distinct_latents(arrays, most=most_images(), seed=FLAGS.seed)
+                n, reference = sample_sizes(len(next(iter(arrays.values()))), "latents", noticed)
                 found = candidates.of_latents_alone(arrays, n=n, reference=reference, seed=FLAGS.seed)
-                return given(found, {"data": FLAGS.latents}, {})
+                return given(found, {"data": FLAGS.latents, "noticed": noticed}, {})
         except ValueError as error:
             raise shared.bad("latents", FLAGS.latents, str(error)) from error
-    dataset = shared.load_dataset()
-    n, reference = sample_sizes(len(dataset.samples), "data")
+    dataset = shared.load_dataset(layout=FLAGS.channels)
+    shared.check_images(dataset)
+    order, noticed = choose_distinct(dataset.samples, most=most_images(), seed=FLAGS.seed)
+    n, reference = sample_sizes(len(order), "data", noticed)
     maps = {space.name: space for space in shared.load_features(dataset)}
-    chosen, held_out = dataset.split_indices(n=n, seed=FLAGS.seed)
+    chosen = order[:n]
     training = dataset.images(dataset.samples[chosen])
-    held_out = dataset.images(dataset.samples[held_out[:reference]])
+    held_out = dataset.images(dataset.samples[order[n : n + reference]])
     try:
         measures = candidates.measures_of(maps, held_out, FLAGS.seed)
     except ValueError as error:
@@ -274,11 +288,12 @@ def read_inputs() -> Inputs:
     about = {
         "data": dataset.name,
         "data_sha256": dataset.digest,
+        "noticed": noticed,
         "features_sha256": {name: space.digest for name, space in maps.items()},
     }
     digests = {"features": " ".join(space.digest for space in maps.values())}
     if FLAGS.autoencoder is not None:
-        return inputs_of_own(training, measures, about, digests)
+        return inputs_of_own(training, measures, about, digests, channels_first=dataset.channels_first)
     if arrays is None:
         return inputs_of_suite(dataset, training, measures, about, digests)
     count = len(next(iter(arrays.values())))
@@ -288,26 +303,52 @@ def read_inputs() -> Inputs:
         )
     try:
         decoder = shared.import_named("decoder")
-        found = candidates.of_latents(arrays, chosen, decoder, training, measures, batch=FLAGS.decode_batch)
-        return given(found, about, digests | {"decoder": digest_of(found)})
+        options = {"batch": FLAGS.decode_batch, "channels_first": dataset.channels_first}
+        found = candidates.of_latents(arrays, chosen, decoder, training, measures, **options)
+        digests = digests | {"decoder": digest_of(found)}
+        for one in found:
+            decoded = one.decode(one.latents[: expected_images.FEW])
+            layout = {"channels_first": dataset.channels_first}
+            noticed += expected_images.check_decoded(one.name, decoded, training[: len(decoded)], **layout)
+        return given(found, about, digests)
     except ValueError as error:
         raise shared.bad("decoder", FLAGS.decoder, str(error)) from error
 
 
-def inputs_of_own(training: np.ndarray, measures: Mapping, about: dict, digests: dict[str, str]) -> Inputs:
+def inputs_of_own(
+    training: np.ndarray, measures: Mapping, about: dict, digests: dict[str, str], *, channels_first: bool
+) -> Inputs:
     """Candidates of the user's autoencoders, tried on two images."""
+    layout = {"channels_first": channels_first}
     try:
         named = user_autoencoders(shared.import_named("autoencoder"))
     except ValueError as error:
         raise shared.bad("autoencoder", FLAGS.autoencoder, str(error)) from error
-    digests = digests | {"autoencoder": digest_of(encoded(named, training[:2], measures))}
+    digests = digests | {"autoencoder": digest_of(encoded(named, training[:2], measures, **layout))}
+    about["noticed"].extend(check_forms(named, training, measures, layout))
     size = {"candidates": len(named), "n": len(training), "pixels": training[0].size, "decoding": 0.0}
     return Inputs(
-        make=lambda job: encoded(named, training, measures, store=job.store),
+        make=lambda job: encoded(named, training, measures, store=job.store, **layout),
         stages=lambda config: recommend.plan(measures, config, **size),
         about=about,
         digests=digests,
     )
+
+
+def check_forms(named: Mapping, training: np.ndarray, measures: Mapping, layout: dict[str, bool]) -> list[str]:
+    """Lines on the user's autoencoders that may expect another form of images; `UsageError` if one does."""
+    lines = []
+    for name, made in named.items():
+
+        def reconstruct(images, name=name, made=made):
+            (one,) = candidates.of_autoencoders({name: made}, images, measures, batch=FLAGS.decode_batch, **layout)
+            return one.decode(one.latents)
+
+        try:
+            lines += expected_images.check_autoencoder(name, reconstruct, training, **layout)
+        except ValueError as error:
+            raise shared.bad("autoencoder", FLAGS.autoencoder, str(error)) from error
+    return lines
 
 
 def inputs_of_suite(
@@ -352,6 +393,8 @@ def main() -> None:
     check_flags()
     inputs = read_inputs()
     config = dataclasses.replace(read_config(), data=inputs.about["data"])
+    for line in inputs.about["noticed"]:
+        print(line, flush=True)
     job = shared.open_job(lambda: inputs.stages(config))
     for flag, digest in inputs.digests.items():
         unchanged.check(flag, digest, store=job.store)
@@ -362,6 +405,7 @@ def main() -> None:
     except ValueError as error:
         # From a user's decode or features, which the line names, on inputs that come late.
         raise shared.UsageError(str(error)) from error
+    outcome = dataclasses.replace(outcome, noticed=inputs.about["noticed"] + outcome.noticed)
     records.write_records(job.workdir, outcome.records)
     records.write_curves(job.workdir, outcome.curves)
     summary = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ldmjax import autoencoders, features
+from ldmjax import autoencoders, data, features
 from ldmjax.autoencoders import Autoencoder, FittedAutoencoder
 from ldmjax.checkpoints import NOTHING_KEPT, Store
 from ldmjax.metrics import FeatureReference, Measure
@@ -54,17 +54,20 @@ def of_autoencoders(
     measures: Mapping[str, Measure],
     *,
     batch: int,
+    channels_first: bool = False,
     store: Store = NOTHING_KEPT,
 ) -> list[Candidate]:
     """Candidates that encode ``training`` ``[n, *image_shape]``; their latents are kept.
+
+    The autoencoders take and return channels last, or first if told so.
 
     Raises:
       ValueError: with one line, if encode or decode fails or returns something else than arrays of one length.
     """
     found = []
     for name, autoencoder in named.items():
-        decode = batched(f"{name}: decode", autoencoder.decode, batch, shape=training.shape[1:])
-        encode = batched(f"{name}: encode", autoencoder.encode, batch)
+        decode = decoding(f"{name}: decode", autoencoder.decode, batch, training.shape[1:], channels_first)
+        encode = batched(f"{name}: encode", taking(autoencoder.encode, channels_first), batch)
         latents = store.piece(f"latents/{name}", lambda e=encode: e(training))
         decode(latents[:2])
         precision = autoencoder.precision if isinstance(autoencoder, FittedAutoencoder) else None
@@ -81,11 +84,12 @@ def of_latents(
     measures: Mapping[str, Measure],
     *,
     batch: int,
+    channels_first: bool = False,
 ) -> list[Candidate]:
     """Candidates from stored latents, row i of each array being image i of the data; ``rows`` are the training images."""
     found = []
     for name, latents in arrays.items():
-        decode = batched(f"decoder of {name}", decoder, batch, shape=training.shape[1:])
+        decode = decoding(f"decoder of {name}", decoder, batch, training.shape[1:], channels_first)
         decode(latents[:2])
         found.append(Candidate(name=name, latents=latents[rows], decode=decode, measures=measures, training=training))
     return found
@@ -98,7 +102,8 @@ def of_latents_alone(arrays: Mapping[str, np.ndarray], *, n: int, reference: int
         order = np.random.default_rng(seed).permutation(len(latents))
         training, held_out = latents[order[:n]], latents[order[n : n + reference]]
         scale = autoencoders.LatentScale.measure(training)
-        space, function = features.pixels(latents.shape[1:])
+        shape = latents.shape[1:]
+        space, function = features.pixels(shape, channels_first=data.channels.of_latents_are_first(shape))
         measures = measures_of({space.replace("pixels", "latents"): function}, scale.standardise(held_out), seed)
         found.append(
             Candidate(
@@ -106,6 +111,31 @@ def of_latents_alone(arrays: Mapping[str, np.ndarray], *, n: int, reference: int
             )
         )  # fmt: skip
     return found
+
+
+def taking(encode: Callable, channels_first: bool) -> Callable:
+    """The user's ``encode`` as a function of images with channels last."""
+    return (lambda images: encode(data.channels.move_first(images))) if channels_first else encode
+
+
+def decoding(what: str, decode: Callable, batch: int, image_shape: Sequence[int], channels_first: bool) -> Callable:
+    """The user's ``decode``, `batched`, as a function that returns images ``[B, *image_shape]`` with channels last.
+
+    A decoder whose images have the one shape that moving the channels gives is taken at its word, whatever ``channels_first``.
+    """
+    last, first = tuple(image_shape), (*image_shape[-1:], *image_shape[:-1])
+    if len(last) != 3:
+        return batched(what, decode, batch, shape=last)
+    other = last if channels_first else first
+
+    def in_one_order(latents):
+        images = np.asarray(decode(latents), np.float32)
+        if first != last and images.shape[1:] == other:
+            images = data.channels.move_first(images) if channels_first else data.channels.move_last(images)
+        return images
+
+    call = batched(what, in_one_order, batch, shape=first if channels_first else last)
+    return (lambda latents: data.channels.move_last(call(latents))) if channels_first else call
 
 
 def batched(what: str, function: Callable, batch: int, *, shape: Sequence[int] | None = None) -> Callable:
@@ -159,6 +189,8 @@ def load_latents(path: str) -> dict[str, np.ndarray]:
             arrays[key] = array.astype(np.float32)
         if not np.all(np.isfinite(arrays[key])):
             raise ValueError(f"{path!r}: {key!r} holds NaN, infinity or numbers too large for float32")
+        if problem := data.float32_problem(array):
+            raise ValueError(f"{path!r}: {key!r} {problem}")
     if len({len(array) for array in arrays.values()}) != 1:
         raise ValueError(f"{path!r} must hold arrays [N, ...] of one N, got {_shapes(arrays)}")
     return arrays

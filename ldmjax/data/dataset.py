@@ -19,7 +19,8 @@ class Dataset:
       variances: ``[D]`` of a bare spectrum, whose covariance is diagonal; None with samples.
       mean: ``[D]``, what centring removed; 0 for a bare spectrum.
       labels: ``[N]`` whole numbers, the samples' classes, or None.
-      image_shape: shape of one sample before flattening.
+      image_shape: shape of one sample before flattening, channels last.
+      channels_first: the images were given as ``[N, C, H, W]``, and so a user's own functions take and return them.
       digest: sha256 of the centred samples' (or variances') float64 bytes.
     """
 
@@ -29,6 +30,7 @@ class Dataset:
     mean: np.ndarray
     labels: np.ndarray | None = None
     image_shape: tuple[int, ...]
+    channels_first: bool = False
     digest: str
 
     @property

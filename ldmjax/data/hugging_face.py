@@ -14,7 +14,7 @@ FILE_FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jso
 DEFAULT_SPLIT = "train"
 
 
-def load_hugging_face(description: str) -> Dataset:
+def load_hugging_face(description: str, *, layout: str = "auto") -> Dataset:
     """Reads "NAME", "NAME:SPLIT", "PATH" or "PATH:SPLIT"; SPLIT is "train" unless given and may be "train[:1000]".
 
     Args:
@@ -22,6 +22,7 @@ def load_hugging_face(description: str) -> Dataset:
         file (.parquet, .arrow, .json, .jsonl). Only NAME needs the network. Images are the one column of type Image,
         Array2D or Array3D, labels the first of type ClassLabel, if there is one; images without a class (-1) make the
         whole data set unlabelled.
+      layout: that of `images.from_images`; pictures have their channels last.
 
     Raises:
       ValueError: with one line that says what is missing or wrong.
@@ -49,8 +50,12 @@ def load_hugging_face(description: str) -> Dataset:
     if labels is not None and np.any(labels < 0):
         labels = None
     pixels = _pixels(datasets, table, images[0])
+    if isinstance(table.features[images[0]], datasets.Image):
+        if layout == "first":
+            raise ValueError(f"{path!r} has no channels first: column {images[0]} holds pictures")
+        layout = "last"
     name = Path(path).stem if Path(path).is_file() else Path(path).name
-    return from_images(name, pixels, labels=labels, source=repr(path))
+    return from_images(name, pixels, labels=labels, source=repr(path), layout=layout)
 
 
 def _open_table(datasets, path, split):

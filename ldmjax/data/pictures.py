@@ -31,7 +31,7 @@ def load_folder(path: str) -> Dataset:
     labels = None
     if all(len(p) > 1 for p in parts):
         labels = np.unique([p[0] for p in parts], return_inverse=True)[1]
-    return from_images(root.resolve().name, pictures, labels=labels, source=repr(path))
+    return from_images(root.resolve().name, pictures, labels=labels, source=repr(path), layout="last")
 
 
 def stack_pictures(names: Sequence[str], open_picture: Callable[[int], Image.Image]) -> np.ndarray:

@@ -9,8 +9,9 @@ metric does. `load` reads a description:
   that a diffusion model trains on and those it is compared with alike, as both sides of a distance must be seen alike; the
   last tenth gives its accuracy. Trained once: the weights are kept in ``$LDMJAX_CACHE``, by default ~/.cache/ldmjax, under
   the hash of the data, the labels, and the configuration.
-- "package.module:function": a callable on numpy images ``[N, *image_shape]`` that returns ``[N, F]``; torch inside is fine.
-- "FILE.npz": linear, images flattened, keys ``weight`` ``[D, F]`` and, if there is one, ``bias`` ``[F]``.
+- "package.module:function": a callable on numpy images that returns ``[N, F]``; torch inside is fine. The images are
+  ``[N, *image_shape]``, or ``[N, C, H, W]`` if the data set was given so.
+- "FILE.npz": linear, images flattened in the same order, keys ``weight`` ``[D, F]`` and, if there is one, ``bias`` ``[F]``.
 """
 
 import hashlib
@@ -21,9 +22,18 @@ import numpy as np
 
 from ldmjax.data import Dataset
 from ldmjax.features.classifier import ClassifierConfig, classifier
-from ldmjax.features.maps import LARGEST, Features, average_pool, evaluate, import_object, linear_map, pixels
+from ldmjax.features.maps import LARGEST, Features, as_stored, average_pool, evaluate, import_object, linear_map, pixels
 
-__all__ = ["DESCRIPTIONS", "LARGEST", "ClassifierConfig", "Features", "average_pool", "import_object", "load"]
+__all__ = [
+    "DESCRIPTIONS",
+    "LARGEST",
+    "ClassifierConfig",
+    "Features",
+    "average_pool",
+    "import_object",
+    "load",
+    "pixels",
+]
 
 DESCRIPTIONS = "pixels | classifier | package.module:function | FILE.npz"
 PROBES = 16
@@ -49,9 +59,9 @@ def load(description: str, dataset: Dataset, *, report: Callable[[str], None] = 
     elif description == "classifier":
         function, accuracy = classifier(dataset, ClassifierConfig(), report=report)
     elif description.endswith(".npz"):
-        name, function = Path(description).stem, linear_map(description, dataset.dim)
+        name, function = Path(description).stem, as_stored(linear_map(description, dataset.dim), dataset)
     elif ":" in description:
-        function = import_object(description)
+        function = as_stored(import_object(description), dataset)
     else:
         raise ValueError(f"unknown features {description!r}: allowed are {DESCRIPTIONS}")
     probe = evaluate(name, function, dataset.images(dataset.samples[:PROBES]))

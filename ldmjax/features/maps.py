@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ldmjax.data import Dataset, channels
+
 LARGEST = 1024
 
 
@@ -82,6 +84,11 @@ def import_object(description: str) -> Callable:
     return found
 
 
+def as_stored(function: Callable, dataset: Dataset) -> Callable:
+    """A function of images as ``dataset`` was given, channels first or last, as one of images with channels last."""
+    return (lambda images: function(channels.move_first(images))) if dataset.channels_first else function
+
+
 def evaluate(name: str, function: Callable, images: np.ndarray) -> np.ndarray:
     """Float32 features ``[B, F]`` of images ``[B, ...]``.
 
@@ -107,13 +114,22 @@ def average_pool(images: np.ndarray) -> np.ndarray:
     return even.reshape(n, (h + 1) // 2, 2, (w + 1) // 2, 2, *images.shape[3:]).mean(axis=(2, 4))
 
 
-def pixels(image_shape: tuple[int, ...]) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
-    """(name, map): pictures ``[H, W]`` or ``[H, W, C]`` are pooled to at most `LARGEST` values, other samples left whole."""
-    shape, poolings = image_shape, 0
+def pixels(
+    image_shape: tuple[int, ...], *, channels_first: bool = False
+) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
+    """(name, map): pictures are pooled to at most `LARGEST` values, channel by channel; other samples are left whole.
+
+    Args:
+      image_shape: ``[H, W]`` or ``[H, W, C]`` of pictures.
+      channels_first: it is ``[C, H, W]``.
+    """
+    shape, poolings = (*image_shape[1:], image_shape[0]) if channels_first else image_shape, 0
     while len(shape) in (2, 3) and np.prod(shape) > LARGEST and shape[:2] != (1, 1):
         shape, poolings = ((shape[0] + 1) // 2, (shape[1] + 1) // 2, *shape[2:]), poolings + 1
 
     def function(images):
+        if channels_first and poolings:
+            images = channels.move_last(images)
         for _ in range(poolings):
             images = average_pool(images)
         return images.reshape(len(images), -1)

@@ -1,7 +1,8 @@
 """Distances between generated samples and a reference, each with pseudo-values from which stopping.py takes its intervals.
 
 `latents`: samples decoded linearly, everything computed from latents, reduced inside a compiled sampler. `features`: any
-images, compared in a feature space on the host, with the error of the reference sample included.
+images, compared in a feature space on the host, with the error of the reference sample included. `repeats`: samples that are
+no samples of their own.
 """
 
 from ldmjax.metrics.features import (
@@ -27,6 +28,7 @@ from ldmjax.metrics.latents import (
     sample_statistics,
     sliced_statistics,
 )
+from ldmjax.metrics.repeats import NearRepeats, exact_repeats, near_repeats
 
 __all__ = [
     "FEATURE_METRICS",
@@ -35,15 +37,18 @@ __all__ = [
     "FeatureReference",
     "LatentReference",
     "Measure",
+    "NearRepeats",
     "Reference",
     "SampleStatistics",
     "block_moments",
     "distances",
+    "exact_repeats",
     "feature_pseudo_values",
     "latent_reference",
     "measure",
     "measure_curves",
     "moment_pseudo_values",
+    "near_repeats",
     "nearest_distances",
     "pseudo_values",
     "sample_statistics",

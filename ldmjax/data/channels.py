@@ -1,0 +1,38 @@
+"""Where an array of images has its colours: last, ``[N, H, W, C]``, as everything here does, or first, as PyTorch does."""
+
+import numpy as np
+
+LAYOUTS = ("auto", "first", "last")
+COLOURS = (1, 3, 4)  # channels of grey, coloured and transparent pictures
+SMALLEST = 5  # shortest side of a picture whose channels are found without being told
+
+
+def are_first(image_shape: tuple[int, ...]) -> bool:
+    """Tells whether images have the shape ``[C, H, W]``.
+
+    The first of three axes is C if it is 1, 3 or 4 and both others are longer than 4. All else is ``[H, W, C]``, also what
+    might be either, as ``[3, 32, 3]``.
+    """
+    return len(image_shape) == 3 and image_shape[0] in COLOURS and min(image_shape[1:]) >= SMALLEST
+
+
+def of_latents_are_first(latent_shape: tuple[int, ...]) -> bool:
+    """Tells whether latents, whose channels may be any number, have the shape ``[c, h, w]``.
+
+    Of three axes two of one length are h and w; where that does not decide, `are_first` does.
+    """
+    if len(latent_shape) == 3 and len(set(latent_shape)) == 2:
+        a, b, c = latent_shape
+        if a != c:
+            return b == c
+    return are_first(latent_shape)
+
+
+def move_last(images: np.ndarray) -> np.ndarray:
+    """``[N, C, H, W]`` to ``[N, H, W, C]``."""
+    return np.ascontiguousarray(np.moveaxis(images, 1, -1))
+
+
+def move_first(images: np.ndarray) -> np.ndarray:
+    """``[N, H, W, C]`` to ``[N, C, H, W]``."""
+    return np.ascontiguousarray(np.moveaxis(images, -1, 1))
