@@ -248,7 +248,7 @@ def measure_passes(
     values = measured(logsnrs)
     for _ in range(config.passes - 1):
         results = [stopping.read_stopping_curve(p, negligible=NEGLIGIBLE) for p in values.values()]
-        more = missing_levels(logsnrs, results, most=config.most_added, chain=config.chain)
+        more = missing_levels(logsnrs, results, most=config.most_added, chain=config.chain, negligible=NEGLIGIBLE)
         if not len(more):
             break
         report(f"{candidate.name}: {len(more)} more noise levels, logsnr {more[0]:.1f} to {more[-1]:.1f}")
@@ -314,6 +314,9 @@ def make_record(candidate, space, metric, result, floors, scale, config, *, logs
     """One line of records.jsonl."""
     reference = candidate.measures[space].reference
     stops = result.best_stop, result.best_stop_low, result.best_stop_high
+    # A fall to the end that is not resolved is no verdict, and images do not resolve it.
+    edge = edge_of(result, logsnrs, chain=config.chain, negligible=NEGLIGIBLE)
+    needed = stopping.images_needed(result, images=len(reference.features), negligible=NEGLIGIBLE)
     stop = [None if k in (None, len(logsnrs) - 1) else logsnrs[k] for k in stops]
     return {
         "name": candidate.name,
@@ -325,7 +328,7 @@ def make_record(candidate, space, metric, result, floors, scale, config, *, logs
         "divide_by": divisor(stop[0], config),
         "low": stop[1],
         "high": stop[2],
-        "edge": edge_of(result),
+        "edge": edge,
         "levels": list(logsnrs),
         "end": result.end,
         "end_standard_error": result.standard_error[-1],
@@ -333,8 +336,8 @@ def make_record(candidate, space, metric, result, floors, scale, config, *, logs
         "gain": result.gain,
         "gain_low": result.gain_low,
         "gain_high": result.gain_high,
-        "verdict": result.verdict,
-        "images_needed": stopping.images_needed(result, images=len(reference.features), negligible=NEGLIGIBLE),
+        "verdict": "cannot tell" if edge == "end" else result.verdict,
+        "images_needed": None if edge == "end" else needed,
         "floor": floors.get((space, metric)),
         "readout": config.readout,
         "sampling_steps": config.sampling_steps,

@@ -59,6 +59,8 @@ def advice(record: dict, *, compared: str = "images") -> str:
 
 def what_would_tell(record: dict, compared: str) -> str:
     """Ends the sentence "cannot tell": how much more data would let it, where that is known."""
+    if record["edge"] == "end":
+        return f"; the distance still falls from logsnr {record['levels'][-2]:.1f} to the end, and no level between was tried"
     if np.isnan(percent(record, "gain")):
         return f", whose distance cannot be told from 0; how many held-out {compared} would let it is not known"
     needed = record["images_needed"]

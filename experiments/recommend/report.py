@@ -10,7 +10,7 @@ from ldmjax import plotting
 NAMES = {"w2": "squared Fréchet distance", "mmd": "squared MMD", "sliced_w2": "squared sliced W2"}
 TITLES = {"images": "The noisy autoencoder", "latents": "Noisy latents"}
 DRAWN = {"images": "decoded noisy latents", "latents": "noisy latents"}
-BEYOND = {None: "", "first": "<= ", "last": ">= "}
+BEYOND = {None: "", "first": "<= ", "last": ">= ", "end": "<= "}
 HEADER = "features|metric|latents|at the end|best|gain % [90 %]|stop at logsnr [90 %]|denoising_end|verdict|choice"
 
 
@@ -41,7 +41,7 @@ def table(outcome: Outcome) -> str:
         "t* is the smallest value, whatever the verdict"
     )
     if any(r["edge"] for r in outcome.records):
-        about += "; at <= or >= it is the noisiest or the cleanest level tried before the end, and t* may be beyond"
+        about += "; after <= or >= it is at the edge of the levels tried, and may lie beyond"
     return "\n".join(["", f"{about}:", *align(rows, left=3), "", *advice, "", "Not known from these inputs:", *unknown])
 
 
