@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from commands import run_commands
 from interrupted import run_in_sessions
+from recommend_points import exact_curve, pca_candidate, quiet, spectrum
 
 from experiments import recommend
 from experiments.recommend import candidates, choice, report
@@ -16,23 +17,6 @@ from ldmjax import autoencoders, features, gaussians, metrics, oracle, records, 
 EARLY, NONE, UNKNOWN = stopping.VERDICTS
 GRADED = np.arange(128.0)[:, None]
 ALL_STOPS = np.append(np.linspace(-2.0, 11.0, 19), np.inf)
-
-
-def quiet(line):
-    pass
-
-
-def pca_candidate(x, held_out, d, *, name="pca"):
-    fitted = autoencoders.fit(x, [(d,)], autoencoders.AutoencoderConfig(kind="pca"), seeds=[0])[0]
-    reference = metrics.FeatureReference(held_out, metrics=["w2"])
-    return candidates.Candidate(
-        name=name, latents=fitted.encode(x), decode=fitted.decode, training=x.astype(np.float32),
-        measures={"data": metrics.Measure(lambda images: images, reference)},
-    )  # fmt: skip
-
-
-def spectrum(dim):
-    return np.sqrt(np.arange(1.0, dim + 1) ** -1.5)
 
 
 def answer(x, held_out, d, **options):
@@ -46,20 +30,6 @@ def scarce(request):
     rng = np.random.default_rng([3, request.param])
     x, held_out = rng.standard_normal((70, 80)) * spectrum(80), rng.standard_normal((1500, 80)) * spectrum(80)
     return (x, *answer(x, held_out, 69))
-
-
-def exact_curve(x, d, logsnrs, *, scale=None):
-    """Exact law of the noisy autoencoder with PCA on the latents' own scale, N(0, diag(spectrum^2)) being the truth."""
-    mean = x.mean(axis=0)
-    centred = x - mean
-    axes = np.linalg.svd(centred, full_matrices=False)[2][:d].T
-    z = centred @ axes
-    scale = z.std() if scale is None else scale
-    truth, curve = np.diag(spectrum(x.shape[1]) ** 2), []
-    for nu in 1 / (1 + np.exp(logsnrs)):
-        law = axes @ ((1 - nu) * z.T @ z / len(x) + nu * scale**2 * np.eye(d)) @ axes.T
-        curve.append(gaussians.w2_squared(mean, law, 0 * mean, truth))
-    return np.array(curve)
 
 
 def test_few_points_in_many_dimensions_ask_for_an_early_stop(scarce):

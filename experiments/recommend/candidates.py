@@ -181,6 +181,10 @@ def _read_arrays(path):
     except Exception as error:  # whatever a damaged file raises
         if "Object arrays" in str(error):
             raise ValueError(f"{path!r}: {key!r} must hold numbers [N, ...], got Python objects (a pickle)") from error
+        if "valid dtype descriptor" in str(error):  # as of float8 with five exponent bits
+            raise ValueError(
+                f"{path!r}: {key!r} has a type that numpy does not store: save it as float32 or float16"
+            ) from error
         line = "it does not begin as one" if "pickle" in str(error) else " ".join(str(error).split())
         raise ValueError(f"{path!r} is not a readable .npz or .npy file of numbers: {line}") from error
 

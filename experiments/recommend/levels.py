@@ -29,10 +29,12 @@ def edge_of(
     end = len(logsnrs) - 1
     if result.best_stop in (0, end - 1):
         return EDGES[0] if result.best_stop == 0 else EDGES[1]
+    if result.best_stop != end:
+        return None
     fall = result.curve[-2] - result.curve[-1]
     scale = max(abs(result.curve[-1]), 2.0 * result.standard_error[-1])
     between = chain is None or chain.logsnrs[-2] > logsnrs[-2]
-    return EDGES[2] if result.best_stop == end and between and fall > negligible * scale else None
+    return EDGES[2] if between and fall > negligible * scale else None
 
 
 def missing_levels(
@@ -76,7 +78,8 @@ def _levels_by_cell(results, found, most):
         wanted = set(range(low, high + 2)) if high - low <= 1 else set()
         if edge is not None:  # the optimum may not be near what is best so far
             wanted = {0 if edge == "first" else len(result.curve) - 1}
-            edges |= wanted
+            if not (edge == "last" and high == len(result.curve) - 1):  # there it is the end as well
+                edges |= wanted
         for cell in wanted & set(range(len(result.curve))):
             cells[cell] = min(cells.get(cell, np.inf), abs(cell - 0.5 - best))
     chosen = sorted(cells, key=lambda cell: (cells[cell], cell))[:most]

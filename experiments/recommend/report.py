@@ -105,6 +105,7 @@ def _draw_panel(axes, rows, outcome, config):
     axes.set_xlabel(plotting.LOGSNR_LABEL, fontsize=9)
     schedule = SCHEDULES[config.schedule]
     ticks = np.arange(np.ceil(min(config.logsnr_min, finite[0]) / 2) * 2, finite[-1] + 0.1, 2)
+    ticks = ticks[end - ticks > 0.08 * (end - finite[0])]  # their numbers stay clear of "end"
     axes.set_xticks([*ticks, end], [*(f"{t:g}" for t in ticks), "end"])
     top = axes.secondary_xaxis("top")
     shares = 100.0 * (1.0 - schedule.inverse_logsnr(ticks[::2]) / schedule.t_max)
