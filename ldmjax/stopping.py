@@ -162,6 +162,11 @@ def _end_may_be_best(studentised_gain, studentised_deviation, confidence):
     return np.max(studentised_gain[rivals]) <= critical
 
 
+def is_told(distance: float, standard_error: float) -> bool:
+    """Says whether a bias-corrected distance can be told from 0: it is more than two standard errors above."""
+    return bool(distance > 2.0 * standard_error)
+
+
 def images_needed(result: StoppingResult, *, images: int, negligible: float = 0.01) -> tuple[int, int] | None:
     """About how many images would turn "cannot tell" into a verdict: a range, as the true gain is not known.
 
@@ -176,11 +181,12 @@ def images_needed(result: StoppingResult, *, images: int, negligible: float = 0.
       negligible: as in `read_stopping_curve`.
 
     Returns:
-      (fewest, most), both above ``images``; or None where the curve is not finite, has a verdict, or ends, bias-corrected,
-      below 0.
+      (fewest, most), both above ``images``; or None where the curve is not finite, has a verdict, or ends at a distance that
+      cannot be told from 0, of which no share is known.
     """
     target = negligible * result.end
-    if result.verdict != "cannot tell" or not np.isfinite(result.gain) or not target > 0:
+    told = is_told(result.end, result.standard_error[-1])
+    if result.verdict != "cannot tell" or not np.isfinite(result.gain) or not told:
         return None
     below, above = result.gain - result.gain_low, result.gain_high - result.gain
     error = PLAUSIBLE * max(below, above) / stats.norm.isf(CLAIM_ERROR)
@@ -267,7 +273,7 @@ def noisy_autoencoder(
             yield images.reshape(2, len(clean), *images.shape[1:])
             seconds = time.perf_counter() - begin
             report(
-                f"noisy autoencoder: level {done}/{len(logsnrs)}, {2 * len(clean) * done / seconds:.0f} images/s, "
+                f"noisy autoencoder: level {done}/{len(logsnrs)}, {2 * len(clean) * done / seconds:.0f} samples/s, "
                 f"{seconds * (len(logsnrs) - done) / done:.0f} s left"
             )
 

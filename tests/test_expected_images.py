@@ -213,7 +213,7 @@ def test_a_form_that_is_better_but_not_by_far_is_doubted():
     said = [float(part.split(" %")[0]) for part in (line.split("an error of ")[1], line.split("[0, 1] with ")[1])]
     assert said[1] / said[0] == pytest.approx(0.94, rel=0.01)
     assert module.check_autoencoder("own", slightly_off(0.98), images) == []
-    assert module.check_autoencoder("own", slightly_off(0.6, often=0.6), images) == []  # in few images: by chance
+    assert module.check_autoencoder("own", slightly_off(0.85, often=0.6), images) == []  # in few images: by chance
     assert "[0, 1]" in refusal(slightly_off(0.85), images)
 
 

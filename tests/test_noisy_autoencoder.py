@@ -134,7 +134,7 @@ def test_every_latent_is_used_equally_often():
 def test_progress_and_refusals(gaussian):
     lines = []
     run(gaussian, logsnrs=np.array([0.0, 2.0]), samples=256, report=lines.append)
-    assert len(lines) == 2 and "level 1/2" in lines[0] and "0 s left" in lines[1] and "images/s" in lines[1]
+    assert len(lines) == 2 and "level 1/2" in lines[0] and "0 s left" in lines[1] and "samples/s" in lines[1]
     for bad in ([1.0, 1.0], [2.0, 1.0], [0.0, np.nan], [np.nan], [[0.0, 1.0]]):
         with pytest.raises(ValueError, match="logsnrs must rise, got"):
             run(gaussian, logsnrs=np.array(bad))

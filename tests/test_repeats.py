@@ -161,7 +161,7 @@ def test_latents_belong_together_row_by_row(digits):
 
 
 def test_number_of_images_in_words():
-    assert in_words(7, []) == "7 images"
-    assert in_words(7, ["3 of 10 images repeat another one exactly: each is used once"]).startswith(
+    assert in_words(7, [], noun="images") == "7 images"
+    assert in_words(7, ["3 of 10 images repeat another one exactly: each is used once"], noun="images").startswith(
         "7 images (3 of 10 images"
     )

@@ -17,6 +17,7 @@ from experiments.flags.checks import (
 from experiments.flags.errors import UsageError, bad
 from experiments.flags.groups import (
     LADDERS,
+    check_arrays,
     check_npz,
     check_writable,
     define_common_flags,
@@ -52,6 +53,7 @@ __all__ = [
     "UsageError",
     "apply_quick",
     "bad",
+    "check_arrays",
     "check_features",
     "check_images",
     "check_latent_shapes",

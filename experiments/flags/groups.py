@@ -63,6 +63,13 @@ def check_npz(path: str) -> None:
         raise ValueError(f"{path!r} does not end in .npz")
 
 
+def check_arrays(path: str) -> None:
+    """ValueError if there is no such .npz or .npy file."""
+    check_file(path)
+    if not path.endswith((".npz", ".npy")):
+        raise ValueError(f"{path!r} does not end in .npz or .npy")
+
+
 def define_feature_flags(*, default: str = "pixels") -> None:
     """--features."""
     define_words(

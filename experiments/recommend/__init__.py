@@ -39,8 +39,10 @@ import numpy as np
 from experiments import image_plans, plans
 from experiments.recommend import latents
 from experiments.recommend.candidates import Candidate
-from experiments.recommend.choice import NEGLIGIBLE, choose, unknowns
+from experiments.recommend.choice import NEGLIGIBLE, choose, compared_by, unknowns
+from experiments.recommend.levels import edge_of, missing_levels
 from ldmjax import metrics, pipelines, stopping
+from ldmjax.autoencoders import LatentScale
 from ldmjax.checkpoints import NOTHING_KEPT, Store
 
 __all__ = ["Candidate", "Config", "Outcome", "plan", "run"]
@@ -52,7 +54,8 @@ class Config:
 
     Attributes:
       stops: noise levels, the last of them the end of sampling (no noise).
-      logsnr_min, logsnr_max: range of the others, evenly spaced, as far as the sampler goes.
+      passes: over the levels; every one after the first adds at most half as many levels where curves need them (levels.py).
+      logsnr_min, logsnr_max: range of the others in the first pass, evenly spaced, as far as the sampler goes.
       samples: least number of decoded images per level; every training image is decoded at least twice.
       readout: one of `stopping.NOISY_READOUTS`.
       sampler: out of `pipelines.NAMES`, in whose words stops are given.
@@ -65,6 +68,7 @@ class Config:
     """
 
     stops: int = 20
+    passes: int = 2
     logsnr_min: float = -2.0
     logsnr_max: float = 11.0
     samples: int = 8192
@@ -92,6 +96,11 @@ class Config:
         return pipelines.make_sampler(self.sampler, shift=self.shift, tokens=self.tokens)
 
     @property
+    def span(self) -> tuple[float, float]:
+        """Logsnr of the sampler's noisiest and cleanest level."""
+        return float(self.pipeline.logsnrs(pipelines.TIMESTEPS)[0]), self.pipeline.largest
+
+    @property
     def chain(self) -> stopping.Chain | None:
         """The sampler with ``sampling_steps`` steps."""
         if self.sampling_steps is None:
@@ -102,13 +111,18 @@ class Config:
 
     @property
     def logsnrs(self) -> np.ndarray:
-        """Rising ``[stops]``, the last +inf; fewer if the sampler has fewer steps in the range."""
+        """Of the first pass: rising ``[stops]``, the last +inf; fewer if the sampler has fewer steps in the range."""
         if self.chain is None:
             last = min(self.logsnr_max, self.pipeline.largest)
             return np.append(np.linspace(self.logsnr_min, last, self.stops - 1), np.inf)
         within = [at for at in self.chain.logsnrs[:-1] if self.logsnr_min <= at <= self.logsnr_max]
         places = np.linspace(0, len(within) - 1, min(self.stops - 1, len(within))).round().astype(int)
         return np.append(np.array(within)[places], np.inf)
+
+    @property
+    def most_added(self) -> int:
+        """Levels that a pass after the first may add to a candidate."""
+        return max(len(self.logsnrs) // 2, 1)
 
     def decoded(self, n: int) -> int:
         """Decoded images per level of ``n`` training images: every one equally often in both draws of the noise."""
@@ -122,11 +136,13 @@ class Outcome:
     Attributes:
       records: one per (candidate, feature space, metric).
       recommendations: the best of them per (feature space, metric), or per candidate too if they cannot be compared.
-      curves: ``{"candidate/feature space/metric": [stops]}`` and the same with "/standard_error".
+      curves: ``{"candidate/feature space/metric": [S]}`` and the same with "/standard_error"; "candidate/logsnr" ``[S]`` are
+        their levels, which candidates need not share, and "logsnr" those of any candidate.
       findings: sentences on the latents' scale.
       noticed: sentences on what looks wrong in the inputs.
       unknown: sentences on what these inputs cannot tell.
       seconds: by candidate.
+      compared: "images" or "latents", what distances are between.
     """
 
     records: list[dict]
@@ -136,6 +152,7 @@ class Outcome:
     noticed: list[str]
     unknown: list[str]
     seconds: dict[str, float]
+    compared: str
 
 
 def plan(
@@ -153,7 +170,8 @@ def plan(
     """
     references = [measure.reference.features for measure in measures.values()]
     measuring = image_plans.measuring(
-        "noisy autoencoder", sets=candidates * len(config.logsnrs), samples=config.decoded(n), reference=len(references[0]),
+        "noisy autoencoder", sets=candidates * (len(config.logsnrs) + (config.passes - 1) * config.most_added),
+        samples=config.decoded(n), reference=len(references[0]),
         dims=[features.shape[1] for features in references], pixels=pixels, decoding=decoding,
     )  # fmt: skip
     return [measuring, plans.host("choose, draw figure", runs=1, seconds=5.0)]
@@ -189,14 +207,16 @@ def run(
     rows = [record for found in of.values() for record in found.records]
     pseudo = {(name, *key): p for name, found in of.items() for key, p in found.pseudo.items()}
     curves = {key: curve for found in of.values() for key, curve in found.curves.items()}
+    levels = np.unique(np.concatenate([found.curves[f"{name}/logsnr"] for name, found in of.items()]))
     return Outcome(
         records=rows,
         recommendations=choose(rows, pseudo, comparable=comparable),
-        curves={"logsnr": config.logsnrs, **curves},
+        curves={"logsnr": levels, **curves},
         findings=[line for found in of.values() for line in found.findings],
         noticed=[line for found in of.values() for line in found.noticed],
         unknown=unknowns(candidates, comparable=comparable),
         seconds={name: found.seconds for name, found in of.items()},
+        compared=compared_by(comparable),
     )
 
 
@@ -220,25 +240,54 @@ def _measure(candidate: Candidate, config: Config, *, comparable: bool, report: 
         findings.append(check_decoder(candidate))
     noticed = latents.notices(candidate.name, candidate.latents, config.scaling)
     _report_all(findings + noticed, report)
-    values = stopping.noisy_autoencoder(
-        scale.standardise(candidate.latents),
-        lambda z: candidate.decode(scale.unstandardise(z)),
-        candidate.measures,
-        logsnrs=config.logsnrs,
-        samples=config.decoded(len(candidate.latents)),
-        readout=config.readout,
-        chain=config.chain,
-        seed=config.seed,
-        report=lambda line: report(f"{candidate.name}: {line}"),
-    )
-    floors, rows, curves, pseudo = floor_of(candidate), [], {}, {}
+    logsnrs, values = measure_passes(candidate, scale, config, report=report)
+    floors, rows, pseudo = floor_of(candidate), [], {}
+    curves = {f"{candidate.name}/logsnr": logsnrs}
     for (space, metric), p in values.items():
         result = stopping.read_stopping_curve(p, negligible=NEGLIGIBLE)
         key = f"{candidate.name}/{space}/{metric}"
         curves |= {key: result.curve, f"{key}/standard_error": result.standard_error}
         pseudo[space, metric] = p[:, -1 if result.best_stop is None else result.best_stop]
-        rows.append(make_record(candidate, space, metric, result, floors, scale, config))
+        rows.append(make_record(candidate, space, metric, result, floors, scale, config, logsnrs=logsnrs))
     return _Measured(findings, noticed, rows, curves, pseudo, time.perf_counter() - begin)
+
+
+def measure_passes(
+    candidate: Candidate, scale: LatentScale, config: Config, *, report: Callable[[str], None]
+) -> tuple[np.ndarray, dict[tuple[str, str], np.ndarray]]:
+    """Measures the levels of the first pass, then those that its curves lack, with the same latents and noise.
+
+    Returns:
+      Levels ``[S]``, and by (feature space, metric) the pseudo-values ``[K, S]``: those of one pass over all these levels.
+    """
+
+    def measured(logsnrs):
+        return stopping.noisy_autoencoder(
+            scale.standardise(candidate.latents),
+            lambda z: candidate.decode(scale.unstandardise(z)),
+            candidate.measures,
+            logsnrs=logsnrs,
+            samples=config.decoded(len(candidate.latents)),
+            readout=config.readout,
+            chain=config.chain,
+            seed=config.seed,
+            report=lambda line: report(f"{candidate.name}: {line}"),
+        )
+
+    logsnrs = config.logsnrs
+    values = measured(logsnrs)
+    for _ in range(config.passes - 1):
+        results = [stopping.read_stopping_curve(p, negligible=NEGLIGIBLE) for p in values.values()]
+        how = {"chain": config.chain, "span": config.span, "negligible": NEGLIGIBLE}
+        more = missing_levels(logsnrs, results, most=config.most_added, **how)
+        if not len(more):
+            break
+        report(f"{candidate.name}: {len(more)} more noise levels, logsnr {more[0]:.1f} to {more[-1]:.1f}")
+        added = measured(more)
+        order = np.argsort(np.append(logsnrs, more))
+        logsnrs = np.append(logsnrs, more)[order]
+        values = {key: np.concatenate([p, added[key]], axis=1)[:, order] for key, p in values.items()}
+    return logsnrs, values
 
 
 def _report_all(lines: Sequence[str], report: Callable[[str], None]) -> None:
@@ -268,11 +317,13 @@ def floor_of(candidate: Candidate) -> dict[tuple[str, str], float]:
     return {key: float(p.mean()) for key, p in metrics.measure(twice, candidate.measures, copies=1).items()}
 
 
-def make_record(candidate, space, metric, result, floors, scale, config) -> dict:
+def make_record(candidate, space, metric, result, floors, scale, config, *, logsnrs) -> dict:
     """One line of records.jsonl."""
     reference = candidate.measures[space].reference
     stops = result.best_stop, result.best_stop_low, result.best_stop_high
-    logsnrs = config.logsnrs
+    # A fall to the end that is not resolved is no verdict, and images do not resolve it.
+    edge = edge_of(result, logsnrs, chain=config.chain, largest=config.span[1], negligible=NEGLIGIBLE)
+    needed = stopping.images_needed(result, images=len(reference.features), negligible=NEGLIGIBLE)
     stop = [None if k in (None, len(logsnrs) - 1) else logsnrs[k] for k in stops]
     return {
         "name": candidate.name,
@@ -283,14 +334,16 @@ def make_record(candidate, space, metric, result, floors, scale, config) -> dict
         **stop_fields(stop[0], config),
         "low": stop[1],
         "high": stop[2],
+        "edge": edge,
+        "levels": list(logsnrs),
         "end": result.end,
         "end_standard_error": result.standard_error[-1],
         "best": result.best,
         "gain": result.gain,
         "gain_low": result.gain_low,
         "gain_high": result.gain_high,
-        "verdict": result.verdict,
-        "images_needed": stopping.images_needed(result, images=len(reference.features), negligible=NEGLIGIBLE),
+        "verdict": "cannot tell" if edge == "end" else result.verdict,
+        "images_needed": None if edge == "end" else needed,
         "floor": floors.get((space, metric)),
         "readout": config.readout,
         "sampling_steps": config.sampling_steps,

@@ -37,8 +37,8 @@ def define_flags() -> None:
     )
     shared.define_import("autoencoder", "The user's own instead: a function that makes them.")
     shared.define_word(
-        "latents", None, "Stored latents instead: arrays [N, ...], row i for image i.", allowed="an .npz file",
-        check=shared.check_npz,
+        "latents", None, "Stored latents instead: arrays [N, ...], row i for image i.", allowed="an .npz or .npy file",
+        check=shared.check_arrays,
     )  # fmt: skip
     shared.define_import("decoder", "With --latents, a function from latents to images.")
     shared.define_list("latent_dims", None, "Latent dimensions; default 2,4,8,16,32,64 as far as D.", int, 1, 100_000)
@@ -53,7 +53,9 @@ def define_flags() -> None:
         "reference", None, f"Held-out images; default the rest, at most {LARGEST_SAMPLE}.", low=128, high=1_000_000
     )
     shared.define_integer("samples", 8192, "Least number of decoded images per noise level.", low=128, high=1_048_576)
-    shared.define_integer("stops", 20, "Noise levels, the last one none.", low=2, high=10_000)
+    shared.define_integer(
+        "stops", 20, "Noise levels, the last one none; more by half where needed.", low=2, high=10_000
+    )
     shared.define_integer("decode_batch", 256, "Images per call of the user's encode and decode.", low=1, high=65_536)
     shared.define_integer(
         "autoencoder_steps", 2000, "Optimiser steps of the suite's autoencoders.", low=1, high=10_000_000
@@ -186,10 +188,11 @@ def most_images() -> int:
 
 
 def sample_sizes(count: int, flag: str, left_out: Sequence[str]) -> tuple[int, int]:
-    """(training, reference) images out of ``count``; ``left_out`` says why there are not more."""
-    least, most, images = 2 * candidates.BLOCKS, largest_sample(), in_words(count, left_out)
+    """(training, reference) images or latents out of ``count``; ``left_out`` says why there are not more."""
+    noun = "latents" if flag == "latents" else "images"
+    least, most, images = 2 * candidates.BLOCKS, largest_sample(), in_words(count, left_out, noun=noun)
     if count < 2 * least:
-        raise shared.bad(flag, FLAGS[flag].value, f"needs at least {2 * least} images, got {images}")
+        raise shared.bad(flag, FLAGS[flag].value, f"needs at least {2 * least} {noun}, got {images}")
     n = min(count // 2, most) if FLAGS.n is None else FLAGS.n
     if not n <= count - least:
         raise shared.bad("n", n, f"must be {candidates.BLOCKS}..{count - least}: {images}, {least} held out at least")

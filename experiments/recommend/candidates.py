@@ -12,6 +12,7 @@ from ldmjax.checkpoints import NOTHING_KEPT, Store
 from ldmjax.metrics import FeatureReference, Measure
 
 BLOCKS = 64
+LABELS = {"labels", "y"}  # keys, as in files of images
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,20 +170,21 @@ def batched(what: str, function: Callable, batch: int, *, shape: Sequence[int] |
     return call
 
 
-def load_latents(path: str) -> dict[str, np.ndarray]:
-    """Every array of an .npz file, float32, by its key.
+def load_latents(path: str, *, report: Callable[[str], None] = print) -> dict[str, np.ndarray]:
+    """Every array of an .npz file by its key, or that of an .npy file by the file's name, float32.
+
+    Args:
+      path: of the file.
+      report: receives a line for each array that is not taken as it is: labels, bfloat16, integers.
 
     Raises:
       ValueError: with one line that says what is wrong with the file.
     """
     if not Path(path).is_file():
         raise ValueError(f"no file {path!r}")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except Exception as error:  # whatever a damaged archive raises
-        raise ValueError(f"{path!r} is not a readable .npz file of numbers: {error}") from error
+    arrays = _without_labels(_read_arrays(path), path, report)
     for key, array in arrays.items():
+        array = _read_as_numbers(array, f"{path!r}: {key!r}", report)
         if array.ndim < 2 or not array.size or not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
             raise ValueError(f"{path!r}: {key!r} must hold numbers [N, ...], got {array.dtype} {list(array.shape)}")
         with np.errstate(over="ignore"):
@@ -194,6 +196,59 @@ def load_latents(path: str) -> dict[str, np.ndarray]:
     if len({len(array) for array in arrays.values()}) != 1:
         raise ValueError(f"{path!r} must hold arrays [N, ...] of one N, got {_shapes(arrays)}")
     return arrays
+
+
+def _read_arrays(path):
+    """All arrays of a file by name, whatever they hold, but for Python objects."""
+    key = Path(path).stem
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {key: loaded}
+        arrays = {}
+        with loaded as archive:
+            for key in archive.files:
+                arrays[key] = archive[key]
+        return arrays
+    except Exception as error:  # whatever a damaged file raises
+        if "Object arrays" in str(error):
+            raise ValueError(f"{path!r}: {key!r} must hold numbers [N, ...], got Python objects (a pickle)") from error
+        if "valid dtype descriptor" in str(error):  # as of float8 with five exponent bits
+            raise ValueError(
+                f"{path!r}: {key!r} has a type that numpy does not store: save it as float32 or float16"
+            ) from error
+        line = "it does not begin as one" if "pickle" in str(error) else " ".join(str(error).split())
+        raise ValueError(f"{path!r} is not a readable .npz or .npy file of numbers: {line}") from error
+
+
+def _without_labels(arrays, path, report):
+    """The arrays but for labels, one for each row of the others, which some tools store beside latents."""
+    found = dict(arrays)
+    for key in LABELS & set(arrays) if len(arrays) > 1 else ():
+        labels = found.pop(key)
+        if labels.ndim != 1 or labels.dtype.kind not in "biuUS":
+            raise ValueError(
+                f"{path!r}: {key!r} must hold a label for each latent, integers [N], got {labels.dtype} {list(labels.shape)}: "
+                "give latents another key"
+            )
+        if len({len(labels), *(len(array) for array in found.values() if array.ndim)}) > 1:
+            raise ValueError(f"{path!r} must hold one of {key!r} for each latent, got {_shapes(arrays)}")
+        report(f"{path}: {key!r} are taken for labels and not used")
+    return found
+
+
+def _read_as_numbers(array, what, report):
+    """The array, or what its bytes mean if numpy has no name for them; a line on what may not be meant."""
+    dtype = array.dtype
+    if dtype.kind == "V" and dtype.names is None and dtype.itemsize == 2:
+        # numpy writes bfloat16 as two bytes without a type; no other type of ml_dtypes has two.
+        report(f"{what} has two bytes and no type for each number, as numpy writes bfloat16: read as bfloat16")
+        return (np.ascontiguousarray(array).view("<u2").astype(np.uint32) << 16).view(np.float32)
+    if dtype.kind == "V" and dtype.names is None:
+        raise ValueError(f"{what} has a type that numpy does not store, got {dtype}: save it as float32 or float16")
+    if dtype.kind in "iu":
+        report(f"{what} holds integers, read as numbers; of indices into a codebook give the vectors instead")
+    return array
 
 
 def _shapes(arrays):

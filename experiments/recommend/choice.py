@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.recommend.candidates import Candidate
+from ldmjax.stopping import is_told
 
 NEGLIGIBLE = 0.01
 ONE_SIDED_95 = 1.645
+LARGEST = " The largest latent space that it reconstructs best is often not the one that a small network learns best."
 
 
 def choose(records: Sequence[dict], pseudo: dict, *, comparable: bool) -> list[dict]:
@@ -31,11 +33,17 @@ def choose(records: Sequence[dict], pseudo: dict, *, comparable: bool) -> list[d
             error = np.std(p - q, ddof=1) / np.sqrt(len(p))
             if np.mean(p - q) - ONE_SIDED_95 * error < NEGLIGIBLE * abs(best["best"]):
                 tied.append(record["name"])
-        chosen.append({**best, "tied": tied, "advice": advice(best)})
+        text = advice(best, compared=compared_by(comparable)) + beyond(best)
+        chosen.append({**best, "tied": tied, "advice": text})
     return chosen
 
 
-def advice(record: dict) -> str:
+def compared_by(comparable: bool) -> str:
+    """Returns what every sentence calls the things that are compared: images, or latents where no decoder is known."""
+    return "images" if comparable else "latents"
+
+
+def advice(record: dict, *, compared: str = "images") -> str:
     """One sentence."""
     if record["verdict"] == "stop early":
         text = f"stop {stop_words(record)}"
@@ -46,9 +54,28 @@ def advice(record: dict) -> str:
         return f"{text}: the distance falls by {percent(record, 'gain'):.1f} %"
     if record["verdict"] == "no gain from stopping":
         return f"do not stop early: it gains less than {100 * NEGLIGIBLE:g} %"
+    return f"cannot tell: run to the end{what_would_tell(record, compared)}"
+
+
+def what_would_tell(record: dict, compared: str) -> str:
+    """Ends the sentence "cannot tell": how much more data would let it, where that is known."""
+    if record["edge"] == "end":
+        return f"; the distance still falls from logsnr {record['levels'][-2]:.1f} to the end, and no level between was tried"
+    if np.isnan(percent(record, "gain")):
+        return f", whose distance cannot be told from 0; how many held-out {compared} would let it is not known"
     needed = record["images_needed"]
-    more = "" if needed is None else "; about {:.2g} to {:.2g} held-out images would let it".format(*needed)
-    return f"cannot tell: run to the end{more}"
+    return "" if needed is None else "; about {:.2g} to {:.2g} held-out {} would let it".format(*needed, compared)
+
+
+def beyond(record: dict) -> str:
+    """Ends the sentence "stop early" where the best stop is at an edge of the levels that were tried."""
+    if record["verdict"] != "stop early" or record["edge"] is None:
+        return ""
+    if record["edge"] == "first":
+        return "; this is the noisiest level tried: the best stop may be earlier still"
+    if record["sampling_steps"] is None:
+        return "; this is the cleanest level tried before the end: the best stop may be later still"
+    return "; this is the last stop tried before the end: more sampling steps have later ones"
 
 
 def stop_words(record: dict) -> str:
@@ -71,30 +98,31 @@ def stop_words(record: dict) -> str:
 
 def percent(record: dict, name: str) -> float:
     """A gain in percent of the distance at the end; NaN where that cannot be told from 0."""
-    told = record["end"] > 2.0 * record["end_standard_error"]
+    told = is_told(record["end"], record["end_standard_error"])
     return 100.0 * record[name] / record["end"] if told else float("nan")
 
 
 def unknowns(candidates: Sequence[Candidate], *, comparable: bool) -> list[str]:
     """What the inputs do not contain."""
+    compared = compared_by(comparable)
     lines = [
-        "How well a diffusion model of a given size learns each latent space: the noisy autoencoder knows no network. The "
-        "largest latent space that it reconstructs best is often not the one that a small network learns best.",
+        "How well a diffusion model of a given size learns each latent space: the noisy autoencoder knows no network."
+        + (LARGEST if comparable else ""),
         "What networks lose: the curves are those of a model that has learned the law of the latents, with the mean and "
-        "covariance of the training images. Networks and samplers with few steps lose variance, and then stopping earlier may "
-        'help more (--sampling_steps adds what the steps lose). "Cannot tell" is not "no gain".',
+        f"covariance of the training {compared}. Networks and samplers with few steps lose variance, and then stopping earlier "
+        'may help more (--sampling_steps adds what the steps lose). "Cannot tell" is not "no gain".',
     ]
     for space, (_, reference) in candidates[0].measures.items():
         rows, dim = reference.features.shape
         if "w2" in reference.metrics and reference.moments[0].factor.shape[1] >= rows - 1:
             lines.append(
-                f"Directions that no held-out image shows: there are {rows} images for {dim} {space} features. What they may "
-                f"add to the Fréchet distance is in its interval; {dim + 2} images would leave nothing of the kind."
+                f"Directions that no held-out {compared[:-1]} shows: there are {rows} {compared} for {dim} {space} features. "
+                f"What they may add to the Fréchet distance is in its interval; {dim + 2} {compared} would leave nothing so."
             )
     if not comparable:
         lines.append(
             "Without a decoder distances are between latents: what the autoencoder loses is unknown, latent dimensions "
-            "cannot be compared, and the best stop for latents need not be the best one for images."
+            "cannot be compared, and the best stop for latents need not be the best one for what they decode to."
         )
     elif len(candidates) == 1:
         lines.append("One latent space was given: nothing is said about other latent dimensions.")

@@ -52,6 +52,6 @@ def standardised(array: np.ndarray) -> np.ndarray:
     return rows / deviation if deviation > 0.0 else rows
 
 
-def in_words(count: int, lines: Sequence[str]) -> str:
-    """How many images there are, and why not more."""
-    return f"{count} images" + (f" ({'; '.join(lines)})" if lines else "")
+def in_words(count: int, lines: Sequence[str], *, noun: str) -> str:
+    """How many images or latents there are, and why not more."""
+    return f"{count} {noun}" + (f" ({'; '.join(lines)})" if lines else "")
