@@ -44,6 +44,7 @@ from ldmjax.typing import ArrayLike
 TIMESTEPS = 1000
 EDM_DATA = 0.5
 KARRAS_RHO = 7.0
+MOST_SHIFT = 100.0
 SHORTEST, LONGEST = (256, 0.5), (4096, 1.15)  # tokens of Flux and its mu
 STATES = ("vp", "ve", "flow")
 NAMES = (
@@ -126,7 +127,7 @@ class Stop:
       logsnr: of the state when it stops.
       step, steps: it stops after ``step`` of ``steps`` steps; None if their number is not known.
       timestep: what the network would be told next; None at the end, and where it is told no timestep.
-      denoising_end: argument of pipelines that have one, else None; 1 is the end.
+      denoising_end: argument of SDXL's pipelines, None for other samplers and where no value gives that step; 1 is the end.
       sigma: deviation of the noise in the state.
       rf_time: s of the rectified flow with this logsnr.
       vp_alpha: scale of the signal in variance-preserving coordinates.
@@ -149,7 +150,7 @@ def stop_at(sampler: Sampler, logsnr: float | None, steps: int | None = None) ->
 
     Args:
       sampler: made by `make_sampler`.
-      logsnr: wanted; None, or more than its steps reach, is the end of sampling.
+      logsnr: wanted; None, or its ``largest`` and more, is the end of sampling.
       steps: N; the level nearest to ``logsnr`` after a whole number of them is taken. None if it is not known yet: then
         the exact level, and a ``denoising_end`` that is right to one step whatever N is.
 
@@ -164,7 +165,7 @@ def stop_at(sampler: Sampler, logsnr: float | None, steps: int | None = None) ->
         gap = reached[-1] - reached[-2]
         step = int(np.argmin(np.abs(reached[1:] - logsnr))) + 1
         logsnr = None if logsnr > reached[-1] + 0.5 * gap else float(reached[step])
-    if logsnr is None or logsnr > sampler.largest:
+    if logsnr is None or (reached is None and logsnr >= sampler.largest):
         return Stop(
             logsnr=None, step=steps, steps=steps, timestep=None,
             denoising_end=1.0 if sampler.has_denoising_end else None, sigma=0.0, rf_time=0.0, vp_alpha=1.0, divide_by=1.0,
@@ -172,9 +173,12 @@ def stop_at(sampler: Sampler, logsnr: float | None, steps: int | None = None) ->
     timestep = None if sampler.timestep is None else sampler.timestep(logsnr)
     denoising_end = None
     if sampler.has_denoising_end:
-        # Steps with a timestep of at least this are run. Of N steps: the last one that is to run.
-        last = timestep if reached is None else np.floor(sampler.timestep(reached[step - 1]) + 1e-6)
-        denoising_end = 1.0 - float(last) / TIMESTEPS
+        denoising_end = 1.0 - timestep / TIMESTEPS
+    if sampler.has_denoising_end and reached is not None:
+        # Steps with a timestep of at least a whole number are run: here that of the last one that is to run. Karras's cleanest
+        # timesteps may have no whole number between them.
+        last = np.floor(sampler.timestep(reached[step - 1]) + 1e-6)
+        denoising_end = 1.0 - float(last) / TIMESTEPS if last > timestep + 1e-6 else None
     return Stop(
         logsnr=logsnr, step=None if reached is None else step, steps=steps, timestep=timestep,
         denoising_end=denoising_end, sigma=sampler.sigma(logsnr), rf_time=float(RectifiedFlow().inverse_logsnr(logsnr)),
@@ -196,7 +200,7 @@ def make_sampler(name: str, *, shift: float | None = None, tokens: int | None = 
 
     Args:
       name: of the sampler.
-      shift: of flow matching, > 0; default 1.
+      shift: of flow matching, from 1 / `MOST_SHIFT` to that; default 1.
       tokens: of flow matching, instead of ``shift``: Flux's dynamic shift for so many (pixels / 256).
 
     Raises:
@@ -219,11 +223,12 @@ def make_sampler(name: str, *, shift: float | None = None, tokens: int | None = 
 
 
 def dynamic_shift(tokens: int) -> float:
-    """Flux's shift exp(mu) for a number of tokens; ValueError unless that is > 0."""
+    """Flux's shift exp(mu) for a number of tokens; infinite where that is beyond float64, ValueError unless tokens > 0."""
     if not tokens > 0:
         raise ValueError(f"tokens must be > 0, got {tokens}")
     (least, low), (most, high) = SHORTEST, LONGEST
-    return float(np.exp(low + (high - low) * (tokens - least) / (most - least)))
+    with np.errstate(over="ignore"):
+        return float(np.exp(low + (high - low) * (tokens - least) / (most - least)))
 
 
 def _continuous(name, state, schedule):
@@ -266,8 +271,8 @@ def _flow_matching(shift, tokens):
         tokens is not None,
         dynamic_shift(tokens) if tokens is not None else 1.0 if shift is None else shift,
     )
-    if not 0 < shift < np.inf:
-        raise ValueError(f"shift must be a finite number > 0, got {shift:g}")
+    if not 1 / MOST_SHIFT <= shift <= MOST_SHIFT:
+        raise ValueError(f"shift must be {1 / MOST_SHIFT:g}..{MOST_SHIFT:g}, got {shift:.4g}")
     flow = RectifiedFlow()
 
     def shifted(s):
@@ -278,7 +283,8 @@ def _flow_matching(shift, tokens):
         return flow.logsnr(shifted(np.linspace(1.0, 1.0 / steps if dynamic else shifted(1.0 / TIMESTEPS), steps)))
 
     return Sampler(
-        name="flow_matching", state="flow", solver="euler", logsnrs=logsnrs, largest=np.inf,
+        name="flow_matching", state="flow", solver="euler", logsnrs=logsnrs,
+        largest=np.inf if dynamic else float(flow.logsnr(shifted(shifted(1.0 / TIMESTEPS)))),
         timestep=lambda logsnr: TIMESTEPS * float(flow.inverse_logsnr(logsnr)),
     )  # fmt: skip
 

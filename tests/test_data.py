@@ -120,9 +120,9 @@ def test_channels_go_last(tmp_path, shape, first):
 
 
 def test_channels_of_latents():
-    first = [(16, 8, 8), (4, 32, 32), (3, 8, 12), (64, 2, 2)]
-    last = [(8, 8, 16), (32, 32, 4), (8, 12, 3), (2, 2, 64), (8, 8, 8), (8, 8), (7,), (8, 4, 8)]
-    assert [data.channels.of_latents_are_first(shape) for shape in [*first, *last]] == [True] * 4 + [False] * 8
+    first = [(16, 8, 8), (4, 32, 32), (3, 8, 12), (64, 2, 2), (16, 48, 64)]
+    last = [(8, 8, 16), (32, 32, 4), (8, 12, 3), (2, 2, 64), (8, 8, 8), (8, 8), (7,), (8, 4, 8), (48, 64, 16)]
+    assert [data.channels.of_latents_are_first(shape) for shape in [*first, *last]] == [True] * 5 + [False] * 9
 
 
 @pytest.mark.parametrize("key", ["labels", "y", "train_labels", "y_train"])

@@ -224,3 +224,16 @@ def test_ranges_of_values():
         ([0.0, 0.1], (0.0, 0.1)), ([0.0, 65535.0], (0.0, 65535.0)),
     ):  # fmt: skip
         assert module.range_of(np.array(values)) == expected
+
+
+def test_noise_and_rounding_of_encode_are_no_range():
+    """A VAE that samples, and a quantiser: the larger the values, the smaller their error, in any range."""
+    train, others = digits()
+    basis = np.linalg.svd(train.reshape(600, 64), full_matrices=False)[2][:24].T
+    for noisy in (lambda z: z + 0.3 * np.random.default_rng(0).standard_normal(z.shape), np.round):
+
+        def reconstruct(x, noisy=noisy):
+            return (noisy(x.reshape(len(x), 64) @ basis) @ basis.T).reshape(x.shape).astype(np.float32)
+
+        assert error_of(reconstruct(100 * others), 100 * others) < 0.9 * error_of(reconstruct(others), others)
+        assert module.check_autoencoder("own", reconstruct, others) == []

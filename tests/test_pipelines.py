@@ -53,9 +53,7 @@ def test_stops_are_within_one_step_of_diffusers(name, steps):
         right = 1 + np.searchsorted(after, wanted)  # the first step that ends beyond it
         assert right - 1 <= stop.step <= right
         if stop.denoising_end not in (None, 1.0):
-            # The cut is a whole number; Karras's cleanest timesteps have none between them.
-            tolerance = int(name.endswith("karras"))
-            assert abs(run_by_sdxl(timesteps, round(stop.denoising_end, 3)) - stop.step) <= tolerance
+            assert run_by_sdxl(timesteps, round(stop.denoising_end, 3)) == stop.step
             # Without the number of steps: the first level at or beyond the wanted one.
             unknown = pipelines.stop_at(sampler, wanted).denoising_end
             assert abs(run_by_sdxl(timesteps, unknown) - stop.step) <= 1
@@ -74,7 +72,7 @@ def test_denoising_end_is_that_of_sdxl():
     sdxl = pipelines.make_sampler("scaled_linear_euler")
     found = [pipelines.stop_at(sdxl, logsnr).denoising_end for logsnr in (0.0, 2.0, 4.0, 6.0)]
     np.testing.assert_allclose(found, [0.646, 0.889, 0.981, 0.998], atol=5e-4)
-    assert pipelines.stop_at(sdxl, 7.08) == pipelines.stop_at(sdxl, None)
+    assert pipelines.stop_at(sdxl, 7.08) == pipelines.stop_at(sdxl, sdxl.largest) == pipelines.stop_at(sdxl, None)
     assert pipelines.stop_at(sdxl, None).denoising_end == 1.0
     assert sdxl.largest == pytest.approx(7.07, abs=5e-3)
     for name in set(pipelines.NAMES):
@@ -108,6 +106,25 @@ def test_a_shift_moves_the_steps_and_not_the_level():
     assert pipelines.dynamic_shift(4096) == pytest.approx(3.158, abs=1e-3)
 
 
+def test_the_largest_logsnr_is_the_cleanest_level_of_any_number_of_steps():
+    for shift in (0.5, 1.0, 3.0, 6.0):
+        sampler = pipelines.make_sampler("flow_matching", shift=shift)
+        for steps in (20, 1000, 100_000):
+            assert pipelines.levels(sampler, steps)[-1] == pytest.approx(sampler.largest)
+        assert pipelines.stop_at(sampler, sampler.largest).logsnr is None
+    assert pipelines.make_sampler("flow_matching", shift=3.0).largest == pytest.approx(9.42, abs=5e-3)
+
+
+def test_no_denoising_end_gives_some_of_karras_steps():
+    karras = pipelines.make_sampler("scaled_linear_karras")
+    levels = pipelines.levels(karras, 50)
+    timesteps = [round(karras.timestep(at), 6) for at in levels]
+    found = [pipelines.stop_at(karras, at, 50).denoising_end for at in levels[1:]]
+    assert found[-1] is None and sum(end is None for end in found) < 5
+    for step, end in enumerate(found, start=1):
+        assert end is None or run_by_sdxl(timesteps, round(end, 3)) == step
+
+
 def test_a_level_after_a_step_is_found_again():
     for name in pipelines.NAMES:
         sampler = pipelines.make_sampler(name)
@@ -129,7 +146,8 @@ def test_chains_of_samplers_have_their_levels():
     [
         (lambda: pipelines.make_sampler("euler"), "sampler must be one of rectified_flow"),
         (lambda: pipelines.make_sampler("edm", shift=3.0), "edm has none"),
-        (lambda: pipelines.make_sampler("flow_matching", shift=0.0), "shift must be a finite number > 0, got 0"),
+        (lambda: pipelines.make_sampler("flow_matching", shift=0.0), "shift must be 0.01..100, got 0"),
+        (lambda: pipelines.make_sampler("flow_matching", tokens=10**9), "shift must be 0.01..100, got inf"),
         (lambda: pipelines.make_sampler("flow_matching", shift=1.0, tokens=4096), "give a shift or tokens"),
         (lambda: pipelines.make_sampler("flow_matching", tokens=0), "tokens must be > 0, got 0"),
         (lambda: pipelines.levels(pipelines.make_sampler("edm"), 1), "at least 2 steps, got 1"),

@@ -167,7 +167,9 @@ def test_the_end_of_sampling_in_every_language():
         assert found == {"logsnr": None, "step": None, "timestep": None, "denoising_end": end, "sigma": 0.0, "rf_time": 0.0,
                          "vp_alpha": 1.0, "divide_by": 1.0}  # fmt: skip
     # Levels that the sampler does not have are no stops.
-    assert recommend.Config(sampler="scaled_linear_ddim").logsnrs[-2] == pytest.approx(7.07, abs=5e-3)
+    levels = recommend.Config(sampler="scaled_linear_ddim").logsnrs
+    assert np.diff(levels[:-1]) == pytest.approx(9.0694 / 19, abs=1e-4) and levels[-2] < 7.0 and np.isinf(levels[-1])
+    assert recommend.Config().logsnrs[-2] == 11.0
     assert recommend.stop_fields(2.0, recommend.Config(sampler="flow_matching", readout="state"))["divide_by"] == 1.0
 
 
@@ -210,10 +212,13 @@ def test_scale_sentences():
     assert "train the diffusion model so too" in text and "whitened" not in text
     white = (wide - wide.mean(axis=0)) / wide.std(axis=0)
     text = described(white, latents.Scaling(multiply=[1.0]))
-    assert "leaves a deviation of 1" in text and "shifts" not in text
+    assert "and a deviation of 1" in text and "shifts" not in text and "mean is not 0" not in text
     text = described(white * 3, latents.Scaling(multiply=[2 / 3]))
-    assert "leaves a deviation of 2: not 1" in text and f"by {-2 * np.log(2):+.2g} in logsnr" in text
+    assert "and a deviation of 2: not 1" in text and f"by {-2 * np.log(2):+.2g} in logsnr" in text
     assert "as they are: not 1" in described(white * 3, latents.Scaling(standardise="none"))
+    assert "a mean of 3 and a deviation of 1; that mean is not 0" in described(
+        white + 3, latents.Scaling(multiply=[1.0])
+    )
     with pytest.raises(ValueError, match="must vary"):
         latents.scale_of(np.ones((5, 2)), ALL)
 
@@ -263,7 +268,7 @@ def test_factors_and_scales_of_channels(shape):
     np.testing.assert_allclose(own.std(axis=others), 1.0, atol=1e-5)
     one = latents.scale_of(z, latents.Scaling(multiply=[2.0], shift=[0.5]))
     np.testing.assert_allclose(one.standardise(z), (z - 0.5) * 2.0, atol=1e-5)
-    with pytest.raises(ValueError, match="one for each of 4 channels, got 3"):
+    with pytest.raises(ValueError, match="one for each of 4 (channels|entries), got 3"):
         latents.scale_of(z, latents.Scaling(multiply=[1.0, 2.0, 3.0]))
 
 
@@ -275,6 +280,16 @@ def test_a_divisor_is_recognised_by_what_it_leaves(factor, deviation):
         assert deviation / factor < 1 / latents.RIGHT
     with pytest.raises(ValueError, match=rf"leaves the latents a deviation of .*give --latent_scale={factor:.4g}"):
         latents.scale_of(z, latents.Scaling(multiply=[1 / factor]))
+
+
+def test_factors_that_do_not_fit_are_refused_before_anything_is_computed():
+    two = latents.Scaling(multiply=[1.0, 2.0])
+    latents.check_factors(two, [(2,), (2, 5, 5), (5, 5, 2)])
+    latents.check_factors(latents.Scaling(multiply=[2.0], shift=[1.0]), [(3,), (4, 4)])
+    with pytest.raises(ValueError, match="--latent_scale must hold one number or one for each of 3 entries, got 2"):
+        latents.check_factors(two, [(2,), (3,)])
+    with pytest.raises(ValueError, match="--latent_shift must hold one number or one for each of 4 channels, got 2"):
+        latents.check_factors(latents.Scaling(shift=[1.0, 2.0]), [(4, 8, 8)])
 
 
 def test_a_channel_without_deviation_cannot_be_standardised():
@@ -299,6 +314,9 @@ def test_uneven_channels_are_said(case, shape):
     (text,) = latents.notices("z", z, ALL)
     assert "z: channels differ much" in text and "--standardise=channel" in text
     assert latents.notices("z", z, latents.Scaling(standardise="channel")) == []
+    # One factor is no scale of each channel, four are.
+    assert "channels differ much" in latents.notices("z", z, latents.Scaling(multiply=[0.3]))[0]
+    assert latents.notices("z", z, latents.Scaling(multiply=[1.0, 2.0, 3.0, 4.0])) == []
     even = (z - mean) / std
     assert latents.notices("z", even.astype(np.float32), ALL) == []
 
@@ -358,7 +376,7 @@ def made_record(name, best, **changes):
               "end_standard_error": 0.5, "gain": 10.0 - best, "divide_by": 1.0,
               "verdict": EARLY, "denoising_end": 0.9, "images_needed": None, "logsnr": 2.1, "step": None, "timestep": 100.0,
               "sampler": "scaled_linear_euler", "sampling_steps": None, "sigma": 0.3, "vp_alpha": 0.95,
-              "edge": None}  # fmt: skip
+              "edge": None, "reference_images": 200}  # fmt: skip
     return fields | changes
 
 
@@ -403,7 +421,7 @@ def test_what_is_not_finite_is_not_chosen():
 
 
 def test_advice_for_every_verdict():
-    at = "stop at denoising_end = 0.900 (at timestep 100)"
+    at = "stop at timestep 100 (in SDXL denoising_end = 0.900)"
     assert choice.advice(made_record("a", 9.0)) == f"{at}: the distance falls by 10.0 %"
     assert choice.advice(made_record("a", 9.9, verdict=NONE)) == "do not stop early: it gains less than 1 %"
     text = choice.advice(made_record("a", 9.0, divide_by=0.8))
@@ -412,7 +430,10 @@ def test_advice_for_every_verdict():
     assert text == f"{at}: the distance falls by 1, from an end that cannot be told from 0"
     text = choice.advice(made_record("a", 9.0, verdict=UNKNOWN, images_needed=(4000, 12345)))
     assert text == "cannot tell: run to the end; about 4e+03 to 1.2e+04 held-out images would let it"
+    text = choice.advice(made_record("a", 9.0, verdict=UNKNOWN, images_needed=(201, 12345)))
+    assert text == "cannot tell: run to the end; up to 1.2e+04 held-out images would let it"
     assert choice.advice(made_record("a", 9.0, verdict=UNKNOWN)) == "cannot tell: run to the end"
+    assert choice.advice(made_record("a", -1.0)) == f"{at}: the distance falls by 100.0 %"  # estimates below 0
 
 
 def test_a_stop_is_said_in_the_words_of_its_sampler():
@@ -421,7 +442,7 @@ def test_a_stop_is_said_in_the_words_of_its_sampler():
         fields = recommend.stop_fields(logsnr, config)
         return choice.stop_words(fields | {"sampler": sampler, "sampling_steps": config.sampling_steps})
 
-    assert words("scaled_linear_euler", 2.0) == "at denoising_end = 0.889 (at timestep 111)"
+    assert words("scaled_linear_euler", 2.0) == "at timestep 111 (in SDXL denoising_end = 0.889)"
     assert words("linear_beta_ddim", 2.0) == "at timestep 107"
     assert words("flow_matching", 2.0) == words("rectified_flow", 2.0) == "at sigma = 0.269"
     assert words("edm", 2.0) == "at sigma = 0.184" and words("linear_vp", 2.0) == "at alpha = 0.939"
@@ -775,6 +796,7 @@ COMMANDS = {
     "scale": (["--latent_scale=-1"], "must be"),
     "shift of another": (["--shift=3"], "allowed only with --sampler=flow_matching"),
     "no shift": (["--sampler=flow_matching", "--shift=dynamic:x"], "must be a number > 0 or dynamic:TOKENS"),
+    "factors": ([*SMALL, "--autoencoders=pca", "--latent_dims=2,4", "--latent_scale=1,2"], "one for each of 4 entries, got 2"),
     "two scales": (["--latent_scale=2", "--standardise=none"], "allowed only without --standardise"),
     "steps of sampler": (["--sampler=scaled_linear_ddim", "--sampling_steps=1001"], "takes 2..1000 steps, got 1001"),
     "n": (["--n=1700"], "--n=1700: must be 64..1669"),
@@ -865,9 +887,7 @@ def test_kinds_of_input_say_what_they_know(commands):
     assert {r["precision"] for r in own} == {None}  # of a user's functions nothing is known
     assert all(r["floor"] is not None for r in summaries["latents alone"]["recommendations"])
     assert "other latent dimensions" in " ".join(summaries["latents, decoder"]["unknown"])
-    assert (
-        "scaled and shifted as asked, which leaves a deviation of 0.213" in summaries["latents, decoder"]["latents"][0]
-    )
+    assert "and a deviation of 0.213" in summaries["latents, decoder"]["latents"][0]
     assert summaries["latents, decoder"]["recommendations"][0]["features"] == "pixels"
 
 

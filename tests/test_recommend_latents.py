@@ -184,7 +184,7 @@ def test_the_figure_speaks_of_what_is_compared(comparable):
 
 def test_no_advice_on_latents_speaks_of_images():
     record = {"verdict": "cannot tell", "end": 1.0, "end_standard_error": 0.1, "gain": 0.1, "images_needed": (300, 900),
-              "edge": None}  # fmt: skip
+              "edge": None, "reference_images": 150}  # fmt: skip
     assert (
         choice.advice(record, compared="latents")
         == "cannot tell: run to the end; about 3e+02 to 9e+02 held-out latents would let it"

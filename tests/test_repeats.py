@@ -142,8 +142,11 @@ def test_exact_and_near_repeats_at_once(digits):
 def test_near_repeats_are_sought_among_the_images_that_are_used(digits):
     x = np.concatenate([digits, digits + 1e-3])
     order, (line,) = choose_distinct(x, most=400, seed=0)
-    left_out = 400 - len(order)
-    assert line.startswith(f"{left_out} of 400 images nearly") and 40 < left_out < 100  # 400 / 6 are expected
+    left_out = 1200 - len(order)
+    assert (
+        line.startswith(f"{left_out} of {400 + left_out} images nearly") and 60 < left_out < 180
+    )  # 400 / 6 and their heirs
+    assert len(np.unique(order[:400] % 600)) > 380  # fewer than 5 % are left
     assert len(choose_distinct(np.concatenate([digits, digits[:20] + 1e-3]), most=400, seed=0)[0]) == 620
 
 
@@ -165,3 +168,27 @@ def test_number_of_images_in_words():
     assert in_words(7, ["3 of 10 images repeat another one exactly: each is used once"], noun="images").startswith(
         "7 images (3 of 10 images"
     )
+
+
+def test_codes_that_are_equal_by_chance_stay():
+    rng = np.random.default_rng(5)
+    codes = np.round(rng.standard_normal((3000, 4)))
+    assert metrics.exact_repeats(codes).sum() > 1500 and metrics.repeats_by_chance(codes) > 1500
+    order, lines = choose_distinct(codes, most=3000, seed=0)
+    assert len(order) == 3000 and lines == []
+    # The same numbers twice over, in enough entries, are repeats.
+    wide = np.round(rng.standard_normal((300, 40)))
+    order, lines = choose_distinct(np.concatenate([wide, wide]), most=600, seed=0)
+    assert len(order) == 300 and lines[0].startswith("300 of 600 images repeat")
+    assert metrics.repeats_by_chance(wide) == 0.0
+    assert metrics.repeats_by_chance(np.array([[0.0], [0.0], [1.0], [1.0]])) == 4.0  # 16 / 2 times 1/2
+
+
+def test_others_take_the_place_of_near_repeats():
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((1000, 20))
+    pairs = np.concatenate([x, x[:250] + 1e-3 * rng.standard_normal((250, 20))])
+    order, lines = choose_distinct(pairs, most=500, seed=0)
+    assert len(lines) == 1 and "nearly repeat" in lines[0] and len(order) > 900
+    used = order[:500] % 1000
+    assert len(np.unique(used)) >= 490  # fewer than 5 % of them may still be near another one

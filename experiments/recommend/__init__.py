@@ -16,8 +16,8 @@ metric it gives the latent dimension and the stopping time with the smallest dis
 (images ``[N, *image_shape]`` to latents ``[N, ...]``) and decode, on numpy float32 arrays; unsigned 8-bit images come
 scaled to [-1, 1], and channels where the data has them. Images that are there several times are used once (`distinct`); images
 in another form than the autoencoder expects are refused (`expected_images`). A --features function may be called from two
-threads at once. --latents: an .npz file whose arrays ``[N, ...]`` are candidates, row i the latent of image i of --data. What
-to type for SDXL, SD 3 and Flux:
+threads at once. --latents: an .npz whose arrays ``[N, ...]`` are candidates, or an .npy; row i is the latent of image i of
+--data. What to type for SDXL, SD 3 and Flux:
 
     --sampler=scaled_linear_euler --sampling_steps=50
     --sampler=flow_matching --shift=3 --sampling_steps=28
@@ -45,6 +45,7 @@ from ldmjax import metrics, pipelines, stopping
 from ldmjax.autoencoders import LatentScale
 from ldmjax.checkpoints import NOTHING_KEPT, Store
 
+HARDLY = 0.9  # of the images' variance: a reconstruction error that is larger is said
 __all__ = ["Candidate", "Config", "Outcome", "plan", "run"]
 
 
@@ -113,8 +114,10 @@ class Config:
     def logsnrs(self) -> np.ndarray:
         """Of the first pass: rising ``[stops]``, the last +inf; fewer if the sampler has fewer steps in the range."""
         if self.chain is None:
-            last = min(self.logsnr_max, self.pipeline.largest)
-            return np.append(np.linspace(self.logsnr_min, last, self.stops - 1), np.inf)
+            last, count = min(self.logsnr_max, self.pipeline.largest), self.stops - 1
+            # The sampler's largest logsnr is its end.
+            finite = np.linspace(self.logsnr_min, last, count, endpoint=last < self.pipeline.largest)
+            return np.append(finite, np.inf)
         within = [at for at in self.chain.logsnrs[:-1] if self.logsnr_min <= at <= self.logsnr_max]
         places = np.linspace(0, len(within) - 1, min(self.stops - 1, len(within))).round().astype(int)
         return np.append(np.array(within)[places], np.inf)
@@ -234,7 +237,10 @@ class _Measured(NamedTuple):
 def _measure(candidate: Candidate, config: Config, *, comparable: bool, report: Callable[[str], None]) -> _Measured:
     """Noise, decoding and distances of one candidate."""
     begin = time.perf_counter()
-    scale = latents.scale_of(candidate.latents, config.scaling)
+    try:
+        scale = latents.scale_of(candidate.latents, config.scaling)
+    except ValueError as error:
+        raise ValueError(f"{candidate.name}: {error}") from error
     findings = [latents.describe(candidate.name, candidate.latents, config.scaling, scale)]
     if candidate.training is not None and comparable:
         findings.append(check_decoder(candidate))
@@ -282,7 +288,7 @@ def measure_passes(
         more = missing_levels(logsnrs, results, most=config.most_added, **how)
         if not len(more):
             break
-        report(f"{candidate.name}: {len(more)} more noise levels, logsnr {more[0]:.1f} to {more[-1]:.1f}")
+        report(f"{candidate.name}: more noise levels, {len(more)} from logsnr {more[0]:.1f} to {more[-1]:.1f}")
         added = measured(more)
         order = np.argsort(np.append(logsnrs, more))
         logsnrs = np.append(logsnrs, more)[order]
@@ -304,8 +310,9 @@ def check_decoder(candidate: Candidate) -> str:
         f"{candidate.name}: images have shape {list(images.shape[1:])} and values {images.min():.3g} to {images.max():.3g}; "
         f"reconstruction error {error:.3g} per value, {100 * error / variance:.3g} % of their variance"
     )
-    if error > variance:
-        text += ": WORSE THAN THE MEAN IMAGE. Do encode and decode expect this range of values?"
+    if error > HARDLY * variance:
+        than = "WORSE THAN" if error > variance else "HARDLY BETTER THAN"
+        text += f": {than} THE MEAN IMAGE. Do encode and decode expect this range of values and order of axes?"
     return text
 
 
@@ -322,7 +329,7 @@ def make_record(candidate, space, metric, result, floors, scale, config, *, logs
     reference = candidate.measures[space].reference
     stops = result.best_stop, result.best_stop_low, result.best_stop_high
     # A fall to the end that is not resolved is no verdict, and images do not resolve it.
-    edge = edge_of(result, logsnrs, chain=config.chain, largest=config.span[1], negligible=NEGLIGIBLE)
+    edge = edge_of(result, logsnrs, chain=config.chain, span=config.span, negligible=NEGLIGIBLE)
     needed = stopping.images_needed(result, images=len(reference.features), negligible=NEGLIGIBLE)
     stop = [None if k in (None, len(logsnrs) - 1) else logsnrs[k] for k in stops]
     return {

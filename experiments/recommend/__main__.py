@@ -111,7 +111,10 @@ def read_factors(word: str) -> list[float]:
 def read_shift(word: str) -> dict[str, float]:
     """Arguments of `pipelines.make_sampler`."""
     name, _, tokens = word.rpartition(":")
-    shift = {"tokens": int(tokens)} if name == "dynamic" else {"shift": float(word)}
+    try:
+        shift = {"tokens": int(tokens)} if name == "dynamic" else {"shift": float(word)}
+    except ValueError:
+        raise ValueError from None
     pipelines.make_sampler("flow_matching", **shift)
     return shift
 
@@ -239,12 +242,16 @@ class Inputs(NamedTuple):
       stages: what `make` and `recommend.run` will do, for a configuration.
       about: what metadata.json says of the data.
       digests: of what the user's functions give on a few images, by flag.
+      shapes: of one latent of each candidate.
+      stored: latents that are known in full.
     """
 
     make: Callable[[shared.Job], list[candidates.Candidate]]
     stages: Callable[[recommend.Config], list[plans.Stage]]
     about: dict
     digests: dict[str, str]
+    shapes: list[tuple[int, ...]]
+    stored: Sequence[np.ndarray] = ()
 
 
 def given(found: list[candidates.Candidate], about: dict, digests: dict[str, str]) -> Inputs:
@@ -255,6 +262,8 @@ def given(found: list[candidates.Candidate], about: dict, digests: dict[str, str
         stages=lambda config: recommend.plan(found[0].measures, config, decoding=0.0, **size),
         about=about,
         digests=digests,
+        shapes=[one.latents.shape[1:] for one in found],
+        stored=[one.latents for one in found],
     )
 
 
@@ -327,7 +336,8 @@ def inputs_of_own(
         named = user_autoencoders(shared.import_named("autoencoder"))
     except ValueError as error:
         raise shared.bad("autoencoder", FLAGS.autoencoder, str(error)) from error
-    digests = digests | {"autoencoder": digest_of(encoded(named, training[:2], measures, **layout))}
+    tried = encoded(named, training[:2], measures, **layout)
+    digests = digests | {"autoencoder": digest_of(tried)}
     about["noticed"].extend(check_forms(named, training, measures, layout))
     size = {"candidates": len(named), "n": len(training), "pixels": training[0].size, "decoding": 0.0}
     return Inputs(
@@ -335,6 +345,7 @@ def inputs_of_own(
         stages=lambda config: recommend.plan(measures, config, **size),
         about=about,
         digests=digests,
+        shapes=[one.latents.shape[1:] for one in tried],
     )
 
 
@@ -380,7 +391,7 @@ def inputs_of_suite(
             *recommend.plan(measures, config, decoding=decoding, **size),
         ]
 
-    return Inputs(make, stages, about, digests)
+    return Inputs(make, stages, about, digests, shapes=[(d,) for d in FLAGS.latent_dims])
 
 
 def encoded(named: Mapping, training: np.ndarray, measures: Mapping, **options) -> list[candidates.Candidate]:
@@ -396,6 +407,12 @@ def main() -> None:
     check_flags()
     inputs = read_inputs()
     config = dataclasses.replace(read_config(), data=inputs.about["data"])
+    try:
+        latents.check_factors(config.scaling, inputs.shapes)
+        for known in inputs.stored:
+            latents.scale_of(known, config.scaling)
+    except ValueError as error:
+        raise shared.UsageError(str(error)) from error
     for line in inputs.about["noticed"]:
         print(line, flush=True)
     job = shared.open_job(lambda: inputs.stages(config))
@@ -423,7 +440,7 @@ def main() -> None:
     plotting.save(report.draw(outcome, config), job.workdir / "recommend.png")
     seconds = time.perf_counter() - start
     records.write_metadata(job.workdir, seconds=seconds, candidate_seconds=outcome.seconds, **inputs.about)
-    print(f"{len(chosen)} latent spaces in {seconds:.0f} s; recommend.json and recommend.png are in {job.workdir}")
+    print(f"Latent spaces: {len(chosen)}, in {seconds:.0f} s; recommend.json and recommend.png are in {job.workdir}")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,8 @@ def advice(record: dict, *, compared: str = "images") -> str:
             text += f" and divide the latent by {record['divide_by']:.3f} before decoding"
         if np.isnan(percent(record, "gain")):
             return f"{text}: the distance falls by {record['gain']:.2g}, from an end that cannot be told from 0"
-        return f"{text}: the distance falls by {percent(record, 'gain'):.1f} %"
+        # Bias-corrected estimates may fall below 0.
+        return f"{text}: the distance falls by {min(percent(record, 'gain'), 100.0):.1f} %"
     if record["verdict"] == "no gain from stopping":
         return f"do not stop early: it gains less than {100 * NEGLIGIBLE:g} %"
     return f"cannot tell: run to the end{what_would_tell(record, compared)}"
@@ -64,7 +65,11 @@ def what_would_tell(record: dict, compared: str) -> str:
     if np.isnan(percent(record, "gain")):
         return f", whose distance cannot be told from 0; how many held-out {compared} would let it is not known"
     needed = record["images_needed"]
-    return "" if needed is None else "; about {:.2g} to {:.2g} held-out {} would let it".format(*needed, compared)
+    if needed is None:
+        return ""
+    # The lower end may be the number that there is.
+    fewest = "" if needed[0] <= 1.5 * record["reference_images"] else f"{needed[0]:.2g} to "
+    return f"; {'about' if fewest else 'up to'} {fewest}{needed[1]:.2g} held-out {compared} would let it"
 
 
 def beyond(record: dict) -> str:
@@ -85,14 +90,14 @@ def stop_words(record: dict) -> str:
     said = []
     if record["step"] is not None:
         said.append(f"after {record['step']} of {record['sampling_steps']} steps")
-    if record["denoising_end"] is not None:
-        said.append(f"at denoising_end = {record['denoising_end']:.3f}")
     if record["sampler"].startswith(("scaled_linear", "linear_beta")):
         said.append(f"at timestep {record['timestep']:.0f}")
     elif record["sampler"] == "linear_vp":
         said.append(f"at alpha = {record['vp_alpha']:.3f}")
     else:
         said.append(f"at sigma = {record['sigma']:.3g}")
+    if record["denoising_end"] is not None:
+        said.append(f"in SDXL denoising_end = {record['denoising_end']:.3f}")
     return said[0] + (f" ({', '.join(said[1:])})" if said[1:] else "")
 
 

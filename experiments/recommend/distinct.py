@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ldmjax.metrics import exact_repeats, near_repeats
+from ldmjax.metrics import exact_repeats, near_repeats, repeats_by_chance
+
+BEYOND_CHANCE = 2.0  # times the repeats that independent entries make
 
 
 def choose_distinct(samples: np.ndarray, *, most: int, seed: int, noun: str = "images") -> tuple[np.ndarray, list[str]]:
@@ -12,7 +14,8 @@ def choose_distinct(samples: np.ndarray, *, most: int, seed: int, noun: str = "i
 
     Args:
       samples: ``[N, ...]``.
-      most: how many are used at most: near repeats, whose search takes the square of it, are sought among so many.
+      most: how many are used at most: near repeats, whose search takes the square of it, are sought among so many, and
+        others take their place.
       seed: of the order, which is that of `Dataset.split_indices` if nothing is left out.
       noun: what a line calls the samples.
 
@@ -22,17 +25,24 @@ def choose_distinct(samples: np.ndarray, *, most: int, seed: int, noun: str = "i
     order, lines = np.random.default_rng(seed).permutation(len(samples)), []
     repeats = exact_repeats(samples)
     if repeats.any():
+        if repeats.sum() <= BEYOND_CHANCE * repeats_by_chance(samples):
+            return order, []  # of a few coarse numbers: leaving them out would change the law
         lines.append(f"{repeats.sum()} of {len(samples)} {noun} repeat another one exactly: each is used once")
         order = order[~repeats[order]]
-    searched = order[:most]
-    kept, ratio = near_repeats(samples[searched])
-    if len(kept) < len(searched):
+    searched, rest, left_out, smallest = order[:most], order[most:], 0, 1.0
+    while True:
+        kept, ratio = near_repeats(samples[searched])
+        missing = len(searched) - len(kept)
+        if missing == 0:
+            break
+        left_out, smallest = left_out + missing, min(smallest, ratio)
+        searched, rest = np.append(searched[kept], rest[:missing]), rest[missing:]
+    if left_out:
         lines.append(
-            f"{len(searched) - len(kept)} of {len(searched)} {noun} nearly repeat another one (the distance is below "
-            f"{ratio:.2g} of that to the 10th nearest): each is used once"
+            f"{left_out} of {len(searched) + left_out} {noun} nearly repeat another one (the distance is below "
+            f"{smallest:.2g} of that to the 10th nearest): each is used once"
         )
-        order = searched[kept]
-    return order, lines
+    return np.append(searched, rest), lines
 
 
 def choose_distinct_latents(

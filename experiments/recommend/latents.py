@@ -3,8 +3,8 @@
 Noise levels mean something only relative to the latents' scale: latents with deviation 5 that are not divided by it see a level
 of logsnr l as l + 2 log 5. One scale for all entries is what diffusion models use; it says little where channels differ much.
 
-Of latents ``[N, A, B, C]`` the first or the last axis holds channels: the one that is unlike the other two, else the shorter,
-else the last. Of ``[N, L, C]`` it is the last, of ``[N, d]`` every entry.
+Of latents ``[N, A, B, C]`` the first or the last axis holds channels (`data.channels.of_latents_are_first`). Of ``[N, L, C]``
+it is the last, of ``[N, d]`` every entry.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ldmjax import data
 from ldmjax.autoencoders import LatentScale
 
 STANDARDISE = ("all", "channel", "none")
 RIGHT = 1.5  # a deviation that differs from 1 by less than this factor is right
+CENTRED = 0.5  # of the deviation: a mean that is larger is said
 WHITENED = 1.1  # latents whose entries' deviations differ by less than this factor, beyond chance
 UNEVEN = {"channels": 3.0, "positions": 10.0}  # deviations that differ by more are said
 APART = 2.0  # deviation between means over that within: convolutional autoencoders reach 1.3
@@ -69,6 +71,14 @@ def scale_of(latents: np.ndarray, scaling: Scaling) -> LatentScale:
     return LatentScale(mean=shift, std=1.0 / multiply)
 
 
+def check_factors(scaling: Scaling, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Raises `ValueError` unless there is one factor and shift, or one for each channel, of latents ``[N, *shape]``."""
+    for shape in shapes:
+        for flag, values in (("latent_scale", scaling.multiply), ("latent_shift", scaling.shift)):
+            if values is not None:
+                _per_channel(flag, values, (1, *shape))
+
+
 def describe(name: str, latents: np.ndarray, scaling: Scaling, scale: LatentScale) -> str:
     """A sentence on what the scale is and does."""
     own = LatentScale.measure(latents)
@@ -76,9 +86,10 @@ def describe(name: str, latents: np.ndarray, scaling: Scaling, scale: LatentScal
     text = f"{name}: {entries} latent entries, mean {own.mean:.3g}, standard deviation {own.std:.3g}"
     if _is_white(latents):
         text += " (whitened: equal deviations, no correlation; stopping changes their covariance little)"
-    left = float(np.std(scale.standardise(latents), dtype=np.float64))
+    scaled = scale.standardise(latents)
+    mean, left = (float(function(scaled, dtype=np.float64)) for function in (np.mean, np.std))
     if scaling.multiply is not None or scaling.shift is not None:
-        text += f"; scaled and shifted as asked, which leaves a deviation of {left:.3g}"
+        text += f"; scaled and shifted as asked, which leaves a mean of {mean:.2g} and a deviation of {left:.3g}"
     elif scaling.standardise == "none":
         text += "; taken as they are"
     else:
@@ -86,6 +97,8 @@ def describe(name: str, latents: np.ndarray, scaling: Scaling, scale: LatentScal
         return text + f"; noise is added after bringing {each} mean 0 and deviation 1: train the diffusion model so too"
     if not 1 / WHITENED < left < WHITENED:
         text += f": not 1, which shifts every stop by {-2 * np.log(left):+.2g} in logsnr against standardised latents"
+    if abs(mean) > CENTRED * left:
+        text += "; that mean is not 0, and noise takes it away with the rest: an early stop is off by its share"
     return text
 
 
@@ -94,7 +107,8 @@ def notices(name: str, latents: np.ndarray, scaling: Scaling) -> list[str]:
     axis = channel_axis(latents.shape)
     by_channel = _moments(latents, others_than(axis, latents.ndim))
     found = _still(name, *(x.ravel() for x in by_channel))
-    if scaling.standardise != "channel" and scaling.multiply is None:
+    by_channels = scaling.standardise == "channel" or len(scaling.multiply or ()) > 1
+    if not by_channels:
         found += _uneven(name, "channels", *(x.ravel() for x in by_channel), vectors=latents.ndim == 2)
     if latents.ndim > 2:
         by_position = _moments(latents, (0, axis))
@@ -104,11 +118,7 @@ def notices(name: str, latents: np.ndarray, scaling: Scaling) -> list[str]:
 
 def channel_axis(shape: Sequence[int]) -> int:
     """Axis of the channels of latents ``[N, ...]``, see the module."""
-    if len(shape) != 4:
-        return len(shape) - 1
-    _, first, middle, last = shape
-    alike = (first == middle) != (middle == last)
-    return 1 if (middle == last if alike else first < last) else 3
+    return 1 if data.channels.of_latents_are_first(tuple(shape[1:])) else len(shape) - 1
 
 
 def others_than(axis: int, ndim: int) -> tuple[int, ...]:
@@ -129,7 +139,8 @@ def _per_channel(flag, values, shape):
         return float(values[0])
     axis = channel_axis(shape)
     if len(values) != shape[axis]:
-        raise ValueError(f"--{flag} must hold one number or one for each of {shape[axis]} channels, got {len(values)}")
+        what = "entries" if len(shape) == 2 else "channels"
+        raise ValueError(f"--{flag} must hold one number or one for each of {shape[axis]} {what}, got {len(values)}")
     return values.reshape([-1 if i == axis else 1 for i in range(1, len(shape))])
 
 
@@ -164,9 +175,10 @@ def _still(name, mean, std):
         return []
     where = np.flatnonzero(still)
     numbers = ", ".join(map(str, where[:NAMED])) + (" ..." if len(where) > NAMED else "")
+    means = " to ".join(dict.fromkeys(f"{x:.3g}" for x in (mean[still].min(), mean[still].max())))
     text = (
         f"{name}: {len(where)} of {len(std)} channels hardly vary (numbers {numbers}: deviation at most "
-        f"{std[still].max():.2g}, means {mean[still].min():.3g} to {mean[still].max():.3g}, against a deviation of {usual:.2g})"
+        f"{std[still].max():.2g} around {means}, against a deviation of {usual:.2g})"
     )
     half = len(std) // 2
     if np.mean(still[half:]) > 0.5 > np.mean(still[:half]):

@@ -22,24 +22,27 @@ def edge_of(
     logsnrs: np.ndarray,
     *,
     chain: Chain | None = None,
-    largest: float = np.inf,
+    span: tuple[float, float] = (-np.inf, np.inf),
     negligible: float,
 ) -> str | None:
     """Names the edge of the levels tried at which the best stop is, so that a better one may lie beyond.
 
     Returns:
       One of `EDGES`: the noisiest level, the cleanest with noise, or the end where the cleanest level is farther from it than
-      the share ``negligible`` of its distance, unless a sampler (``chain``, or one that goes to ``largest``) has no stop
-      between them. None for another stop.
+      the share ``negligible`` of its distance. None for another stop, and where the sampler has no stop beyond: its stops are
+      those of ``chain``, after whose last one more steps would have later ones, or any within ``span``.
     """
     end = len(logsnrs) - 1
-    if result.best_stop in (0, end - 1):
-        return EDGES[0] if result.best_stop == 0 else EDGES[1]
+    first, last = span if chain is None else (chain.logsnrs[0], chain.logsnrs[-2])
+    if result.best_stop == 0 and logsnrs[0] > first:
+        return EDGES[0]
+    between = last > logsnrs[-2]
+    if result.best_stop == end - 1 and (between or chain is not None):
+        return EDGES[1]
     if result.best_stop != end:
         return None
     fall = result.curve[-2] - result.curve[-1]
     scale = max(abs(result.curve[-1]), 2.0 * result.standard_error[-1])
-    between = (largest if chain is None else chain.logsnrs[-2]) > logsnrs[-2]
     return EDGES[2] if between and fall > negligible * scale else None
 
 
@@ -65,8 +68,7 @@ def missing_levels(
     Returns:
       Rising and finite, none of them in ``logsnrs``; empty if nothing is missing or can be added.
     """
-    how = {"chain": chain, "largest": span[1], "negligible": negligible}
-    edges = [edge_of(result, logsnrs, **how) for result in results]
+    edges = [edge_of(result, logsnrs, chain=chain, span=span, negligible=negligible) for result in results]
     counts = _levels_by_cell(results, edges, most)
     bounds = np.concatenate([[-np.inf], logsnrs])
     own = None if chain is None else chain.logsnrs[:-1]
@@ -74,7 +76,7 @@ def missing_levels(
     for cell, count in counts.items():
         low, high = bounds[cell : cell + 2]
         targets = _spread(low, high, count, step=_step(logsnrs[:-1]))
-        targets = targets[(targets >= span[0]) & (targets <= span[1])]
+        targets = targets[(targets >= span[0]) & (targets < span[1])]
         if own is not None:
             within = own[(own > low) & (own < high)]
             nearest = np.abs(within - targets[:, None]).argmin(axis=1) if len(within) and len(targets) else []

@@ -19,13 +19,12 @@ def are_first(image_shape: tuple[int, ...]) -> bool:
 def of_latents_are_first(latent_shape: tuple[int, ...]) -> bool:
     """Tells whether latents, whose channels may be any number, have the shape ``[c, h, w]``.
 
-    Of three axes two of one length are h and w; where that does not decide, `are_first` does.
+    Of three axes the first or the last is c: the one that is unlike the other two, else the shorter, else the last.
     """
-    if len(latent_shape) == 3 and len(set(latent_shape)) == 2:
-        a, b, c = latent_shape
-        if a != c:
-            return b == c
-    return are_first(latent_shape)
+    if len(latent_shape) != 3:
+        return False
+    a, b, c = latent_shape
+    return b == c if (a == b) != (b == c) else a < c
 
 
 def move_last(images: np.ndarray) -> np.ndarray:

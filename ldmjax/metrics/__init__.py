@@ -28,7 +28,7 @@ from ldmjax.metrics.latents import (
     sample_statistics,
     sliced_statistics,
 )
-from ldmjax.metrics.repeats import NearRepeats, exact_repeats, near_repeats
+from ldmjax.metrics.repeats import NearRepeats, exact_repeats, near_repeats, repeats_by_chance
 
 __all__ = [
     "FEATURE_METRICS",
@@ -49,6 +49,7 @@ __all__ = [
     "measure_curves",
     "moment_pseudo_values",
     "near_repeats",
+    "repeats_by_chance",
     "nearest_distances",
     "pseudo_values",
     "sample_statistics",

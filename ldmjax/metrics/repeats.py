@@ -26,6 +26,7 @@ from scipy.sparse import csgraph
 CHANCE = 0.005
 SHARE = 0.05
 NEAREST = 0.25
+NEGLIGIBLE = 1e-3  # of pairs
 DIRECTIONS = 64  # distances are seen through so many random projections, which keep them within some 10 %
 ROWS = 512  # of the matrix of distances at once
 
@@ -49,6 +50,18 @@ def exact_repeats(samples: np.ndarray) -> np.ndarray:
     repeats = np.ones(len(rows), bool)
     repeats[np.unique(digests, return_index=True)[1]] = False
     return repeats
+
+
+def repeats_by_chance(samples: np.ndarray) -> float:
+    """Pairs of equal samples ``[N, ...]`` that independent entries would make: N^2 / 2 times the product of their sum p^2."""
+    rows = samples.reshape(len(samples), -1)
+    expected = 0.5 * len(rows) ** 2
+    for column in rows.T:
+        _, counts = np.unique(column, return_counts=True)
+        expected *= np.sum((counts / len(rows)) ** 2)
+        if expected < NEGLIGIBLE:
+            return 0.0
+    return float(expected)
 
 
 def near_repeats(samples: np.ndarray) -> NearRepeats:
