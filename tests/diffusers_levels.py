@@ -1,6 +1,6 @@
 """Noise levels of the schedulers of diffusers: what ldmjax.pipelines is checked against.
 
-`python -m tests.diffusers_levels` writes diffusers_levels.json anew (needs `pip install -e '.[diffusers]'`); the file there was
+`python tests/diffusers_levels.py` writes diffusers_levels.json anew (needs `pip install -e '.[diffusers]'`); the file there was
 made with diffusers 0.42.1 and torch 2.13.0.
 """
 

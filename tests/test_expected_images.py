@@ -139,7 +139,9 @@ def test_what_is_linear_or_knows_no_range_passes(given, d):
     assert module.check_autoencoder("own", normalising, images) == []
 
 
-@pytest.mark.parametrize("kind", ["pca", "conv", "kl", "vq"])
+@pytest.mark.parametrize(
+    "kind", ["pca", "conv", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("kl", "vq"))]
+)
 def test_the_suites_autoencoders_pass(kind):
     for train, others in (digits(), colours()):
         config = autoencoders.AutoencoderConfig(kind=kind, steps=40)

@@ -2,12 +2,12 @@
 
 import json
 
+import diffusers_levels
 import numpy as np
 import pytest
+from diffusers_levels import GOLDEN, SAMPLERS, STEPS
 
 from ldmjax import oracle, pipelines, schedules, stopping
-from tests import diffusers_levels
-from tests.diffusers_levels import GOLDEN, SAMPLERS, STEPS
 
 WANTED = np.linspace(-4.0, 7.0, 45)
 

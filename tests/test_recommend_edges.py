@@ -1,6 +1,7 @@
 """recommend where the best stop is at an edge of the levels or in one cell, and where the end cannot be told from 0."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -123,7 +124,7 @@ def test_a_sampler_has_no_levels_beyond_its_own():
         assert levels.edge_of(result, GRID, span=span, negligible=0.01) is None
         assert levels.edge_of(result, GRID, negligible=0.01) is not None
     few = stopping.Chain(schedules.RectifiedFlow(), 2, "euler")
-    assert levels.edge_of(reading(0, 0, 1, curve=np.ones(2)), few.logsnrs, chain=few, negligible=0.01) is None
+    assert levels.edge_of(reading(0, 0, 1, curve=np.ones(2)), few.logsnrs, chain=few, negligible=0.01) == "last"
     config = recommend.Config(sampler="scaled_linear_euler")
     assert config.span == pytest.approx((-5.364, 7.069), abs=2e-3)
 
@@ -350,7 +351,7 @@ def test_a_gain_without_percent_stands_beside_no_number_of_images(error, told):
     record = made_record(end=1.0, end_standard_error=error, gain=0.02, verdict=UNKNOWN, images_needed=needed)
     assert np.isnan(choice.percent(record, "gain")) != told
     text = choice.advice(record)
-    assert ("held-out images would let it" in text) == told
+    assert bool(re.search(r"[0-9] held-out images would let it", text)) == told
     assert told or text == (
         "cannot tell: run to the end, whose distance cannot be told from 0; how many held-out images would let it is not known"
     )
