@@ -795,7 +795,7 @@ COMMANDS = {
     "spectrum": (["--spectrum=power:1"], "images are needed"),
     "scale": (["--latent_scale=-1"], "must be"),
     "shift of another": (["--shift=3"], "allowed only with --sampler=flow_matching"),
-    "no shift": (["--sampler=flow_matching", "--shift=dynamic:x"], "must be a number > 0 or dynamic:TOKENS"),
+    "no shift": (["--sampler=flow_matching", "--shift=dynamic:x"], "must be a number from 0.01 to 100 or dynamic:TOKENS"),
     "factors": ([*SMALL, "--autoencoders=pca", "--latent_dims=2,4", "--latent_scale=1,2"], "one for each of 4 entries, got 2"),
     "two scales": (["--latent_scale=2", "--standardise=none"], "allowed only without --standardise"),
     "steps of sampler": (["--sampler=scaled_linear_ddim", "--sampling_steps=1001"], "takes 2..1000 steps, got 1001"),

@@ -71,7 +71,7 @@ def define_flags() -> None:
     )  # fmt: skip
     shared.define_word(
         "shift", None, "Of --sampler=flow_matching: 3 for SD3; dynamic:4096 for Flux at 1024 x 1024 (pixels / 256 tokens).",
-        allowed="a number > 0 or dynamic:TOKENS", check=read_shift,
+        allowed="a number from 0.01 to 100 or dynamic:TOKENS", check=read_shift,
     )  # fmt: skip
     shared.define_integer(
         "sampling_steps", None, "Of the sampler: stops after steps, with what they lose of a Gaussian; default: many.",
