@@ -25,9 +25,9 @@ and counts as that of the last step's start.
 Takes 7 minutes of processor time, about half of it on two cores. Obtained (digits, rectified flow, PCA and convolutional
 autoencoders, d = 4, 8, 16, 32, three seeds, 24 runs): Fréchet distance, MMD and sliced W2 between *pixels* want to stop at
 logsnr 3.3, 2.2 and 1.7 (medians) and say "stop early" in 16, 22 and 24 runs; between *classifier features* the same three
-want 9.6, 8.9 and 9.6, next to the end, and say so in 5, 9 and 8. Intervals overlap in 0-46 % of runs across the two spaces,
-in 88-92 % among metrics of classifier features, in 25-83 % among those of pixels; sliced W2 of pixels and Fréchet distance of
-classifier features contradict each other in 62 % of runs. The space decides more than the metric.
+want 9.6, 8.9 and 9.6, next to the end, and say so in 6, 9 and 8. Intervals overlap in 0-46 % of runs across the two spaces,
+in 88-92 % among metrics of classifier features, in 25-79 % among those of pixels; sliced W2 of pixels and Fréchet distance of
+classifier features contradict each other in 58 % of runs. The space decides more than the metric.
 """
 
 import dataclasses
