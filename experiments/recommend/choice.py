@@ -54,7 +54,8 @@ def advice(record: dict, *, compared: str = "images") -> str:
         # Bias-corrected estimates may fall below 0.
         return f"{text}: the distance falls by {min(percent(record, 'gain'), 100.0):.1f} %"
     if record["verdict"] == "no gain from stopping":
-        return f"do not stop early: it gains less than {100 * NEGLIGIBLE:g} %"
+        gain = f"less than {100 * NEGLIGIBLE:g} %"
+        return f"do not stop early: a model that has learned the law gains {gain}, networks may gain more"
     return f"cannot tell: run to the end{what_would_tell(record, compared)}"
 
 
