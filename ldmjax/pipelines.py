@@ -46,7 +46,6 @@ EDM_DATA = 0.5
 KARRAS_RHO = 7.0
 MOST_SHIFT = 100.0
 SHORTEST, LONGEST = (256, 0.5), (4096, 1.15)  # tokens of Flux and its mu
-STATES = ("vp", "ve", "flow")
 NAMES = (
     "rectified_flow",
     "linear_vp",
@@ -68,7 +67,7 @@ class Sampler:
 
     Attributes:
       name: one of `NAMES`.
-      state: one of `STATES`, see the module.
+      state: "vp", "ve" or "flow", see the module.
       solver: what its steps are, out of `oracle.KEPT_BY`.
       logsnrs: function N -> logsnr ``[N]`` at which its N steps begin, rising; -inf is pure noise.
       largest: logsnr above which it has no level: a stop there is the end of sampling.
@@ -89,10 +88,10 @@ class Sampler:
     continuous: ContinuousSchedule | None = None
 
     def schedule(self, steps: int) -> Schedule:
-        """The schedule whose time is evenly divided by N steps: the suite's own, or a ladder of the N levels."""
+        """The schedule whose time N steps divide evenly: the suite's own, or a ladder of their levels; errors as `levels`."""
+        noise_var = noise_var_from_logsnr(levels(self, steps))
         if self.continuous is not None:
             return self.continuous
-        noise_var = noise_var_from_logsnr(self.logsnrs(steps))
         return Ladder(np.sqrt(1.0 - noise_var), np.sqrt(noise_var))
 
     def share(self, logsnr: ArrayLike) -> np.ndarray:

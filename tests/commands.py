@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 # XLA_FLAGS with which programs are compiled sooner: no speed is wanted of the commands that tests start.
 NOT_OPTIMISED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -95,3 +97,18 @@ def run(experiment, *words, **options):
 
 def digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def run_named_commands(experiment, arguments, where, *, drawn=()):
+    """Runs an experiment with every named list of arguments, "{where}" in them replaced, a workdir and modules there.
+
+    Returns {name: (workdir, status, stdout, stderr)}; only the ``drawn`` save figures.
+    """
+    cases = [
+        (experiment, [*(a.format(where=where) for a in own), f"--workdir={where / str(i)}"], name in drawn)
+        for i, (name, own) in enumerate(arguments.items())
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(where))
+        results = run_commands(cases, where)
+    return {name: (where / str(i), *result) for i, (name, result) in enumerate(zip(arguments, results, strict=True))}

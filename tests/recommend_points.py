@@ -23,6 +23,13 @@ def spectrum(dim):
     return np.sqrt(np.arange(1.0, dim + 1) ** -1.5)
 
 
+def of_true_second_moment(rng, count):
+    """Points ``[count, 16]`` whose own second moment is diag(spectrum^2) exactly."""
+    x = rng.standard_normal((count, 16))
+    x -= x.mean(axis=0)
+    return x @ np.linalg.inv(np.linalg.cholesky(x.T @ x / count)).T * spectrum(16)
+
+
 def exact_curve(x, d, logsnrs, *, scale=None):
     """Exact law of the noisy autoencoder with PCA on the latents' own scale, N(0, diag(spectrum^2)) being the truth."""
     mean = x.mean(axis=0)

@@ -6,9 +6,9 @@ import re
 
 import numpy as np
 import pytest
-from commands import run_commands
+from commands import run_named_commands
 from interrupted import run_in_sessions
-from recommend_points import exact_curve, pca_candidate, quiet, spectrum
+from recommend_points import exact_curve, of_true_second_moment, pca_candidate, quiet, spectrum
 
 from experiments import recommend
 from experiments.recommend import candidates, choice, latents, report
@@ -52,9 +52,7 @@ def test_few_points_in_many_dimensions_ask_for_an_early_stop(scarce):
 @pytest.mark.parametrize("seed", range(4))
 def test_latents_of_the_true_second_moment_never_ask_for_an_early_stop(seed):
     rng = np.random.default_rng([4, seed])
-    x = rng.standard_normal((100, 16))
-    x -= x.mean(axis=0)
-    x = x @ np.linalg.inv(np.linalg.cholesky(x.T @ x / 100)).T * spectrum(16)
+    x = of_true_second_moment(rng, 100)
     np.testing.assert_allclose(x.T @ x / 100, np.diag(spectrum(16) ** 2), atol=1e-12)
     outcome, _ = answer(x, rng.standard_normal((1500, 16)) * spectrum(16), 12)
     (choice,) = outcome.recommendations
@@ -473,9 +471,7 @@ def test_what_is_unknown():
 def test_a_sampler_with_few_steps_stops_after_steps_and_earlier(solver):
     """Latents with the training points' own law: without the loss no stop gains, with few Euler steps an early one does."""
     rng = np.random.default_rng([4, 0])
-    x = rng.standard_normal((400, 16))
-    x -= x.mean(axis=0)
-    x = x @ np.linalg.inv(np.linalg.cholesky(x.T @ x / 400)).T * spectrum(16)
+    x = of_true_second_moment(rng, 400)
     held_out = rng.standard_normal((4000, 16)) * spectrum(16)
     perfect, _ = answer(x, held_out, 16)
     few, config = answer(x, held_out, 16, sampling_steps=10, solver=solver)
@@ -824,14 +820,8 @@ def commands(tmp_path_factory):
               "coincide": np.where(np.arange(300)[:, None] % 10 == 0, z[:300], 0.0)}  # fmt: skip
     for name, array in arrays.items():
         np.savez(where / f"{name}.npz", latents=array)
-    cases = [
-        ("recommend", [a.format(where=where) for a in arguments] + [f"--workdir={where}/{i}"], name == "quick")
-        for i, (name, (arguments, _)) in enumerate(COMMANDS.items())
-    ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(where))
-        results = run_commands(cases, where)
-    return {name: (where / str(i), *result) for i, (name, result) in enumerate(zip(COMMANDS, results, strict=True))}
+    arguments = {name: own for name, (own, *_) in COMMANDS.items()}
+    return run_named_commands("recommend", arguments, where, drawn=("quick",))
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))

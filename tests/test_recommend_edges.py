@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from recommend_points import exact_curve, pca_candidate, quiet, spectrum
+from recommend_points import exact_curve, of_true_second_moment, pca_candidate, quiet, spectrum
 
 from experiments import recommend
 from experiments.recommend import choice, latents, levels, report
@@ -237,9 +237,7 @@ def test_an_edge_that_is_not_passed_is_said():
 def test_the_last_step_before_the_end_is_said_to_be_that():
     """Euler's steps lose variance, which noise makes good: the last stop of few is best, and none is nearer the end."""
     rng = np.random.default_rng([4, 0])
-    x = rng.standard_normal((400, 16))
-    x -= x.mean(axis=0)
-    x = x @ np.linalg.inv(np.linalg.cholesky(x.T @ x / 400)).T * spectrum(16)
+    x = of_true_second_moment(rng, 400)
     candidate = pca_candidate(x, rng.standard_normal((4000, 16)) * spectrum(16), 16)
     outcome, record = answer(candidate, sampling_steps=4)
     assert np.isin(record["levels"], recommend.Config(sampling_steps=4).chain.logsnrs).all()
@@ -361,9 +359,7 @@ def test_a_gain_without_percent_stands_beside_no_number_of_images(error, told):
 def test_an_end_at_zero_has_a_dash_and_no_number(seed):
     """The true law at the end: all components, its own second moment."""
     rng = np.random.default_rng([4, seed])
-    x = rng.standard_normal((400, 16))
-    x -= x.mean(axis=0)
-    x = x @ np.linalg.inv(np.linalg.cholesky(x.T @ x / 400)).T * spectrum(16)
+    x = of_true_second_moment(rng, 400)
     outcome, record = answer(pca_candidate(x, rng.standard_normal((500, 16)) * spectrum(16), 16))
     told = stopping.is_told(record["end"], record["end_standard_error"])
     row = next(line for line in report.table(outcome).splitlines() if line.startswith("data"))

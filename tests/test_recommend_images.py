@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from commands import run_commands
+from commands import run_named_commands
 
 from experiments.recommend import candidates
 from ldmjax import data, metrics, records
@@ -116,14 +116,8 @@ def commands(tmp_path_factory):
     z = own["Colours"]().encode(twice)
     np.savez(where / "z.npz", z=z)
     np.savez(where / "z_offset.npz", z=z.astype(np.float64) + 1e8)
-    cases = [
-        ("recommend", [a.format(where=where) for a in arguments] + [f"--workdir={where}/{i}"], False)
-        for i, (arguments, *_) in enumerate(COMMANDS.values())
-    ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(where))
-        results = run_commands(cases, where)
-    return {name: (where / str(i), *result) for i, (name, result) in enumerate(zip(COMMANDS, results, strict=True))}
+    arguments = {name: own for name, (own, *_) in COMMANDS.items()}
+    return run_named_commands("recommend", arguments, where)
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))

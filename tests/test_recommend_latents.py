@@ -6,7 +6,7 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
-from commands import run_commands
+from commands import run_named_commands
 
 from experiments import recommend
 from experiments.recommend import candidates, choice, report
@@ -127,12 +127,8 @@ def commands(tmp_path_factory):
     np.save(where / "few.npy", Z[:200])
     np.save(where / "pickle.npy", np.array([[None]]), allow_pickle=True)
     (where / "z.pt").write_bytes(b"PK")
-    cases = [
-        ("recommend", [*(a.format(where=where) for a in arguments), f"--workdir={where}/out_{name}"], name == "two")
-        for name, (arguments, _) in COMMANDS.items()
-    ]
-    results = run_commands(cases, where)
-    return {name: (where / f"out_{name}", *result) for name, result in zip(COMMANDS, results, strict=True)}
+    arguments = {name: own for name, (own, _) in COMMANDS.items()}
+    return run_named_commands("recommend", arguments, where, drawn=("two",))
 
 
 def without_names(text):

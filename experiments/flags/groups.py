@@ -58,16 +58,18 @@ def check_file(path: str) -> None:
 
 def check_npz(path: str) -> None:
     """ValueError if there is no such .npz file."""
-    check_file(path)
-    if not path.endswith(".npz"):
-        raise ValueError(f"{path!r} does not end in .npz")
+    _check_ending(path, ".npz")
 
 
 def check_arrays(path: str) -> None:
     """ValueError if there is no such .npz or .npy file."""
+    _check_ending(path, ".npz", ".npy")
+
+
+def _check_ending(path, *endings):
     check_file(path)
-    if not path.endswith((".npz", ".npy")):
-        raise ValueError(f"{path!r} does not end in .npz or .npy")
+    if not path.endswith(endings):
+        raise ValueError(f"{path!r} does not end in {' or '.join(endings)}")
 
 
 def define_feature_flags(*, default: str = "pixels") -> None:

@@ -45,8 +45,9 @@ from ldmjax import metrics, pipelines, stopping
 from ldmjax.autoencoders import LatentScale
 from ldmjax.checkpoints import NOTHING_KEPT, Store
 
-HARDLY = 0.9  # of the images' variance: a reconstruction error that is larger is said
 __all__ = ["Candidate", "Config", "Outcome", "plan", "run"]
+
+HARDLY = 0.9  # of the images' variance: a reconstruction error that is larger is said
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,6 @@ class Config:
         """The sampler with ``sampling_steps`` steps."""
         if self.sampling_steps is None:
             return None
-        pipelines.levels(self.pipeline, self.sampling_steps)  # refuses numbers of steps that it cannot take
         schedule = self.pipeline.schedule(self.sampling_steps)
         return stopping.Chain(schedule, self.sampling_steps, self.solver or self.pipeline.solver)
 
