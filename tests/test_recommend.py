@@ -280,6 +280,14 @@ def test_a_divisor_is_recognised_by_what_it_leaves(factor, deviation):
         latents.scale_of(z, latents.Scaling(multiply=[1 / factor]))
 
 
+def test_a_divisor_is_recognised_after_the_shift_of_each_channel():
+    means = [-40.0, 0.0, 40.0]
+    z = 5.49 * normal(400, 3) + np.float32(means)
+    latents.scale_of(z, latents.Scaling(multiply=[1 / 5.49], shift=means))
+    with pytest.raises(ValueError, match="give --latent_scale=0.1821"):
+        latents.scale_of(z, latents.Scaling(multiply=[5.49], shift=means))
+
+
 def test_factors_that_do_not_fit_are_refused_before_anything_is_computed():
     two = latents.Scaling(multiply=[1.0, 2.0])
     latents.check_factors(two, [(2,), (2, 5, 5), (5, 5, 2)])
