@@ -26,7 +26,6 @@ import time
 
 import numpy as np
 from absl import flags
-from scipy import stats
 
 from experiments import flags as shared
 from experiments import plans
@@ -125,21 +124,6 @@ class PhaseDiagram:
     def at_start(self) -> np.ndarray:
         """``[N, R, L]``: the best stop is the start of sampling: the noise itself, a distance that no step improves."""
         return self.best_noise_var >= self.noise_var[0]
-
-
-def wilson_interval(count: np.ndarray, total: int, *, confidence: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson score interval of a share, from ``count`` successes in ``total`` trials."""
-    z = stats.norm.ppf(0.5 + 0.5 * confidence)
-    share = np.asarray(count) / total
-    middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
-    half = z / (1 + z**2 / total) * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    return np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0)
-
-
-def twin_estimates(variances: np.ndarray, *, n: int, draws: int, seed: int) -> np.ndarray:
-    """``[draws, D]``: lam_i chi2_n / n, the mean squares of n Gaussian samples. Draw r does not depend on ``draws``."""
-    keys = ([seed, n, r] for r in range(draws))
-    return np.stack([variances * np.random.default_rng(k).chisquare(n, variances.size) / n for k in keys])
 
 
 def distance_at(variances: np.ndarray, estimated: np.ndarray, rows: np.ndarray, noise_var: np.ndarray) -> np.ndarray:

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ldmjax.checkpoints import NOTHING_KEPT, Store, TrainingCheckpoints
+from ldmjax.checkpoints import TrainingCheckpoints
 from ldmjax.devices import StateLost, any_process, collect, place, replicate
+from ldmjax.job import Job
 from ldmjax.loops import steps_per_call
 
 
@@ -61,8 +62,7 @@ def train(
     chunk: int,
     marks: Sequence[int] = (),
     select: Callable[[PyTree], PyTree] = lambda state: (),
-    store: Store = NOTHING_KEPT,
-    report: Callable[[str], None] = lambda line: None,
+    job: Job,
     label: str,
     unit: str = "run",
 ) -> Finished:
@@ -74,41 +74,35 @@ def train(
       start: gives the stacked state before the first step.
       shared: what all runs need.
       runs: stacked, what each run needs.
-      name: of the training, unique in the store.
+      name: of the training, unique in the job.
       count: R, number of runs.
       steps: of every run.
       chunk: steps per dispatch, and per line.
       marks: rising steps after which ``select`` of the state is kept.
       select: picks leaves of the state.
-      store: where checkpoints are kept.
-      report: receives the lines.
+      job: keeps checkpoints and shows progress.
       label: begins each line.
       unit: what a row is called.
     """
     ends = np.array(sorted({*range(chunk, steps, chunk), *marks, steps}))
-    with store.training(name) as checkpoints, no_interruption() as interruption:
+    with job.training(name) as checkpoints, no_interruption() as interruption:
         loop = _Loop(advance, start, (shared, runs), count, ends, chunk, np.array(marks, int), select, checkpoints)
         loop.begin()
         compiled = loop.compile()
-        first = loop.done
         if loop.done < steps:
-            came_from = f", from the checkpoint at step {first}" if first else ""
-            report(f"{label}: {count} {unit}s of {steps} steps, compiled in {compiled:.1f} s{came_from}")
-        begin = time.perf_counter()
-        while loop.done < steps:
-            if not loop.step():
-                first, begin = loop.done, time.perf_counter()
-                continue
-            rate = (loop.done - first) / (time.perf_counter() - begin)
-            report(
-                f"{label}: step {loop.done}/{steps} of {count} {unit}s, loss {loop.last_loss:.4f}, "
-                f"{rate * count:.0f} {unit}-steps/s, {(steps - loop.done) / rate:.0f} s left"
-            )
-            due, stopping = any_process(np.array([checkpoints.due, interruption.signal is not None]))
-            if due or stopping or loop.done == steps:
-                loop.save()
-            if stopping:  # perhaps because of a signal to another process
-                raise SystemExit(128 + (interruption.signal or signal.SIGTERM))
+            came_from = f", from the checkpoint at step {loop.done}" if loop.done else ""
+            job.log(f"{label}: {count} {unit}s of {steps} steps, compiled in {compiled:.1f} s{came_from}")
+        with job.progress(label, steps, unit="step", each=count, of=unit, done=loop.done) as progress:
+            while loop.done < steps:
+                if not loop.step():
+                    progress.restart(loop.done)
+                    continue
+                progress.update(loop.done, loss=loop.last_loss)
+                due, stopping = any_process(np.array([checkpoints.due, interruption.signal is not None]))
+                if due or stopping or loop.done == steps:
+                    loop.save()
+                if stopping:  # perhaps because of a signal to another process
+                    raise SystemExit(128 + (interruption.signal or signal.SIGTERM))
         return loop.finished()
 
 

@@ -24,8 +24,9 @@ import numpy as np
 from flax import nnx
 
 from ldmjax import chunks, loops, threefry
-from ldmjax.checkpoints import NOTHING_KEPT, Store, fingerprint
+from ldmjax.checkpoints import fingerprint
 from ldmjax.devices import collect, map_runs
+from ldmjax.job import NO_JOB, Job
 from ldmjax.networks import BUMPS, ResidualMLP, bump_features
 from ldmjax.process import Denoiser
 from ldmjax.schedules import Ladder
@@ -320,8 +321,7 @@ def train(
     *,
     experts_per_batch: int | None = None,
     chunk: int = 1000,
-    store: Store = NOTHING_KEPT,
-    report: Callable[[str], None] = lambda line: None,
+    job: Job = NO_JOB,
 ) -> TrainedExperts:
     """Trains M models of K experts on ``samples``, all experts of all models as rows of one compiled program.
 
@@ -331,9 +331,8 @@ def train(
       config: what the models have in common.
       experts_per_batch: experts vmapped at once on each device; the others wait. By default
         `devices.default_runs_per_batch`.
-      chunk: steps per dispatch, at most; ``report`` gets one line after each.
-      store: where checkpoints are kept.
-      report: receives progress lines.
+      chunk: steps per dispatch, at most; progress is shown after each.
+      job: keeps checkpoints and shows progress.
 
     Returns:
       The trained models. An expert that diverged keeps its last finite parameters and says when.
@@ -359,8 +358,7 @@ def train(
         chunk=chunk,
         marks=sorted({*config.checkpoints, config.steps}),
         select=lambda state: state.ema,
-        store=store,
-        report=report,
+        job=job,
         label=f"K = {config.experts}, {len(specs)} models",
         unit="expert",
     )

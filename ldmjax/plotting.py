@@ -24,7 +24,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from ldmjax.checkpoints import written_whole
+from ldmjax.files import written_whole
 from ldmjax.schedules import ContinuousSchedule, logsnr_from_noise_var
 
 Numbers = ArrayLike | Sequence

@@ -92,3 +92,9 @@ def _power_law_tail(t, u, rank):
     power = slope + 0.5
     until = reach if abs(power) < 1e-9 else np.expm1(power * reach) / power
     return np.sqrt(u[-1]) * t[-1] * until + 2.0 * rank * np.exp(-0.5 * reach) / np.sqrt(u[-1])
+
+
+def twin_estimates(variances: np.ndarray, *, n: int, draws: int, seed: int) -> np.ndarray:
+    """Returns ``[draws, D]``: lam_i chi2_n / n, the mean squares of n Gaussian samples. Draw r does not depend on ``draws``."""
+    keys = ([seed, n, r] for r in range(draws))
+    return np.stack([variances * np.random.default_rng(k).chisquare(n, variances.size) / n for k in keys])

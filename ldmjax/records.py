@@ -10,6 +10,8 @@ import os
 import platform
 import subprocess
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -18,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from ldmjax import __version__
-from ldmjax.checkpoints import written_whole
 from ldmjax.devices import product_precision
+from ldmjax.files import write_text, written_whole
 
 SCHEMA_VERSION = 1
 PACKAGES = ("ldmjax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
@@ -36,12 +38,6 @@ def prepare_workdir(workdir: str | os.PathLike) -> Path:
     except OSError as error:
         raise ValueError(f"cannot write to {str(workdir)!r}: {error.strerror}") from error
     return path
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes ``text`` whole or not at all."""
-    with written_whole(path) as partial:
-        partial.write_text(text)
 
 
 def write_records(workdir: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -100,6 +96,22 @@ def load_records(workdir: str | os.PathLike) -> list[dict[str, Any]]:
             )
         records.append(record)
     return records
+
+
+def load_curves(workdir: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads a workdir's curves.npz; empty if there is none.
+
+    Raises:
+      ValueError: if the file is damaged.
+    """
+    path = Path(workdir) / "curves.npz"
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path}: not a readable .npz ({error})") from error
 
 
 def plain(value: Any) -> Any:

@@ -31,7 +31,6 @@ added (``chain``). "Cannot tell" is not "no gain".
 """
 
 import dataclasses
-import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -39,6 +38,7 @@ import numpy as np
 from scipy import stats
 
 from ldmjax import oracle
+from ldmjax.job import Job
 from ldmjax.metrics import Measure, measure_curves
 from ldmjax.metrics.statistics import ratio
 from ldmjax.schedules import RectifiedFlow, Schedule, noise_var_from_logsnr
@@ -241,7 +241,7 @@ def noisy_autoencoder(
       chain: takes from every principal component of the latents the variance that this sampler loses of a Gaussian with the
         exact score (or adds to it); ``logsnrs`` are then among those after its steps. None for a perfect sampler.
       seed: of the noise and the order.
-      report: receives a line per noise level.
+      report: receives lines on how far it is.
 
     Returns:
       ``{(feature space, metric): [K, S]}`` for `read_stopping_curve`.
@@ -259,23 +259,19 @@ def noisy_autoencoder(
     clean = np.repeat(np.asarray(latents, np.float32)[rng.permutation(len(latents))], copies, axis=0)
     noise = rng.standard_normal((2, *clean.shape), np.float32)
     shrink = (lambda state, *at: state) if chain is None else _shrinking(latents, chain, logsnrs)
-    begin = time.perf_counter()
 
     def levels():
-        for done, logsnr in enumerate(logsnrs, start=1):
-            noise_var = noise_var_from_logsnr(logsnr)
-            signal, spread, radius = np.sqrt(1.0 - noise_var), np.sqrt(noise_var), 1.0
-            if readout == "state":
-                schedule = RectifiedFlow()
-                radius = schedule.radius(schedule.inverse_logsnr(logsnr))
-            state = radius * shrink(signal * clean + spread * noise, signal, logsnr)
-            images = decode(state.astype(np.float32).reshape(-1, *clean.shape[1:]))
-            yield images.reshape(2, len(clean), *images.shape[1:])
-            seconds = time.perf_counter() - begin
-            report(
-                f"noisy autoencoder: level {done}/{len(logsnrs)}, {2 * len(clean) * done / seconds:.0f} samples/s, "
-                f"{seconds * (len(logsnrs) - done) / done:.0f} s left"
-            )
+        with Job(show=report).progress("noisy autoencoder", len(logsnrs), unit="level") as progress:
+            for done, logsnr in enumerate(logsnrs, start=1):
+                noise_var = noise_var_from_logsnr(logsnr)
+                signal, spread, radius = np.sqrt(1.0 - noise_var), np.sqrt(noise_var), 1.0
+                if readout == "state":
+                    schedule = RectifiedFlow()
+                    radius = schedule.radius(schedule.inverse_logsnr(logsnr))
+                state = radius * shrink(signal * clean + spread * noise, signal, logsnr)
+                images = decode(state.astype(np.float32).reshape(-1, *clean.shape[1:]))
+                yield images.reshape(2, len(clean), *images.shape[1:])
+                progress.update(done)
 
     return measure_curves(levels(), measures, copies=copies)
 

@@ -16,8 +16,9 @@ import numpy as np
 from flax import nnx
 
 from ldmjax import chunks, loops, threefry
-from ldmjax.checkpoints import NOTHING_KEPT, Store, fingerprint
+from ldmjax.checkpoints import fingerprint
 from ldmjax.devices import MappedRuns, collect, default_runs_per_batch, map_runs, take_rows
+from ldmjax.job import NO_JOB, Job
 from ldmjax.networks import RunInputs, as_denoiser
 from ldmjax.process import Denoiser
 from ldmjax.training import (
@@ -227,8 +228,7 @@ def train(
     runs_per_batch: int | None = None,
     chunk: int = 100,
     snapshot: int | None = None,
-    store: Store = NOTHING_KEPT,
-    report: Callable[[str], None] = lambda line: None,
+    job: Job = NO_JOB,
 ) -> TrainedRuns:
     """Trains all runs of one model class in one compiled program.
 
@@ -239,10 +239,9 @@ def train(
       width: padded latent width; default the largest latent dimension.
       runs_per_batch: runs vmapped at once on each device; the others wait, which bounds memory. By default
         `devices.default_runs_per_batch`.
-      chunk: steps per dispatch; ``report`` gets one line after each.
+      chunk: steps per dispatch; progress is shown after each.
       snapshot: keep the averaged parameters after this many steps too.
-      store: where checkpoints are kept.
-      report: receives progress lines.
+      job: keeps checkpoints and shows progress.
 
     Returns:
       The trained runs; one that diverged holds its last finite parameters and says when.
@@ -272,8 +271,7 @@ def train(
         chunk=chunk,
         marks=() if snapshot is None else (snapshot,),
         select=lambda state: state.ema,
-        store=store,
-        report=report,
+        job=job,
         label=config.model,
     )
     return TrainedRuns(

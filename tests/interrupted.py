@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from ldmjax.checkpoints import Store
-
 
 class Interruption(Exception):
     """What stops a job in the middle."""

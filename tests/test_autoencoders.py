@@ -28,7 +28,7 @@ from ldmjax.autoencoders.fitting import (
     training_program,
 )
 from ldmjax.autoencoders.quantiser import DEAD, Codebook, nearest, reseed, straight_through, updated
-from ldmjax.checkpoints import NOTHING_KEPT
+from ldmjax.job import Job
 
 SMALL = {"channels": 16, "downsampling": 2, "eval_batch": 500}
 IMAGES = (load_digits().images / 8.0 - 1.0).astype(np.float32)
@@ -36,7 +36,7 @@ IMAGES = (load_digits().images / 8.0 - 1.0).astype(np.float32)
 
 def fitted(kind, latent_shapes, *, images=IMAGES, seeds=None, **options):
     config = AutoencoderConfig(kind=kind, **options)
-    return fit(images, latent_shapes, config, seeds=seeds or [0] * len(latent_shapes), report=lambda line: None)
+    return fit(images, latent_shapes, config, seeds=seeds or [0] * len(latent_shapes))
 
 
 @pytest.mark.parametrize("count", [len(IMAGES), 40])  # 40 images of 64 pixels: axes from the Gram matrix
@@ -176,7 +176,7 @@ def test_a_loop_of_fixed_length_does_the_same_steps(kind, monkeypatch):
     specs = [RunSpec(name="fixed", seed=seed, latent_dim=d) for seed, d in enumerate((2, 4))]
 
     def trained():
-        pixels, options = IMAGES[:200, ..., None], {"runs_per_batch": None, "store": NOTHING_KEPT, "report": print}
+        pixels, options = IMAGES[:200, ..., None], {"runs_per_batch": None, "job": Job()}
         return train(specs, pixels, config, geometry, **options)
 
     told = trained()
@@ -327,7 +327,7 @@ def test_odd_sides_and_maps_keep_shapes_and_float32(kind, image_shape, latent_sh
     images = np.random.default_rng(0).normal(size=(7, *image_shape)).astype(np.float32)
     lines = []
     config = AutoencoderConfig(kind=kind, channels=4, downsampling=4, steps=101, batch_size=4, codes=3, eval_batch=4)
-    made = fit(images, latent_shapes, config, seeds=[0] * len(latent_shapes), report=lines.append)
+    made = fit(images, latent_shapes, config, seeds=[0] * len(latent_shapes), job=Job(show=lines.append, line_every=0.0))
     assert len(lines) == 3 and "compiled" in lines[0] and f"step 101/101 of {len(made)} runs" in lines[2]
     for autoencoder, shape in zip(made, latent_shapes, strict=True):
         latents = autoencoder.encode(images)

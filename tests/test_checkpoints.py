@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ldmjax import checkpoints
-from ldmjax.checkpoints import Store
+from ldmjax import checkpoints, files
+from ldmjax.job import Job
 
 SMALL = {f"leaf {k}": np.full(3, k, np.float16) for k in range(20)}  # a job has many leaves, and one error is one line
 STATE = SMALL | {
@@ -23,20 +23,20 @@ def at(step):
     return {**STATE, "a": STATE["a"] + step}
 
 
-def save(store, steps, name="linear/1"):
-    with store.training(name) as training:
+def save(job, steps, name="linear/1"):
+    with job.training(name) as training:
         for step in steps:
             training.save(step, at(step))
 
 
-def restore(store, name="linear/1"):
-    with store.training(name) as training:
+def restore(job, name="linear/1"):
+    with job.training(name) as training:
         return training.restore(STATE)
 
 
 def files_of(directory, step):
     """The files with the numbers of a checkpoint, largest first."""
-    return sorted(directory.glob(f"linear*/{step}/state/**/d/*"), key=lambda path: -path.stat().st_size)
+    return sorted(directory.glob(f"linear*/{step}/**/d/*"), key=lambda path: -path.stat().st_size)
 
 
 def assert_state(found, step):
@@ -46,18 +46,18 @@ def assert_state(found, step):
 
 
 def test_the_newest_is_restored_and_only_so_many_are_kept(tmp_path):
-    store = Store(tmp_path, keep=2)
-    assert restore(store) is None
-    save(store, [10, 20, 30])
-    assert_state(restore(store), 30)
+    job = Job(tmp_path, keep_checkpoints=2)
+    assert restore(job) is None
+    save(job, [10, 20, 30])
+    assert_state(restore(job), 30)
     assert sorted(p.name for p in tmp_path.glob("linear*/*")) == ["20", "30"]
-    assert restore(store, "linear/2") is None, "another training has checkpoints of its own"
+    assert restore(job, "linear/2") is None, "another training has checkpoints of its own"
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "empty directory", "half written"])
 def test_walks_back_from_a_damaged_checkpoint(tmp_path, caplog, damage):
-    store = Store(tmp_path, keep=3)
-    save(store, [10, 20])
+    job = Job(tmp_path, keep_checkpoints=3)
+    save(job, [10, 20])
     (own,) = tmp_path.glob("linear*")
     if damage == "empty directory":
         (own / "30").mkdir()
@@ -69,46 +69,46 @@ def test_walks_back_from_a_damaged_checkpoint(tmp_path, caplog, damage):
         content[len(content) // 2] ^= 1
         victim.write_bytes({"flip": content, "truncate": content[: len(content) // 2], "delete": b""}[damage])
     good = 20 if damage in ("empty directory", "half written") else 10
-    assert_state(restore(store), good)
+    assert_state(restore(job), good)
     if damage != "half written":
         bad = 30 if good == 20 else 20
         (said,) = [record.getMessage() for record in caplog.records if record.name == "ldmjax"]
         assert f"checkpoint at step {bad} of linear/1 is damaged" in said
         assert not (own / str(bad)).exists() and (own / f"{bad}.damaged").exists()
-    save(store, [25])
-    assert_state(restore(store), 25)
+    save(job, [25])
+    assert_state(restore(job), 25)
     assert not list(tmp_path.glob("linear*/*tmp*"))
 
 
 def test_a_changed_number_is_found_by_the_digest_alone(tmp_path, monkeypatch, caplog):
     """What the file system and orbax do not notice: a checkpoint that reads well and is not what was saved."""
-    store = Store(tmp_path, keep=3)
-    save(store, [10])
+    job = Job(tmp_path, keep_checkpoints=3)
+    save(job, [10])
     real = checkpoints.digest
     monkeypatch.setattr(checkpoints, "digest", lambda state: real({**state, "a": state["a"] + 1}))
-    save(store, [20])
+    save(job, [20])
     monkeypatch.setattr(checkpoints, "digest", real)
-    assert_state(restore(store), 10)
+    assert_state(restore(job), 10)
     assert "sha256" in caplog.text
 
 
 def test_a_checkpoint_of_another_step_is_not_taken_for_its_own(tmp_path):
-    store = Store(tmp_path)
-    save(store, [10, 20])
+    job = Job(tmp_path)
+    save(job, [10, 20])
     (own,) = tmp_path.glob("linear*")
     (own / "20").rename(own / "30")
-    assert_state(restore(store), 10)
+    assert_state(restore(job), 10)
 
 
 def test_a_checkpoint_is_due_after_so_many_seconds(tmp_path):
-    with Store(tmp_path, every=1000.0).training("x") as training:
+    with Job(tmp_path, every=1000.0).training("x") as training:
         assert not training.due
         for renew in (lambda: training.save(1, STATE), lambda: training.restore(STATE)):
             training._last -= 2000.0
             assert training.due
             renew()
             assert not training.due
-    with checkpoints.NOTHING_KEPT.training("x") as training:
+    with Job().training("x") as training:
         training._last -= 2000.0
         assert not training.due
 
@@ -119,7 +119,7 @@ def test_what_is_renamed_is_on_the_disk_first(tmp_path, monkeypatch):
     for name in ("fsync", "replace"):
         real = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *a, name=name, real=real: calls.append(name) or real(*a))
-    with checkpoints.written_whole(tmp_path / "x") as partial:
+    with files.written_whole(tmp_path / "x") as partial:
         partial.write_text("x")
     assert calls == ["fsync", "replace"]
 
@@ -138,46 +138,10 @@ def test_digest_sees_values_places_types_and_shapes():
     assert checkpoints.fingerprint("x", base) != checkpoints.fingerprint("y", base)
 
 
-def test_pieces_are_computed_once_and_again_if_damaged(tmp_path, caplog):
-    calls = []
-
-    def compute():
-        calls.append(1)
-        return {"curve": np.arange(3.0), "text": "x"}
-
-    store = Store(tmp_path)
-    for _ in range(2):
-        found = store.piece("stopping/d4/seed 0", compute)
-        assert found["text"] == "x" and found["curve"].tolist() == [0, 1, 2]
-    assert len(calls) == 1 and store.get("stopping/d4_seed 0") is None
-    (path,) = tmp_path.glob("pieces/*")
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    for damaged in (content, content[:40], b""):
-        path.write_bytes(damaged)
-        assert store.piece("stopping/d4/seed 0", compute)["text"] == "x"
-    assert len(calls) == 4 and caplog.text.count("damaged") == 3
-
-
-def test_without_a_directory_nothing_is_kept(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    calls = []
-    for _ in range(2):
-        checkpoints.NOTHING_KEPT.piece("x", lambda: calls.append(1) or 1)
-    save(checkpoints.NOTHING_KEPT, [1])
-    assert len(calls) == 2 and restore(checkpoints.NOTHING_KEPT) is None and not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("options", [{"every": -1.0}, {"every": float("nan")}, {"keep": 0}])
-def test_refusals(options):
-    with pytest.raises(ValueError, match="need every >= 0 and keep >= 1"):
-        Store(None, **options)
-
-
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "records.jsonl"
     path.write_text("old")
-    with pytest.raises(RuntimeError), checkpoints.written_whole(path) as partial:
+    with pytest.raises(RuntimeError), files.written_whole(path) as partial:
         partial.write_text("half of the n")
         raise RuntimeError
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["records.jsonl"]
@@ -189,20 +153,20 @@ def can_mount():
 
 FULL_DISK = """
 import logging, pathlib, sys, numpy as np
-from ldmjax.checkpoints import Store
+from ldmjax.job import Job
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 disk = pathlib.Path(sys.argv[1])
-store = Store(disk / "store")
+job = Job(disk / "job")
 state = {f"leaf {k}": np.zeros(3) for k in range(20)} | {"a": np.random.default_rng(0).standard_normal(150_000)}
 (disk / "filler").write_bytes(bytes(5 << 20))
-store.put("piece", state)
-assert store.get("piece") is None
-with store.training("x") as training:
+job.put("piece", state)
+assert job.get("piece") is None
+with job.training("x") as training:
     training.save(10, state)
     assert training.restore(state) is None and not list(disk.rglob("*tmp*"))
     (disk / "filler").unlink()
     training.save(20, state)
-with store.training("x") as training:
+with job.training("x") as training:
     step, found = training.restore(state)
 assert step == 20 and np.array_equal(found["a"], state["a"])
 """

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ldmjax import checkpoints, chunks, devices
-from ldmjax.checkpoints import NOTHING_KEPT, Store
+from ldmjax.job import NO_JOB
 
 ROOT = Path(__file__).parent.parent
 COUNT, STEPS = 3, 23
@@ -38,12 +38,12 @@ def start():
     return {"x": np.arange(4.0 * COUNT, dtype=np.float32).reshape(COUNT, 4), "steps": np.zeros(COUNT, np.int32)}
 
 
-def train(store=NOTHING_KEPT, report=lambda line: None, mapped=None, **options):
+def train(job=NO_JOB, mapped=None, **options):
     mapped = mapped or MAPPED
     options = {"marks": (7, 23), "chunk": 5, "name": "toy", **options}
     return chunks.train(
         mapped, start, jnp.float32(1.7), {"key": jax.vmap(jax.random.key)(np.arange(COUNT))}, count=COUNT, steps=STEPS,
-        select=lambda state: state["x"], store=store, report=report, label="toy", **options,
+        select=lambda state: state["x"], job=job, label="toy", **options,
     )  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def test_restored_on_another_number_of_devices(tmp_path, whole):
         train(Store(tmp_path, every=0), stop_after("step 15/"))
     script = (
         "import sys; sys.path.insert(0, 'tests'); import jax; jax.config.update('jax_num_cpu_devices', 3)\n"
-        "import numpy as np, test_chunks as t; from ldmjax.checkpoints import Store\n"
+        "import numpy as np, test_chunks as t; from ldmjax.job import NO_JOB, Job\n"
         f"lines = []; found = t.train(Store({str(tmp_path)!r}), lines.append); assert jax.device_count() == 3\n"
         "assert 'from the checkpoint at step 10' in lines[0], lines; np.save(sys.argv[1], found.state['x'])"
     )

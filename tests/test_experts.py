@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ldmjax import devices, experts, loops, oracle, process, samplers, training
+from ldmjax.job import Job
 from ldmjax.networks import BUMPS
 from ldmjax.schedules import Ladder, cosine_levels, karras_levels, rectified_flow_levels
 
@@ -48,7 +49,7 @@ def quick_compilation():
 def disentangled():
     """One expert per level, all of a device at once; two models that learn, two that stay, one that diverges."""
     lines = []
-    return experts.train(SPECS, DATA, config(6), experts_per_batch=15, report=lines.append), lines
+    return experts.train(SPECS, DATA, config(6), experts_per_batch=15, job=Job(show=lines.append, line_every=0.0)), lines
 
 
 @pytest.fixture(scope="module")

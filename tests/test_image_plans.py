@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+from experiments.image_models import SamplingConfig
 
 from experiments import image_plans, latent_vs_pixel, noisy_autoencoder, stopping_by_metric
-from experiments.image_models import SamplingConfig
 from ldmjax import data, features
 from ldmjax.autoencoders import AutoencoderConfig
 

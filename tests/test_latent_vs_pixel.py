@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import run_commands
+from experiments.image_models import SamplingConfig
 from interrupted import run_in_sessions
 
 from experiments import image_models, latent_vs_pixel, pieces
-from experiments.image_models import SamplingConfig
 from experiments.latent_vs_pixel import report
 from ldmjax import data, features, gaussians, metrics, records, samplers, stopping, sweeps, training
 from ldmjax.schedules import RectifiedFlow

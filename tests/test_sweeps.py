@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ldmjax import devices, losses, networks, oracle, sweeps, training
+from ldmjax.job import Job
 from ldmjax.schedules import LinearVP, RectifiedFlow
 
 SCHEDULE = LinearVP()
@@ -251,7 +252,7 @@ def test_draws_have_the_right_law():
 
 def test_progress_and_refusals():
     lines = []
-    sweeps.train([spec("linear", 2)], LATENTS, SMALL["linear"], chunk=20, report=lines.append)
+    sweeps.train([spec("linear", 2)], LATENTS, SMALL["linear"], chunk=20, job=Job(show=lines.append, line_every=0.0))
     assert len(lines) == 4 and "compiled in" in lines[0]
     assert all(text in lines[-1] for text in ("step 60/60", "run-steps/s", "s left"))
     with pytest.raises(ValueError, match="distinct names"):

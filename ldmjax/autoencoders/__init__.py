@@ -1,6 +1,6 @@
 """Autoencoders: PCA, the identity, convolutional, KL-VAE and VQ-VAE, behind one encode/decode interface."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from ldmjax.autoencoders.config import KINDS, AutoencoderConfig
 from ldmjax.autoencoders.interface import Autoencoder, FittedAutoencoder, LatentScale, reconstruction_error
 from ldmjax.autoencoders.linear import PCA, Identity, fit_identity, fit_pca
 from ldmjax.autoencoders.neural import NeuralAutoencoder, fit_neural
-from ldmjax.checkpoints import NOTHING_KEPT, Store
+from ldmjax.job import NO_JOB, Job
 
 __all__ = [
     "KINDS",
@@ -31,8 +31,7 @@ def fit(
     *,
     seeds: Sequence[int],
     runs_per_batch: int | None = None,
-    store: Store = NOTHING_KEPT,
-    report: Callable[[str], None] = print,
+    job: Job = NO_JOB,
 ) -> list[FittedAutoencoder]:
     """One autoencoder per pair (latent_shapes[i], seeds[i]).
 
@@ -43,8 +42,7 @@ def fit(
       seeds: as many as latent shapes; they choose initialisation and batches ("pca" and "identity" have neither).
       runs_per_batch: runs trained at once on each device; the others wait, which bounds memory. By default
         `devices.default_runs_per_batch`.
-      store: where checkpoints of the trained kinds are kept.
-      report: receives progress lines.
+      job: keeps checkpoints of the trained kinds and shows progress.
 
     Returns:
       The autoencoders, in order; one that diverged holds its last finite parameters and says when (``failed_at``).
@@ -69,6 +67,5 @@ def fit(
         names=names,
         seeds=seeds,
         runs_per_batch=runs_per_batch,
-        store=store,
-        report=report,
+        job=job,
     )

@@ -30,8 +30,9 @@ from ldmjax import chunks, loops, threefry
 from ldmjax.autoencoders.config import AutoencoderConfig
 from ldmjax.autoencoders.convolutional import ConvolutionalNetwork, Geometry, network_flops
 from ldmjax.autoencoders.quantiser import Codebook, empty_codebook, nearest, reseed, straight_through, updated
-from ldmjax.checkpoints import Store, fingerprint
+from ldmjax.checkpoints import fingerprint
 from ldmjax.devices import MappedRuns, default_runs_per_batch, map_runs
+from ldmjax.job import Job
 
 CHUNK = 100  # steps per dispatch and per progress line
 ADAM = optax.scale_by_adam()
@@ -244,8 +245,7 @@ def train(
     geometry: Geometry,
     *,
     runs_per_batch: int | None,
-    store: Store,
-    report: Callable[[str], None],
+    job: Job,
 ) -> tuple[State, np.ndarray]:
     """Trains ``specs`` on standardised ``pixels`` ``[N, H, W, C]``; returns stacked states and losses ``[runs, chunks]``."""
     runs = _stacked([Run(_key(spec), jnp.asarray(spec.latent_dim)) for spec in specs])
@@ -258,8 +258,7 @@ def train(
         count=len(specs),
         steps=config.steps,
         chunk=CHUNK,
-        store=store,
-        report=report,
+        job=job,
         label=f"{config.kind} autoencoder",
     )
     return jax.tree.map(jnp.asarray, finished.state), finished.losses

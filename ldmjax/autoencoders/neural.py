@@ -11,8 +11,8 @@ from ldmjax.autoencoders.config import AutoencoderConfig
 from ldmjax.autoencoders.convolutional import Geometry, geometry_of
 from ldmjax.autoencoders.fitting import RunSpec, coding_programs, train
 from ldmjax.autoencoders.interface import FittedAutoencoder, LatentScale
-from ldmjax.checkpoints import Store
 from ldmjax.devices import items_per_device
+from ldmjax.job import Job
 
 MOST_CODED = 4096  # images per call
 
@@ -86,11 +86,10 @@ def fit_neural(
     names: Sequence[str],
     seeds: Sequence[int],
     runs_per_batch: int | None,
-    store: Store,
-    report: Callable[[str], None],
+    job: Job,
 ) -> list[FittedAutoencoder]:
     """One trained autoencoder per latent shape and seed; vectors of all lengths, and maps of equal sides, share a program."""
-    options = {"runs_per_batch": runs_per_batch, "store": store, "report": report}
+    options = {"runs_per_batch": runs_per_batch, "job": job}
     geometries = [geometry_of(images.shape[1:], s, downsampling=config.downsampling) for s in latent_shapes]
     if config.kind == "vq" and (bad := [s for s in latent_shapes if len(s) == 1 and s[0] % config.code_dim]):
         raise ValueError(f"vq: vector latents must be multiples of code_dim = {config.code_dim}, got {bad[0]}")

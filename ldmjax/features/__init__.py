@@ -15,7 +15,6 @@ metric does. `load` reads a description:
 """
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ import numpy as np
 from ldmjax.data import Dataset
 from ldmjax.features.classifier import ClassifierConfig, classifier
 from ldmjax.features.maps import LARGEST, Features, as_stored, average_pool, evaluate, import_object, linear_map, pixels
+from ldmjax.job import NO_JOB, Job
 
 __all__ = [
     "DESCRIPTIONS",
@@ -39,13 +39,13 @@ DESCRIPTIONS = "pixels | classifier | package.module:function | FILE.npz"
 PROBES = 16
 
 
-def load(description: str, dataset: Dataset, *, report: Callable[[str], None] = print) -> Features:
+def load(description: str, dataset: Dataset, *, job: Job = NO_JOB) -> Features:
     """The features that a description stands for, as the module says; tried on a few images of ``dataset``.
 
     Args:
       description: one of `DESCRIPTIONS`.
       dataset: with samples.
-      report: receives lines on the training of the classifier.
+      job: shows how the training of the classifier goes.
 
     Raises:
       ValueError: with one line, for an unknown description, data without samples or labels, a file, module or function that
@@ -57,7 +57,7 @@ def load(description: str, dataset: Dataset, *, report: Callable[[str], None] = 
     if description == "pixels":
         name, function = pixels(dataset.image_shape)
     elif description == "classifier":
-        function, accuracy = classifier(dataset, ClassifierConfig(), report=report)
+        function, accuracy = classifier(dataset, ClassifierConfig(), job=job)
     elif description.endswith(".npz"):
         name, function = Path(description).stem, as_stored(linear_map(description, dataset.dim), dataset)
     elif ":" in description:

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import hashlib
 import os
-import time
 import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
@@ -25,6 +24,7 @@ from ldmjax import threefry
 from ldmjax.data import Dataset
 from ldmjax.devices import cache_directory, is_first_process, platform
 from ldmjax.features.maps import pixels
+from ldmjax.job import NO_JOB, Job
 
 VERSION = 1  # of what training does: caches of another version are not read
 CHUNKS = 4  # of training, a line each
@@ -83,7 +83,7 @@ class Classifier(nnx.Module):
 
 
 def classifier(
-    dataset: Dataset, config: ClassifierConfig, *, report: Callable[[str], None] = print
+    dataset: Dataset, config: ClassifierConfig, *, job: Job = NO_JOB
 ) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
     """(images ``[B, *image_shape]`` -> features ``[B, F]``, held-out accuracy); from the cache if they are there.
 
@@ -104,11 +104,11 @@ def classifier(
     path = cache_directory() / f"classifier-{_key(dataset, config)}.npz"
     trained = _read(path, len(network.initial))
     if trained is None:
-        trained = _train(network, inputs, targets, config, report)
+        trained = _train(network, inputs, targets, config, job)
         if is_first_process():
-            _write(path, trained, report)
+            _write(path, trained, job)
     parameters, accuracy = trained
-    report(f"classifier of {dataset.name}: {100.0 * accuracy:.1f} % of held-out images right")
+    job.log(f"classifier of {dataset.name}: {100.0 * accuracy:.1f} % of held-out images right")
     return lambda images: _outputs(network, parameters, (flatten(images) - centre) / scale)[0], accuracy
 
 
@@ -162,21 +162,17 @@ def _outputs(network, parameters, inputs):
     return [np.concatenate(a) for a in zip(*parts, strict=True)]
 
 
-def _train(network, inputs, targets, config, report):
+def _train(network, inputs, targets, config, job):
     """(parameters ``[P]``, share of the held-out rows named rightly), from rows ``[N, D]`` and classes ``[N]``."""
     order = np.random.default_rng(config.seed).permutation(len(inputs))
     held_out, rows = np.split(order, [max(1, round(config.held_out * len(inputs)))])
     data = jnp.asarray(inputs[rows], jnp.float32), jnp.asarray(targets[rows], jnp.int32)
     state = jnp.array(network.initial), network.start(network.initial)
     keys = jax.random.split(threefry.key(config.seed), config.steps).reshape(CHUNKS, -1)
-    begin = time.perf_counter()
-    for done, chunk_keys in enumerate(keys, start=1):
-        state, loss = network.chunk(state, *data, chunk_keys)
-        loss, seconds = float(loss), time.perf_counter() - begin
-        report(
-            f"classifier: step {done * keys.shape[1]}/{config.steps}, loss {loss:.3f}, "
-            f"{done * keys.shape[1] / seconds:.0f} steps/s, {seconds * (CHUNKS - done) / done:.0f} s left"
-        )
+    with job.progress("classifier", config.steps, unit="step") as progress:
+        for done, chunk_keys in enumerate(keys, start=1):
+            state, loss = network.chunk(state, *data, chunk_keys)
+            progress.update(done * keys.shape[1], loss=float(loss))
     parameters = np.asarray(state[0])
     logits = _outputs(network, parameters, inputs[held_out])[1]
     return parameters, float(np.mean(logits.argmax(axis=1) == targets[held_out]))
@@ -201,7 +197,7 @@ def _read(path, size):
     return (parameters, accuracy) if sound else None
 
 
-def _write(path, trained, report):
+def _write(path, trained, job):
     """Whole or not at all: another session may read or write the same file."""
     part = path.with_suffix(f".{os.getpid()}.npz")
     try:
@@ -211,4 +207,4 @@ def _write(path, trained, report):
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        report(f"classifier: not kept for the next time: {error}")
+        job.log(f"classifier: not kept for the next time: {error}")

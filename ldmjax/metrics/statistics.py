@@ -43,6 +43,7 @@ Sources: Santambrogio, Optimal Transport for Applied Mathematicians, prop. 7.17 
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import ndtri
 
 from ldmjax.random_matrices import root_trace
 from ldmjax.typing import ArrayLike
@@ -230,3 +231,12 @@ def ratio(a: ArrayLike, b: ArrayLike) -> np.ndarray:
 
 
 STATISTICS = {"w2": frechet, "mmd": mmd, "sliced_w2": sliced_w2}
+
+
+def wilson_interval(count: np.ndarray, total: int, *, confidence: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson score interval of a share, from ``count`` successes in ``total`` trials."""
+    z = ndtri(0.5 + 0.5 * confidence)
+    share = np.asarray(count) / total
+    middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
+    half = z / (1 + z**2 / total) * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    return np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0)

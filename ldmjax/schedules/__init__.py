@@ -22,10 +22,12 @@ from ldmjax.schedules.continuous import (
     uniform_times,
 )
 from ldmjax.schedules.ladders import (
+    LADDERS,
     Ladder,
     cosine_levels,
     karras_levels,
     linear_beta_levels,
+    make_ladder,
     nested_subsets,
     rectified_flow_levels,
     scaled_linear_levels,
@@ -34,6 +36,7 @@ from ldmjax.schedules.ladders import (
 )
 
 __all__ = [
+    "LADDERS",
     "ContinuousSchedule",
     "Ladder",
     "LinearVP",
@@ -45,6 +48,7 @@ __all__ = [
     "karras_levels",
     "linear_beta_levels",
     "logsnr_from_noise_var",
+    "make_ladder",
     "nested_subsets",
     "noise_var_from_logsnr",
     "rectified_flow_levels",

@@ -230,3 +230,37 @@ def nested_subsets(levels: int, counts: tuple[int, ...]) -> dict[int, np.ndarray
         chosen = chosen[len(chosen) - np.round(len(chosen) * np.arange(count, 0, -1) / count).astype(int)]
         subsets[count] = chosen
     return {count: subsets[count] for count in counts}
+
+
+LADDERS = {
+    "karras": karras_levels,
+    "uniform_logsnr": uniform_logsnr_levels,
+    "linear_beta": linear_beta_levels,
+    "scaled_linear": scaled_linear_levels,
+    "cosine": cosine_levels,
+    "rectified_flow": rectified_flow_levels,
+    "spectral": spectral_levels,
+}
+
+
+def make_ladder(
+    name: str, levels: int, variances: np.ndarray, *, sigma_min: float = 0.002, sigma_max: float = 80.0
+) -> Ladder:
+    """Returns the ladder that a name of `LADDERS` stands for.
+
+    Args:
+      name: one of `LADDERS`.
+      levels: T.
+      variances: covariance spectrum ``[D]`` of the data that is noised, for "spectral".
+      sigma_min: cleanest ratio sigma/alpha of "karras" and "uniform_logsnr"; the others have a range of their own.
+      sigma_max: their noisiest.
+
+    Raises:
+      ValueError: for an unknown name, or a number of levels or a range that the ladder does not allow.
+    """
+    if name not in LADDERS:
+        raise ValueError(f"ladder must be one of {', '.join(LADDERS)}, got {name!r}")
+    if name == "spectral":
+        return Ladder(*spectral_levels(variances, levels))
+    limits = {"sigma_min": sigma_min, "sigma_max": sigma_max} if name in ("karras", "uniform_logsnr") else {}
+    return Ladder(*LADDERS[name](levels, **limits))

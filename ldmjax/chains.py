@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.tasks import BLOCKS, Task
 from ldmjax import loops, metrics, samplers, schedules
 from ldmjax.devices import spread_samples
 from ldmjax.process import Denoiser
+from ldmjax.tasks import BLOCKS, Task
 
 
 class Rows(NamedTuple):
@@ -27,7 +27,7 @@ class Rows(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What is kept of samples ``[N, D]``; K = `experiments.tasks.BLOCKS` blocks of consecutive samples.
+    """What is kept of samples ``[N, D]``; K = `ldmjax.tasks.BLOCKS` blocks of consecutive samples.
 
     Attributes:
       mean: ``[K, D]``, block means.
@@ -97,7 +97,7 @@ def run_row(
 
 
 def statistics(samples: jax.Array, task: Task) -> Statistics:
-    """Reduces samples ``[N, D]``, N a multiple of `experiments.tasks.BLOCKS`; traceable."""
+    """Reduces samples ``[N, D]``, N a multiple of `ldmjax.tasks.BLOCKS`; traceable."""
     quantiles = jnp.asarray(task.quantiles(samples.shape[0]), jnp.float32)
     projected = samples @ jnp.asarray(task.directions, jnp.float32)
     return Statistics(

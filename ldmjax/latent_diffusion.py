@@ -1,4 +1,4 @@
-"""What experiments on images share: splits, feature spaces, diffusion models on autoencoders' latents, their stopping curves.
+"""Diffusion models on autoencoders' latents: splits, feature spaces, training, sampling, stopping curves.
 
 A diffusion model learns the *standardised* latents of its training images (autoencoders/interface.py), is sampled with as
 many steps as the user wants, and each state on the way is decoded and compared with held-out images in every feature space.
@@ -21,12 +21,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from experiments import pieces
 from ldmjax import devices, metrics, samplers, schedules, stopping, sweeps, threefry, training
 from ldmjax.autoencoders import AutoencoderConfig, FittedAutoencoder, fit
-from ldmjax.checkpoints import NOTHING_KEPT, Store
 from ldmjax.data import Dataset
 from ldmjax.features import Features
+from ldmjax.job import NO_JOB, Job
 from ldmjax.networks import as_denoiser
 
 MIXED = ("conv", "kl", "vq", "unet")  # networks that compute in the precision that is asked for
@@ -35,8 +34,6 @@ PROCESSES = ("rectified_flow", "vp")
 # Peak rates: at 0.005 an MLP of two blocks on 64 pixels sends one sample in thousands to infinity.
 LEARNING_RATES = {"mlp": 0.002, "unet": 0.005}
 EARLY = (0.0, 0.1, 0.2, 0.3, 0.4)  # progress of stops that show the chain; the others lie in its second half
-
-Report = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,8 +157,7 @@ def fit_autoencoders(
     shapes: Mapping[str, Sequence[tuple[int, ...]]],
     *,
     seed: int,
-    store: Store = NOTHING_KEPT,
-    report: Report,
+    job: Job = NO_JOB,
     **options,
 ) -> list[FittedAutoencoder]:
     """Autoencoders of the training images: ``shapes`` by kind, ``options`` of `AutoencoderConfig`."""
@@ -169,8 +165,7 @@ def fit_autoencoders(
         autoencoder
         for kind, wanted in shapes.items()
         for autoencoder in fit(
-            split.train, wanted, AutoencoderConfig(kind=kind, **options), seeds=[seed] * len(wanted), store=store,
-            report=report,
+            split.train, wanted, AutoencoderConfig(kind=kind, **options), seeds=[seed] * len(wanted), job=job
         )
     ]  # fmt: skip
 
@@ -220,8 +215,7 @@ def train_models(
     learning_rate: float | None = None,
     snapshot: int | None = None,
     runs_per_batch: int | None = None,
-    store: Store = NOTHING_KEPT,
-    report: Report,
+    job: Job = NO_JOB,
 ) -> list[DiffusionModel]:
     """One diffusion model per autoencoder; those with equal configurations train in one program, vectors padded.
 
@@ -233,8 +227,7 @@ def train_models(
       learning_rate: peak rate; None for that of `LEARNING_RATES`.
       snapshot: as in `sweeps.train`.
       runs_per_batch: as in `sweeps.train`.
-      store: where checkpoints are kept.
-      report: receives progress lines.
+      job: keeps checkpoints and shows progress.
     """
     models: list[DiffusionModel | None] = [None] * len(autoencoders)
     for config in dict.fromkeys(configs):
@@ -253,9 +246,7 @@ def train_models(
             )
             specs.append(spec)
             latents[spec.data, spec.seed, spec.n] = sweeps.Latents(sample=z, fresh_factor=np.zeros((z.shape[1], 0)))
-        trained = sweeps.train(
-            specs, latents, config, snapshot=snapshot, runs_per_batch=runs_per_batch, store=store, report=report
-        )
+        trained = sweeps.train(specs, latents, config, snapshot=snapshot, runs_per_batch=runs_per_batch, job=job)
         for index, i in enumerate(group):
             models[i] = DiffusionModel(
                 autoencoder=autoencoders[i], seed=seeds[i], spec=specs[index], trained=trained, index=index
@@ -268,20 +259,18 @@ def of_each_model(
     compute: Callable[[int], Any],
     *,
     what: str,
-    store: Store,
-    report: Report,
+    job: Job,
 ) -> list[Any]:
     """``compute(place)`` for every place in ``models``; a result is kept when it is finished.
 
     Args:
       models: with distinct specs.
-      compute: gives what can be pickled and depends on nothing but the job.
+      compute: gives what a job can keep, and depends on nothing but the job.
       what: is done, for the names of pieces and the lines.
-      store: where results are kept.
-      report: receives lines.
+      job: keeps results and shows progress.
     """
     names, label = [f"{what}/{model.spec.name}" for model in models], f"models {what}"
-    return pieces.finish(names, lambda places: map(compute, places), store=store, label=label, report=report, at_once=1)
+    return job.map(lambda places: map(compute, places), names, label=label)
 
 
 @functools.lru_cache(maxsize=16)
@@ -307,8 +296,7 @@ def sample_states(
     sampling: SamplingConfig,
     *,
     what: str = "chains",
-    store: Store = NOTHING_KEPT,
-    report: Report,
+    job: Job = NO_JOB,
 ) -> np.ndarray:
     """Samples one model, as many chains at a time as the devices best hold.
 
@@ -316,8 +304,7 @@ def sample_states(
       model: trained.
       sampling: how.
       what: is sampled, for the name of what is kept on the way.
-      store: keeps the chains that are done, every so many seconds: few models take that long.
-      report: receives a line then.
+      job: keeps the chains that are done, every so many seconds: few models take that long.
 
     Returns:
       States ``[S, samples, d]`` at every stop.
@@ -329,15 +316,15 @@ def sample_states(
     keys = jax.random.split(jax.random.fold_in(threefry.key(model.seed), 11), chains)
     size = min(chains, devices.items_at_once(chains, _bytes_of_chain(trained.config, trained.width, sampling)))
     name, kept = f"{what}/{model.spec.name}", time.perf_counter()
-    states = store.get(name) or []
+    states = job.get(name) or []
     while len(states) < chains:
         # The last ones are padded: another number would be another program.
         numbers = np.minimum(len(states) + np.arange(size), chains - 1)
         states += list(devices.collect(program(own, keys[numbers]), min(size, chains - len(states))))
-        if time.perf_counter() - kept > store.every and len(states) < chains:
-            store.put(name, states)
+        if time.perf_counter() - kept > job.every and len(states) < chains:
+            job.put(name, states)
             kept = time.perf_counter()
-            report(f"{model.spec.name}: sampled {len(states)}/{chains} chains")
+            job.log(f"{model.spec.name}: sampled {len(states)}/{chains} chains")
     return np.concatenate(states, axis=1)[..., : model.spec.latent_dim]
 
 

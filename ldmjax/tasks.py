@@ -15,9 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import plans
-from ldmjax import data, experts, gaussians, metrics, mixtures, oracle, samplers, schedules, threefry
-from ldmjax.networks import BUMPS
+from ldmjax import data, gaussians, metrics, mixtures, oracle, samplers, schedules, threefry
 from ldmjax.process import Denoiser
 
 DRAWS = 65_536
@@ -191,38 +189,3 @@ def distances(summary: dict[str, np.ndarray], task: Task) -> dict[str, float]:
         "sliced_w2_squared": float(summary["sliced_w2_squared"]),
         "sliced_standard_error": float(summary["sliced_standard_error"]),
     }
-
-
-def training_stage(
-    what: str, settings: experts.ExpertsConfig, *, width: int, models: int, programs: int = 1
-) -> plans.Stage:
-    """`plans.training` of models that have ``settings`` in common, on data of dimension ``width``."""
-    # Parameters are one flat vector, on which Adam and the averages cost a quarter of what they do leaf by leaf.
-    return plans.training(
-        what, runs=models * len(settings.level_blocks), steps=settings.steps, batch=settings.batch_size,
-        flops=_flops(settings, width), entries=width, parameters=_flops(settings, width) / 2 / 4,
-        programs=programs,
-    )  # fmt: skip
-
-
-def sampling_stage(
-    what: str,
-    settings: experts.ExpertsConfig,
-    *,
-    width: int,
-    models: int,
-    evaluations: int,
-    samples: int,
-    programs: int = 1,
-) -> plans.Stage:
-    """`plans.sampling`, without noise, from such models: ``evaluations`` of each model for each of ``samples``."""
-    return plans.sampling(
-        what, runs=models, steps=evaluations, samples=samples, flops=_flops(settings, width), entries=width, noise=False,
-        programs=programs,
-    )  # fmt: skip
-
-
-def _flops(settings: experts.ExpertsConfig, width: int) -> float:
-    """Operations of one expert on one latent: a multiplication and an addition for each of its parameters."""
-    of_time = (1 + 2 * settings.blocks) * BUMPS * settings.hidden if settings.timed else 0
-    return 2.0 * (2 * width * settings.hidden + 2 * settings.blocks * settings.hidden**2 + of_time)

@@ -24,7 +24,7 @@ class Case(NamedTuple):
       reconstruction_error: mean squared error of held-out images, per pixel.
       interpolation: distance of decoded midpoints of latent neighbours.
       floor: distance of the training images, bias-corrected as if they were fresh draws.
-      memorisation: see `image_models.memorisation`.
+      memorisation: see `latent_diffusion.memorisation`.
       failed_at: training step at which the model diverged, or None.
     """
 

@@ -1,0 +1,108 @@
+"""Which code a job's numbers come from: a digest that a changed report, docstring, comment or message leaves as it is."""
+
+import ast
+import hashlib
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import ldmjax
+
+REPORTING = {
+    "plotting",
+    "tables",
+    "records",
+    "job",
+    "pieces",
+    "files",
+    "checkpoints",
+}  # of ldmjax: what computes no number
+REPORTS = {"report", "figures", "__main__"}  # modules of an experiment's package
+
+
+def digest(compute: Callable) -> str:
+    """sha256 of the sources behind ``compute``: the library, and the experiment without its report."""
+    total = hashlib.sha256()
+    library = Path(ldmjax.__file__).parent
+    for path in sorted(library.rglob("*.py")):
+        if path.relative_to(library).parts[0].removesuffix(".py") not in REPORTING:
+            total.update(_meaning(ast.parse(path.read_text()).body).encode())
+    for path in _sources(compute):
+        total.update(_meaning(_computing(ast.parse(path.read_text()).body)).encode())
+    return total.hexdigest()
+
+
+def _sources(compute: Callable) -> list[Path]:
+    """The experiment's file, or all of its package but the reports."""
+    path = Path(sys.modules[compute.__module__].__file__)
+    if path.parent.name == "experiments" or path.stem != "__init__" and not (path.parent / "__init__.py").exists():
+        return [path]
+    return sorted(p for p in path.parent.rglob("*.py") if p.stem not in REPORTS)
+
+
+def _computing(body: list[ast.stmt]) -> list[ast.stmt]:
+    """The statements of a module without functions that its report alone needs."""
+    functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
+    if "report" not in functions or "compute" not in functions:
+        return body
+    needed, of_report = (_reachable(name, functions) for name in ("compute", "report"))
+    others = [node for node in body if not isinstance(node, ast.FunctionDef)]
+    needed |= {name for node in others for name in _names(node) & set(functions)} - {"report"}
+    needed = set().union(*(_reachable(name, functions) for name in needed))
+    return [node for node in body if getattr(node, "name", None) not in of_report - needed]
+
+
+def _reachable(name: str, functions: dict[str, ast.FunctionDef]) -> set[str]:
+    found, left = set(), [name]
+    while left:
+        one = left.pop()
+        if one in functions and one not in found:
+            found.add(one)
+            left += _names(functions[one])
+    return found
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+
+
+class _Meaning(ast.NodeTransformer):
+    """Takes out what no number depends on: docstrings, help, the words of errors and of lines that are shown."""
+
+    def _without_docstring(self, node):
+        self.generic_visit(node)
+        if node.body and isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant):
+            node.body = node.body[1:] or [ast.Pass()]
+        return node
+
+    visit_FunctionDef = visit_ClassDef = visit_Module = _without_docstring  # noqa: N815 - ast's names
+
+    def visit_Raise(self, node):
+        """An error by its type alone."""
+        kind = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+        return ast.Raise(exc=kind, cause=None)
+
+    def visit_If(self, node):
+        """The guard that starts a command computes nothing."""
+        self.generic_visit(node)
+        return None if "__main__" in ast.unparse(node.test) else node
+
+    def visit_Expr(self, node):
+        """Lines that a job shows."""
+        self.generic_visit(node)
+        call = node.value
+        shows = (
+            isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in ("log", "warning")
+        )
+        return None if shows else node
+
+    def visit_Call(self, node):
+        """The help of a setting is its second argument."""
+        self.generic_visit(node)
+        if ast.unparse(node.func).rpartition(".")[2] == "setting":
+            node.args = node.args[:1]
+        return node
+
+
+def _meaning(body: Iterable[ast.stmt]) -> str:
+    return ast.dump(_Meaning().visit(ast.Module(body=list(body), type_ignores=[])))
