@@ -5,9 +5,11 @@ from pathlib import Path
 
 
 def sources() -> dict[str, Path]:
-    """The file that holds the docstring of each experiment, by name: what can be run has flags."""
+    """The file that holds the docstring of each experiment, by name: what can be run calls ``launch.main``."""
     here = Path(__file__).parent
-    files = {path.stem: path for path in here.glob("*.py") if "\ndef define_flags(" in path.read_text()}
+    files = {
+        path.stem: path for path in here.glob("*.py") if path.stem[0] != "_" and "launch.main(" in path.read_text()
+    }
     packages = {path.parent.name: path.with_name("__init__.py") for path in here.glob("*/__main__.py")}
     return dict(sorted((files | packages).items()))
 

@@ -189,6 +189,7 @@ def main(
       quick: values of settings that are not given, with --quick.
       plan: what --dry_run shows, from the configuration and the data.
     """
+    begin = time.perf_counter()
     _show_warnings()
     try:
         line = CommandLine({OWN: config, COMMON: Launch})
@@ -197,15 +198,19 @@ def main(
             return
         line.parse(sys.argv)
         own = Launch(**line.values(COMMON))
-        experiment = compute.__module__.removeprefix("experiments.")
-        if experiment == "__main__":
-            experiment = _name()
+        experiment = _name(compute)
         directory = Path(own.workdir or f"results/{experiment}")
         if own.redraw:
             return _redraw(line, config, report, directory)
+        if own.quick:
+            line.apply(quick or {})
+        settings = config(**line.values(OWN))
         own.join_processes()
         chunks.obey_signals()
-        _run(line, own, config, compute, report, experiment=experiment, directory=directory, quick=quick, plan=plan)
+        data = settings.load() if hasattr(settings, "load") else None
+        if own.dry_run:
+            return _print_plan(plan(settings, data) if plan else (), directory)
+        _run(line, own, settings, data, compute, report, experiment=experiment, directory=directory, begin=begin)
     except SettingError as error:
         _end(f"flag --{error}", EXIT_USAGE)
     except UsageError as error:
@@ -226,16 +231,7 @@ def main(
         raise
 
 
-def _run(line, own, config, compute, report, *, experiment, directory, quick, plan) -> None:
-    begin = time.perf_counter()
-    if own.quick:
-        for name, value in (quick or {}).items():
-            if not line[name].present:
-                line[name].value = value
-    settings = config(**line.values(OWN))
-    data = settings.load() if hasattr(settings, "load") else None
-    if own.dry_run:
-        return _print_plan(plan(settings, data) if plan else (), directory)
+def _run(line, own, settings, data, compute, report, *, experiment, directory, begin) -> None:
     words = {name: word for name in _identifying(line) if (word := line.word(name))}
     identity = workdir.Identity(
         experiment=experiment,
@@ -302,18 +298,18 @@ def _docstring(compute: Callable) -> str:
     return sys.modules[compute.__module__].__doc__
 
 
-def _name() -> str:
-    """Of the module that runs as a command."""
-    module = sys.modules["__main__"]
-    name = module.__spec__.name if module.__spec__ else Path(sys.argv[0]).stem
-    return name.removeprefix("experiments.").removesuffix(".__main__")
+def _name(compute: Callable) -> str:
+    """The experiment's, also where its module runs as a command."""
+    module = sys.modules[compute.__module__]
+    name = module.__spec__.name if module.__spec__ else Path(module.__file__).stem
+    return name.removeprefix("experiments.")
 
 
 def _show_warnings() -> None:
     """The library's warnings, a line each on stderr."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("warning: %(message)s"))
-    LOG.addHandler(handler)
+    LOG.handlers = [handler]
     LOG.propagate = False
     # orbax's own account of what `ldmjax.checkpoints` says in a line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)

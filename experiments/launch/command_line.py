@@ -100,6 +100,12 @@ class CommandLine:
         if stray:
             raise UsageError(f"stray word {stray[0]!r}: must be flags of the form --name=value")
 
+    def apply(self, values: Mapping[str, Any]) -> None:
+        """Gives flags that are not on the command line these values."""
+        for name, value in values.items():
+            if not self.flags[name].present:
+                self.flags[name].value = value
+
     def word(self, name: str) -> str:
         """The word that sets a flag to its value; empty for one that has none."""
         return "" if self.flags[name].value is None else as_word(self.flags[name].value)
