@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import itertools
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -32,7 +33,7 @@ def digest_of(paths: Iterable[Path]) -> str:
     for path in sorted(library.rglob("*.py")):
         if path.relative_to(library).parts[0].removesuffix(".py") not in REPORTING:
             total.update(_meaning(ast.parse(path.read_text()).body).encode())
-    for path in (source for path in paths for source in _sources(path)):
+    for path in itertools.chain(*map(_sources, paths)):
         total.update(_meaning(_computing(ast.parse(path.read_text()).body)).encode())
     return total.hexdigest()
 
