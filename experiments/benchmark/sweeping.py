@@ -77,8 +77,9 @@ def runs_on_points(
     specs, latents, width = [], {}, max(latent_dims)
     for i in range(runs):
         seed, place = divmod(i, len(latent_dims))
-        fresh = np.eye(width, 0 if model == "unet" else width)  # no run draws from it; that of a U-Net would be large
-        latents["gaussian", seed, POINTS] = sweeps.Latents(sample=points(seed, width), fresh_factor=fresh)
+        latents["gaussian", seed, POINTS] = sweeps.Latents(
+            sample=points(seed, width), fresh_factor=np.zeros((width, 0))
+        )
         spec = sweeps.RunSpec(
             model=model,
             data="gaussian",
