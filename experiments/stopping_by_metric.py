@@ -128,12 +128,7 @@ def compute(config: Config, data: ImageData, job: Job) -> Results:
     splits = config.splits(data.dataset)
     measures = config.measures(data, splits)
     with config.blaming("latent_dims"):
-        floors = {
-            seed: job.keep(
-                f"floors/seed{seed}", lambda s=seed: latent_diffusion.mean_distances(splits[s].train, measures[s])
-            )
-            for seed in splits
-        }
+        floors = config.noise_floors(splits, measures, job)
         kinds, models = train(config, splits, job)
 
         def measured(index: int) -> dict:

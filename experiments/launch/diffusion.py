@@ -118,6 +118,16 @@ class DiffusionSettings(FeatureSettings, DataSettings):
         with self.blaming("features"):
             return {seed: latent_diffusion.make_measures(data.spaces, s.reference) for seed, s in splits.items()}
 
+    def noise_floors(
+        self, splits: Mapping[int, Split], measures: Mapping[int, Mapping[str, Measure]], job: Job
+    ) -> dict[int, dict[tuple[str, str], float]]:
+        """Distances of the training images of every seed by feature space and metric."""
+
+        def floor(seed):
+            return latent_diffusion.mean_distances(splits[seed].train, measures[seed])
+
+        return {seed: job.keep(f"floors/seed{seed}", lambda s=seed: floor(s)) for seed in splits}
+
     def network(self, **size: Any) -> training.TrainingConfig:
         """A diffusion model's network of some size, and its training."""
         return training.TrainingConfig(
