@@ -157,7 +157,7 @@ def compute(config: Config, data: ImageData, job: Job) -> Results:
             for name in ("curve", "standard_error")
         },
     }
-    rows += _agreement_rows(config, data, readings)
+    rows += agreement_rows(config, data, readings)
     accuracy = {space.name: space.accuracy for space in data.spaces if space.accuracy is not None}
     return Results(rows=rows, arrays=arrays, metadata={"classifier_accuracy": accuracy})
 
@@ -204,7 +204,7 @@ def _reading_rows(config, data, kind, model, readings, levels) -> list[dict]:
     ]
 
 
-def _agreement_rows(config, data, readings) -> list[dict]:
+def agreement_rows(config, data, readings) -> list[dict]:
     """One row per pair of measures, over the runs in which each measure found a t*; none without such runs."""
     defined = [own for own in readings if all(reading.best_stop is not None for reading in own.values())]
     if not defined:

@@ -260,4 +260,4 @@ def kendall_tau(a: Float[np.ndarray, "*batch d"], b: Float[np.ndarray, "*batch d
     i, j = np.triu_indices(a.shape[-1], 1)
     if a.shape[-1] < 3:
         return np.full(a.shape[:-1], np.nan)
-    return np.mean(np.sign(a[..., i] - a[..., j]) * np.sign(b[..., i] - b[..., j]), axis=-1)
+    return np.asarray(np.mean(np.sign(a[..., i] - a[..., j]) * np.sign(b[..., i] - b[..., j]), axis=-1))

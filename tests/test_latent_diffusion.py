@@ -174,12 +174,10 @@ def test_mean_distances_and_snapshots(models, dataset):
     measures = latent_diffusion.make_measures([features.load("pixels", dataset)], split.reference)
     means = latent_diffusion.mean_distances(split.train, measures)
     assert means == {key: p.mean() for key, p in latent_diffusion.distances_of(split.train, measures).items()}
-    before, after = latent.at_snapshot(), latent
-    assert before.trained.params is after.trained.snapshot and before.spec == after.spec
-    z, t = jnp.ones((1, 5)), jnp.full(1, 0.5)
-    padded = jnp.pad(z, ((0, 0), (0, latent.trained.width - 5)))
-    answers = [model.trained.denoiser(model.index)(padded, t) for model in (before, after)]
-    assert np.max(np.abs(answers[0] - answers[1])) > 1e-3
+    before = latent.at_snapshot()
+    assert before.spec == latent.spec and before.trained.params is latent.trained.snapshot
+    first, last = (jax.tree.leaves(model.trained.params)[0] for model in (before, latent))
+    assert first.shape == last.shape and np.any(first != last)
 
 
 def test_results_of_models_are_kept(models, tmp_path):
