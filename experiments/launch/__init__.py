@@ -42,7 +42,7 @@ from experiments.launch.data import (
     precision_setting,
 )
 from experiments.launch.results import Report, Results, read_results, show, write_results
-from experiments.launch.settings import Range, SettingError, Settings, function, seed, seeds, setting
+from experiments.launch.settings import Range, SettingError, Settings, function, redeclared, seed, seeds, setting
 from ldmjax import chunks, devices, records
 from ldmjax.job import Job, is_live_terminal, printing
 from ldmjax.tables import table
@@ -66,6 +66,7 @@ __all__ = [
     "main",
     "per_batch_setting",
     "precision_setting",
+    "redeclared",
     "seed",
     "seeds",
     "setting",
