@@ -4,19 +4,28 @@ A chain is a row of level numbers of one `Ladder`, noisiest first, 0 (clean data
 updates. Chains of different length, on different levels, then differ in data only: one program runs them all, where a
 program per chain would take longer to compile than to run. `merge` puts the levels of several ladders into one.
 
-Samples are reduced to block `Statistics`, so that any two chains from the same noise can be compared in pairs.
+On Gaussian data the law of a chain is known (`variances`). With g_i = alpha_i^2 lam + sigma_i^2 the variance of a component on
+level i (1 = cleanest, T = noisiest, 0 = clean data), chains start from N(0, I) and their last update is the denoiser of level
+1, whatever T. Infinitely many levels between level T and level 1 leave
+
+    (1)  flow (ddim, heun, dpmpp_2m)   v_1 = g_1 / g_T
+    (2)  reverse SDE (ddpm)            v_1 = g_1 + (alpha_T g_1 / (alpha_1 g_T))^2 (1 - g_T)
+    (3)  last update                   v_0 = (alpha_1 lam / g_1)^2 v_1
+
+with alpha^2 + sigma^2 = 1 or without. Samples of any law are reduced to block `Statistics`, so that any two chains from the
+same noise can be compared in pairs.
 """
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ldmjax import loops, metrics, samplers, schedules
+from ldmjax import loops, metrics, oracle, samplers, schedules
 from ldmjax.devices import spread_samples
 from ldmjax.process import Denoiser
 from ldmjax.tasks import BLOCKS, Task
@@ -41,6 +50,37 @@ def evaluations(sampler: str, levels: int) -> int:
     """Returns the network evaluations per sample of a chain that uses so many levels."""
     # Heun's second evaluation is on the level it steps to, but its last update is Euler's.
     return 2 * levels - 1 if sampler == "heun" and levels else levels
+
+
+def variances(
+    data_variances: Float[np.ndarray, " D"], ladder: schedules.Ladder, sampler: str, **options: Any
+) -> Float[np.ndarray, "K D"]:
+    """Returns the variances after every update on all levels of the ladder; ``options`` as `oracle.chain_variances`."""
+    return oracle.chain_variances(
+        data_variances, ladder.alpha_levels, ladder.sigma_levels, **SAMPLERS[sampler], **options
+    )
+
+
+def limit_variances(
+    data_variances: Float[np.ndarray, " D"], ladder: schedules.Ladder, sampler: str, *, truncated: bool = True
+) -> Float[np.ndarray, " D"]:
+    """Returns the variances (3) that no number of levels between the ladder's ends improves.
+
+    Args:
+      data_variances: lam.
+      ladder: only its two ends matter.
+      sampler: one of `SAMPLERS`, but not "ddpm_exact", which is exact at any number of levels.
+      truncated: False moves level 1 to clean data.
+    """
+    alpha_t, sigma_t = ladder.alpha_levels[0], ladder.sigma_levels[0]
+    alpha_1, sigma_1 = (ladder.alpha_levels[-1], ladder.sigma_levels[-1]) if truncated else (1.0, 0.0)
+    noisy, clean = alpha_t**2 * data_variances + sigma_t**2, alpha_1**2 * data_variances + sigma_1**2
+    if sampler == "ddpm":
+        reached = clean + (alpha_t * clean / (alpha_1 * noisy)) ** 2 * (1.0 - noisy)
+    else:
+        reached = clean / noisy
+    # Where nothing is left to denoise (lam = 0 at sigma = 0) the last update changes nothing.
+    return np.divide(alpha_1 * data_variances, clean, out=np.ones_like(clean), where=clean > 0) ** 2 * reached
 
 
 class Rows(NamedTuple):
