@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ldmjax import data, gaussians, metrics, mixtures, oracle, samplers, schedules, threefry
 from ldmjax.process import Denoiser
@@ -172,7 +172,7 @@ def run_chain(
     sampler: str,
     *,
     stop: int = 0,
-    seed: int = 0,
+    seed: int | Int[Array, ""] = 0,
 ) -> Float[Array, "N D"]:
     """Samples the chain from ``start`` down to level ``stop`` (0: clean data); traceable."""
     times = ladder.times[: len(ladder.times) - stop]
