@@ -236,7 +236,7 @@ def _draw_estimates(results: Results):
             _draw_n(column, [row for row in _cases(results, n) if row in rows and row["sampler"] == sampler], i, n)
         column[0].set_title(sampler, fontsize=10)
         for panel in column:
-            plotting.set_dimension_scale(panel.xaxis, max(results.arrays["latent_dims"]))
+            plotting.set_dimension_scale(panel.xaxis, int(max(results.arrays["latent_dims"])))
             panel.grid(alpha=0.25)
             panel.set_xlabel("latent dimension d", fontsize=9)
         column[0].set_ylim(-0.5, config.levels + 0.5)
