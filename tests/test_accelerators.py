@@ -18,7 +18,7 @@ from experiments import image_models, optimal_stopping, tasks
 from experiments.few_states import learned, mixture
 from experiments.optimal_stopping.evaluation import stopping_results
 from experiments.optimal_stopping.setup import make_specs
-from ldmjax import autoencoders, data, devices, experts, oracle, schedules, sweeps, training
+from ldmjax import autoencoders, devices, experts, oracle, schedules, sweeps, training
 from ldmjax.autoencoders import fitting
 from ldmjax.autoencoders.convolutional import geometry_of
 from ldmjax.checkpoints import NOTHING_KEPT
@@ -77,13 +77,14 @@ def train_experts(count):
 def sample_main_job(**options):
     """The MLPs of the main job, drawn from and measured at every stop."""
     config = optimal_stopping.Config(latent_dims=(64,), seeds=(0,), mlp_steps=STEPS, **options)
-    problems = {key: p for key, p in optimal_stopping.make_problems(data.digits(), config).items() if p.is_twin}
+    problems = config.load()
+    twins = {key: p for key, p in problems.by_key.items() if p.is_twin}
+    problems = dataclasses.replace(problems, by_key=twins)
     specs = make_specs(config, "mlp", problems)
 
     def job():
-        latents = {key: problem.latents for key, problem in problems.items()}
-        trained = sweeps.train(specs, latents, config.training("mlp"))
-        stopping_results(trained, problems, config, NOTHING_KEPT, silent)
+        trained = sweeps.train(specs, problems.latents, config.training("mlp"))
+        stopping_results(trained, problems, config)
 
     return ahead_of_time.recorded(job, program=TRAINING + 1)
 

@@ -114,3 +114,21 @@ def test_the_table_counts_false_and_found_claims():
     lines = coverage.table([row, row, found, row | {"verdict": "stop early"}]).splitlines()
     assert "33.3 % of 3" in lines[-1] and "100.0 % of 1" in lines[-1] and "75.0 %" in lines[-1]
     assert coverage.table([{"choice": True}]) == ""
+
+
+def test_a_case_reports_its_own_law():
+    """Exact score: the debiased curve stays within 5 standard errors of the exact discretised law at every stop."""
+    case = coverage.Case(name="exact", covariance=COVARIANCE, latent_dim=3, estimate="exact", samples=1024, stops=5)
+    rows = coverage.run_case(case, draws=4, steps=40, report=lambda line: None)
+    assert len(rows) == 4 and max(r["worst_deviation"] for r in rows) < 5
+    assert not any(r["verdict"] == "stop early" for r in rows)
+    assert "exact" in coverage.table(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", range(3))
+def test_the_interval_covers(index):
+    case = coverage.default_cases(100)[index]
+    rows = coverage.run_case(case, draws=100, first_seed=5000)
+    inside = [r["covered"] for r in rows if r["interior"]]
+    assert 0.85 <= np.mean(inside) <= 0.99
