@@ -209,7 +209,7 @@ def test_a_job_started_again_stopped_and_killed_ends_the_same(tmp_path, finished
     command = "optimal_stopping", f"--flagfile={finished / 'flags.txt'}", f"--workdir={tmp_path}"
     process = start(*command)
     for line in process.stdout:
-        if "linear: step" in line:
+        if "compiled in" in line:
             process.send_signal(signal.SIGTERM)
             break
     out, err = process.communicate(timeout=120)
