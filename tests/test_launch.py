@@ -143,6 +143,10 @@ def test_a_report_is_made_again_from_the_files_alone(run, tmp_path):
 def test_quick_replaces_what_is_not_given(run, tmp_path):
     assert run("--quick", "--workdir=w")[0] == 0 and len(records.load_records(tmp_path / "w")) == 1
     assert run("--quick", "--n=4,5", "--workdir=v")[0] == 0 and len(records.load_records(tmp_path / "v")) == 2
+    assert run("--n=4,5", "--workdir=u")[0] == 0
+    # Also of a field that is no flag.
+    hidden = [json.loads((tmp_path / name / "metadata.json").read_text())["hidden"] for name in "wvu"]
+    assert hidden == [1, 1, 3]
 
 
 def test_dry_run_writes_nothing(run, tmp_path):

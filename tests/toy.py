@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from experiments import launch
 from experiments.launch import Report, Results, setting
 
-QUICK = {"n": (1,)}
+QUICK = {"n": (1,), "hidden": 1}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ def compute(config, data, job) -> Results:
     rows = job.map(
         lambda places: map(lambda i: _square(config, i), places), [f"n{n}" for n in config.n], label="squares"
     )
-    return Results(rows=rows, arrays={"n": np.array(config.n)}, metadata={"note": "hello"})
+    return Results(rows=rows, arrays={"n": np.array(config.n)}, metadata={"note": "hello", "hidden": config.hidden})
 
 
 def _square(config, index):

@@ -187,7 +187,7 @@ def main(
       config: its settings; ``load()``, if there is one, gives the data and refuses settings that do not suit it.
       compute: from the configuration, the data (None without ``load``) and the job.
       report: from the results alone.
-      quick: values of settings that are not given, with --quick.
+      quick: values of settings that are not given, with --quick; and of other fields of the configuration.
       plan: what --dry_run shows, from the configuration and the data.
     """
     begin = time.perf_counter()
@@ -203,9 +203,9 @@ def main(
         directory = Path(own.workdir or f"results/{experiment}")
         if own.redraw:
             return _redraw(line, config, report, directory)
-        if own.quick:
-            line.apply(quick or {})
-        settings = config(**line.values(OWN))
+        quick = quick or {} if own.quick else {}
+        line.apply({name: quick[name] for name in line.groups[OWN] if name in quick})
+        settings = config(**{**quick, **line.values(OWN)})
         own.join_processes()
         chunks.obey_signals()
         data = settings.load() if hasattr(settings, "load") else None
