@@ -17,7 +17,7 @@ REPORTING = {
     "files",
     "checkpoints",
 }  # of ldmjax: what computes no number
-REPORTS = {"report", "figures", "__main__"}  # modules of an experiment's package
+REPORTS = {"report", "figures", "__main__"}  # modules of a package
 
 
 def digest(compute: Callable) -> str:
@@ -25,7 +25,7 @@ def digest(compute: Callable) -> str:
     total = hashlib.sha256()
     library = Path(ldmjax.__file__).parent
     for path in sorted(library.rglob("*.py")):
-        if path.relative_to(library).parts[0].removesuffix(".py") not in REPORTING:
+        if path.relative_to(library).parts[0].removesuffix(".py") not in REPORTING and path.stem not in REPORTS:
             total.update(_meaning(ast.parse(path.read_text()).body).encode())
     for path in _sources(compute):
         total.update(_meaning(_computing(ast.parse(path.read_text()).body)).encode())
