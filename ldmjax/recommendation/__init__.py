@@ -48,7 +48,7 @@ def recommend(
     images: Num[np.ndarray, "n ..."] | None = None,
     autoencoders: Mapping[str, Autoencoder] | None = None,
     *,
-    latents: Mapping[str, Float[np.ndarray, "n ..."]] | None = None,
+    latents: Mapping[str, Float[np.ndarray, "_ ..."]] | None = None,
     decoder: Callable[[np.ndarray], np.ndarray] | None = None,
     n: int | None = None,
     reference: Num[np.ndarray, "m ..."] | int | None = None,
