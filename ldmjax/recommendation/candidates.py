@@ -1,18 +1,17 @@
-"""What can be recommended: autoencoders of the suite, the user's own, or latents with or without a decoder."""
+"""What can be recommended: autoencoders, or latents with or without a decoder."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from ldmjax import autoencoders, data, features
 from ldmjax.autoencoders import Autoencoder, FittedAutoencoder
-from ldmjax.checkpoints import NOTHING_KEPT, Store
+from ldmjax.checkpoints import fingerprint
+from ldmjax.job import NO_JOB, Job
 from ldmjax.metrics import FeatureReference, Measure
 
 BLOCKS = 64
-LABELS = {"labels", "y"}  # keys, as in files of images
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ def of_autoencoders(
     *,
     batch: int,
     channels_first: bool = False,
-    store: Store = NOTHING_KEPT,
+    job: Job = NO_JOB,
 ) -> list[Candidate]:
     """Candidates that encode ``training`` ``[n, *image_shape]``; their latents are kept.
 
@@ -69,7 +68,7 @@ def of_autoencoders(
     for name, autoencoder in named.items():
         decode = decoding(f"{name}: decode", autoencoder.decode, batch, training.shape[1:], channels_first)
         encode = batched(f"{name}: encode", taking(autoencoder.encode, channels_first), batch)
-        latents = store.piece(f"latents/{name}", lambda e=encode: e(training))
+        latents = job.keep(f"latents/{name}", lambda e=encode: e(training))
         decode(latents[:2])
         precision = autoencoder.precision if isinstance(autoencoder, FittedAutoencoder) else None
         shared = {"measures": measures, "training": training, "precision": precision}
@@ -112,6 +111,11 @@ def of_latents_alone(arrays: Mapping[str, np.ndarray], *, n: int, reference: int
             )
         )  # fmt: skip
     return found
+
+
+def digest_of(tried: Sequence[Candidate]) -> str:
+    """Returns the digest of the latents and decoded images of the first two images."""
+    return fingerprint("", [(c.latents[:2], c.decode(c.latents[:2])) for c in tried])
 
 
 def taking(encode: Callable, channels_first: bool) -> Callable:
@@ -168,88 +172,3 @@ def batched(what: str, function: Callable, batch: int, *, shape: Sequence[int] |
         return outputs
 
     return call
-
-
-def load_latents(path: str, *, report: Callable[[str], None] = print) -> dict[str, np.ndarray]:
-    """Every array of an .npz file by its key, or that of an .npy file by the file's name, float32.
-
-    Args:
-      path: of the file.
-      report: receives a line for each array that is not taken as it is: labels, bfloat16, integers.
-
-    Raises:
-      ValueError: with one line that says what is wrong with the file.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"no file {path!r}")
-    arrays = _without_labels(_read_arrays(path), path, report)
-    for key, array in arrays.items():
-        array = _read_as_numbers(array, f"{path!r}: {key!r}", report)
-        if array.ndim < 2 or not array.size or not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
-            raise ValueError(f"{path!r}: {key!r} must hold numbers [N, ...], got {array.dtype} {list(array.shape)}")
-        with np.errstate(over="ignore"):
-            arrays[key] = array.astype(np.float32)
-        if not np.all(np.isfinite(arrays[key])):
-            raise ValueError(f"{path!r}: {key!r} holds NaN, infinity or numbers too large for float32")
-        if problem := data.float32_problem(array):
-            raise ValueError(f"{path!r}: {key!r} {problem}")
-    if len({len(array) for array in arrays.values()}) != 1:
-        raise ValueError(f"{path!r} must hold arrays [N, ...] of one N, got {_shapes(arrays)}")
-    return arrays
-
-
-def _read_arrays(path):
-    """All arrays of a file by name, whatever they hold, but for Python objects."""
-    key = Path(path).stem
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {key: loaded}
-        arrays = {}
-        with loaded as archive:
-            for key in archive.files:
-                arrays[key] = archive[key]
-        return arrays
-    except Exception as error:  # whatever a damaged file raises
-        if "Object arrays" in str(error):
-            raise ValueError(f"{path!r}: {key!r} must hold numbers [N, ...], got Python objects (a pickle)") from error
-        if "valid dtype descriptor" in str(error):  # as of float8 with five exponent bits
-            raise ValueError(
-                f"{path!r}: {key!r} has a type that numpy does not store: save it as float32 or float16"
-            ) from error
-        line = "it does not begin as one" if "pickle" in str(error) else " ".join(str(error).split())
-        raise ValueError(f"{path!r} is not a readable .npz or .npy file of numbers: {line}") from error
-
-
-def _without_labels(arrays, path, report):
-    """The arrays but for labels, one for each row of the others, which some tools store beside latents."""
-    found = dict(arrays)
-    for key in LABELS & set(arrays) if len(arrays) > 1 else ():
-        labels = found.pop(key)
-        if labels.ndim != 1 or labels.dtype.kind not in "biuUS":
-            raise ValueError(
-                f"{path!r}: {key!r} must hold a label for each latent, integers [N], got {labels.dtype} {list(labels.shape)}: "
-                "give latents another key"
-            )
-        if len({len(labels), *(len(array) for array in found.values() if array.ndim)}) > 1:
-            raise ValueError(f"{path!r} must hold one of {key!r} for each latent, got {_shapes(arrays)}")
-        report(f"{path}: {key!r} are taken for labels and not used")
-    return found
-
-
-def _read_as_numbers(array, what, report):
-    """The array, or what its bytes mean if numpy has no name for them; a line on what may not be meant."""
-    dtype = array.dtype
-    if dtype.kind == "V" and dtype.names is None and dtype.itemsize == 2:
-        # numpy writes bfloat16 as two bytes without a type; no other type of ml_dtypes has two.
-        report(f"{what} has two bytes and no type for each number, as numpy writes bfloat16: read as bfloat16")
-        return (np.ascontiguousarray(array).view("<u2").astype(np.uint32) << 16).view(np.float32)
-    if dtype.kind == "V" and dtype.names is None:
-        raise ValueError(f"{what} has a type that numpy does not store, got {dtype}: save it as float32 or float16")
-    if dtype.kind in "iu":
-        report(f"{what} holds integers, read as numbers; of indices into a codebook give the vectors instead")
-    return array
-
-
-def _shapes(arrays):
-    return ", ".join(f"{key} {list(array.shape)}" for key, array in arrays.items()) or "none"

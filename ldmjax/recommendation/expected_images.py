@@ -103,7 +103,7 @@ def _judge(what, as_is, found, images):
         f"{100 * as_is.mean():.3g} % of their variance, but images {form} with {100 * errors.mean():.3g} %"
     )
     if share < FAR:
-        raise ValueError(f"{text}: give --data in that form, or let the function change it, and back")
+        raise ValueError(f"{text}: give images in that form, or let the function change it, and back")
     return [f"{text}: is it made for that form?"] if share < BETTER and np.mean(errors < as_is) > OFTEN else []
 
 

@@ -1,7 +1,5 @@
 """Which images are used: shuffled, each once, however often it or a near copy of it is there."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from ldmjax.metrics import exact_repeats, near_repeats, repeats_by_chance
@@ -60,8 +58,3 @@ def standardised(array: np.ndarray) -> np.ndarray:
     rows -= rows.mean(axis=0)
     deviation = rows.std()
     return rows / deviation if deviation > 0.0 else rows
-
-
-def in_words(count: int, lines: Sequence[str], *, noun: str) -> str:
-    """How many images or latents there are, and why not more."""
-    return f"{count} {noun}" + (f" ({'; '.join(lines)})" if lines else "")

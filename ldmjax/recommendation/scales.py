@@ -44,7 +44,7 @@ def scale_of(latents: np.ndarray, scaling: Scaling) -> LatentScale:
 
     Raises:
       ValueError: with one line, for latents or channels that do not vary, another number of factors than channels, or factors
-        that leave no deviation of 1 while dividing by them would.
+        that leave no deviation of 1 while dividing by them would; of factors it begins with their name and a colon.
     """
     own = LatentScale.measure(latents)
     if scaling.multiply is None and scaling.shift is None:
@@ -54,19 +54,19 @@ def scale_of(latents: np.ndarray, scaling: Scaling) -> LatentScale:
             return LatentScale(mean=0.0, std=1.0)
         mean, std = _moments(latents, others_than(channel_axis(latents.shape), latents.ndim))
         if still := np.flatnonzero(std.ravel() == 0).tolist():
-            raise ValueError(f"--standardise=channel needs channels that vary, number {still[0]} does not")
+            raise ValueError(f"standardise=channel needs channels that vary, number {still[0]} does not")
         return LatentScale(mean=mean, std=std)
     multiply, shift = (
-        _per_channel(flag, values, latents.shape)
-        for flag, values in (("latent_scale", scaling.multiply or [1.0]), ("latent_shift", scaling.shift or [0.0]))
+        _per_channel(name, values, latents.shape)
+        for name, values in (("latent_scale", scaling.multiply or [1.0]), ("latent_shift", scaling.shift or [0.0]))
     )
     left, divided = ((latents - shift) * factor for factor in (multiply, 1.0 / multiply))
     left, divided = float(np.std(left, dtype=np.float64)), float(np.std(divided, dtype=np.float64))
     if not _is_right(left) and _is_right(divided):
         given, meant = (",".join(f"{x:.4g}" for x in values) for values in (scaling.multiply, 1.0 / np.ravel(multiply)))
         raise ValueError(
-            f"--latent_scale multiplies, as in diffusers: {given} leaves the latents a deviation of {left:.3g}, dividing by it "
-            f"{divided:.3g}; give --latent_scale={meant}"
+            f"latent_scale: multiplies, as in diffusers: {given} leaves the latents a deviation of {left:.3g}, dividing by it "
+            f"{divided:.3g}; give latent_scale={meant}"
         )
     return LatentScale(mean=shift, std=1.0 / multiply)
 
@@ -74,9 +74,9 @@ def scale_of(latents: np.ndarray, scaling: Scaling) -> LatentScale:
 def check_factors(scaling: Scaling, shapes: Sequence[tuple[int, ...]]) -> None:
     """Raises `ValueError` unless there is one factor and shift, or one for each channel, of latents ``[N, *shape]``."""
     for shape in shapes:
-        for flag, values in (("latent_scale", scaling.multiply), ("latent_shift", scaling.shift)):
+        for name, values in (("latent_scale", scaling.multiply), ("latent_shift", scaling.shift)):
             if values is not None:
-                _per_channel(flag, values, (1, *shape))
+                _per_channel(name, values, (1, *shape))
 
 
 def describe(name: str, latents: np.ndarray, scaling: Scaling, scale: LatentScale) -> str:
@@ -133,14 +133,14 @@ def _moments(latents, axes):
     return mean, np.where(std < 1e-6 * np.abs(mean), 0.0, std)
 
 
-def _per_channel(flag, values, shape):
+def _per_channel(name, values, shape):
     values = np.asarray(values, np.float64)
     if len(values) == 1:
         return float(values[0])
     axis = channel_axis(shape)
     if len(values) != shape[axis]:
         what = "entries" if len(shape) == 2 else "channels"
-        raise ValueError(f"--{flag} must hold one number or one for each of {shape[axis]} {what}, got {len(values)}")
+        raise ValueError(f"{name}: must hold one number or one for each of {shape[axis]} {what}, got {len(values)}")
     return values.reshape([-1 if i == axis else 1 for i in range(1, len(shape))])
 
 
@@ -158,7 +158,7 @@ def _uneven(name, what, mean, std, *, vectors):
     differ = not vectors and std.max() > UNEVEN[what] * std.min()
     if not differ and apart < APART * within:
         return []
-    advice = "--standardise=channel gives each its own scale" if what == "channels" else "is that so on purpose?"
+    advice = "standardise=channel gives each its own scale" if what == "channels" else "is that so on purpose?"
     return [
         f"{name}: {what} differ much, deviations {std.min():.3g} to {std.max():.3g} and means {mean.min():.3g} to "
         f"{mean.max():.3g}: one noise level is early for some and late for others, and gains may be of the scale only; {advice}"

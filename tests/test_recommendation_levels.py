@@ -1,15 +1,15 @@
-"""recommend where the best stop is at an edge of the levels or in one cell, and where the end cannot be told from 0."""
+"""recommendation where the best stop is at an edge of the levels or in one cell, and where the end cannot be told from 0."""
 
 import dataclasses
 import re
 
 import numpy as np
 import pytest
-from recommend_points import exact_curve, of_true_second_moment, pca_candidate, quiet, spectrum
+from recommend_points import exact_curve, made_record, of_true_second_moment, pca_candidate, spectrum
 
-from experiments import recommend
-from experiments.recommend import choice, latents, levels, report
-from ldmjax import autoencoders, gaussians, schedules, stopping
+from ldmjax import autoencoders, schedules, stopping
+from ldmjax.job import Job
+from ldmjax.recommendation import RecommendationConfig, compare, levels, measuring, report
 
 EARLY, NONE, UNKNOWN = stopping.VERDICTS
 GRID = np.array([-2.0, 0.0, 2.0, 4.0, 6.0, 8.0, 10.0, np.inf])
@@ -125,25 +125,21 @@ def test_a_sampler_has_no_levels_beyond_its_own():
         assert levels.edge_of(result, GRID, negligible=0.01) is not None
     few = stopping.Chain(schedules.RectifiedFlow(), 2, "euler")
     assert levels.edge_of(reading(0, 0, 1, curve=np.ones(2)), few.logsnrs, chain=few, negligible=0.01) == "last"
-    config = recommend.Config(sampler="scaled_linear_euler")
+    config = RecommendationConfig(sampler="scaled_linear_euler")
     assert config.span == pytest.approx((-5.364, 7.069), abs=2e-3)
 
 
 # What comes of it, against exact curves.
 
 
-def points(seed=0, *, decay=-1.5, n=70):
-    rng, deviations = np.random.default_rng([3, seed]), np.arange(1.0, 81.0) ** (decay / 2)
+def points(seed=0, *, decay=1.5, n=70):
+    rng, deviations = np.random.default_rng([3, seed]), spectrum(80, decay=decay)
     return rng.standard_normal((n, 80)) * deviations, rng.standard_normal((1500, 80)) * deviations
 
 
-def divided_by(scale):
-    return latents.Scaling(multiply=[1.0 / scale])
-
-
 def answer(candidate, **options):
-    config = recommend.Config(**{"samples": 2048, "stops": 12} | options)
-    outcome = recommend.run([candidate], config, comparable=True, report=quiet)
+    config = RecommendationConfig(**{"samples": 2048, "stops": 12} | options)
+    outcome = compare([candidate], config)
     return outcome, outcome.records[0]
 
 
@@ -154,22 +150,22 @@ def test_an_optimum_beyond_the_cleanest_level_is_found(seed, shift):
     x, held_out = points(seed)
     candidate = pca_candidate(x, held_out, 69)
     scale = float(candidate.latents.std()) * np.exp(shift / 2)
-    _, alone = answer(candidate, scaling=divided_by(scale), passes=1)
+    _, alone = answer(candidate, latent_scale=1.0 / scale, passes=1)
     assert (alone["logsnr"], alone["edge"], alone["verdict"], alone["images_needed"]) == (None, "end", UNKNOWN, None)
-    outcome, record = answer(candidate, scaling=divided_by(scale))
+    outcome, record = answer(candidate, latent_scale=1.0 / scale)
     exact = exact_curve(x, 69, np.append(FINE, np.inf), scale=scale)
     best = FINE[exact[:-1].argmin()]
     assert best > 11.0 and record["logsnr"] == pytest.approx(best, abs=1.2)
     assert record["edge"] is None and record["verdict"] == EARLY
     assert record["gain"] == pytest.approx(exact[-1] - exact.min(), rel=0.5)
-    assert len(record["levels"]) == 12 + 6 and "<=" not in report.table(outcome)
+    assert len(record["levels"]) == 12 + 6 and "<=" not in outcome.table()
 
 
 def test_an_optimum_beyond_all_levels_has_no_verdict_and_says_so():
     x, held_out = points()
     candidate = pca_candidate(x, held_out, 69)
     scale = float(candidate.latents.std()) * np.exp(24.0 / 2)
-    outcome, record = answer(candidate, scaling=divided_by(scale))
+    outcome, record = answer(candidate, latent_scale=1.0 / scale)
     exact = exact_curve(x, 69, np.append(FINE, np.inf), scale=scale)
     assert exact[-1] - exact.min() > 0.05 * exact[-1]  # there is something to gain
     assert (record["logsnr"], record["edge"], record["verdict"], record["images_needed"]) == (
@@ -182,21 +178,21 @@ def test_an_optimum_beyond_all_levels_has_no_verdict_and_says_so():
     assert chosen["advice"].startswith(
         "cannot tell: run to the end; the distance still falls from logsnr 18.8 to the end"
     )
-    assert "<= end" in report.table(outcome) and "may lie beyond" in report.table(outcome)
+    assert "<= end" in outcome.table() and "may lie beyond" in outcome.table()
 
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("options", [{}, {"logsnr_min": 0.0}, {"sampling_steps": 60, "logsnr_min": -1.0}])
 def test_an_optimum_beyond_the_noisiest_level_is_found(seed, options):
     """Nearly isotropic points: noise mends the spread of variances that few points show."""
-    x, held_out = points(seed, decay=-0.2)
+    x, held_out = points(seed, decay=0.2)
     candidate = pca_candidate(x, held_out, 69)
     outcome, alone = answer(candidate, passes=1, **options)
     assert alone["edge"] == "first" and alone["verdict"] == EARLY and alone["logsnr"] == alone["levels"][0]
     assert outcome.recommendations[0]["advice"].endswith("the best stop may be earlier still")
-    assert f"<= {alone['logsnr']:.1f} [" in report.table(outcome)
+    assert f"<= {alone['logsnr']:.1f} [" in outcome.table()
     outcome, record = answer(candidate, **options)
-    exact = isotropic_curve(x, FINE)
+    exact = exact_curve(x, 69, FINE, decay=0.2)
     assert (
         record["edge"] is None
         and record["logsnr"] < alone["logsnr"]
@@ -205,16 +201,6 @@ def test_an_optimum_beyond_the_noisiest_level_is_found(seed, options):
     if "sampling_steps" not in options:
         assert record["logsnr"] == pytest.approx(FINE[exact.argmin()], abs=0.7)
     assert len(record["levels"]) == 12 + 6
-
-
-def isotropic_curve(x, logsnrs):
-    truth, mean = np.diag(np.arange(1.0, 81.0) ** -0.2), x.mean(axis=0)
-    axes = np.linalg.svd(x - mean, full_matrices=False)[2][:69].T
-    z, curve = (x - mean) @ axes, []
-    for nu in 1 / (1 + np.exp(logsnrs)):
-        law = axes @ ((1 - nu) * z.T @ z / len(x) + nu * z.std() ** 2 * np.eye(69)) @ axes.T
-        curve.append(gaussians.w2_squared(mean, law, 0 * mean, truth))
-    return np.interp(logsnrs, logsnrs, curve)
 
 
 def test_an_edge_that_is_not_passed_is_said():
@@ -227,7 +213,7 @@ def test_an_edge_that_is_not_passed_is_said():
     assert outcome.recommendations[0]["advice"].endswith(
         "this is the noisiest level tried: the best stop may be earlier still"
     )
-    assert f"<= {record['logsnr']:.1f} [" in report.table(outcome)
+    assert f"<= {record['logsnr']:.1f} [" in outcome.table()
     # All steps of a sampler: there is no earlier stop.
     outcome, record = answer(candidate, sampling_steps=4)
     assert (record["edge"], record["logsnr"], record["verdict"]) == (None, record["levels"][0], EARLY)
@@ -240,9 +226,9 @@ def test_the_last_step_before_the_end_is_said_to_be_that():
     x = of_true_second_moment(rng, 400)
     candidate = pca_candidate(x, rng.standard_normal((4000, 16)) * spectrum(16), 16)
     outcome, record = answer(candidate, sampling_steps=4)
-    assert np.isin(record["levels"], recommend.Config(sampling_steps=4).chain.logsnrs).all()
+    assert np.isin(record["levels"][:-1], RecommendationConfig(sampling_steps=4).chain.logsnrs).all()
     assert (record["edge"], record["logsnr"], record["verdict"]) == ("last", record["levels"][-2], EARLY)
-    assert f">= {record['logsnr']:.1f} [" in report.table(outcome)
+    assert f">= {record['logsnr']:.1f} [" in outcome.table()
     assert outcome.recommendations[0]["advice"].endswith(
         "this is the last stop tried before the end: more sampling steps have later ones"
     )
@@ -271,72 +257,50 @@ def test_two_passes_are_one_pass_over_all_levels():
     x, held_out = points()
     candidate = pca_candidate(x, held_out, 69)
     scale = autoencoders.LatentScale.measure(candidate.latents)
-    config = recommend.Config(stops=8, samples=1024)
-    found, values = recommend.measure_passes(candidate, scale, config, report=quiet)
+    config = RecommendationConfig(stops=8, samples=1024)
+    found, values = measuring.measure_passes(candidate, scale, config)
     assert len(found) == 8 + 4 and np.all(np.diff(found) > 0) and set(config.logsnrs) <= set(found)
     whole = stopping.noisy_autoencoder(
         scale.standardise(candidate.latents), lambda z: candidate.decode(scale.unstandardise(z)), candidate.measures,
-        logsnrs=found, samples=config.decoded(70), seed=config.seed, report=quiet,
+        logsnrs=found, samples=config.decoded(70), seed=config.seed, report=lambda line: None,
     )  # fmt: skip
     np.testing.assert_allclose(values["data", "w2"], whole["data", "w2"], rtol=1e-9)
-    _, other = recommend.measure_passes(candidate, scale, dataclasses.replace(config, seed=1), report=quiet)
+    _, other = measuring.measure_passes(candidate, scale, dataclasses.replace(config, seed=1))
     assert np.all(other["data", "w2"][:, 0] != values["data", "w2"][:, 0])
 
 
 def test_candidates_have_their_own_levels_and_one_figure():
     x, held_out = points()
     candidate = [pca_candidate(x, held_out, d, name=f"pca {d}") for d in (69, 20)]
-    config = recommend.Config(stops=12, samples=2048, scaling=divided_by(1.0))
-    outcome = recommend.run(candidate, config, comparable=True, report=quiet)
+    config = RecommendationConfig(stops=12, samples=2048, latent_scale=1.0)
+    outcome = compare(candidate, config)
     own = [outcome.curves[f"pca {d}/logsnr"] for d in (69, 20)]
     assert len(own[0]) != len(own[1]) or np.any(own[0] != own[1])
     np.testing.assert_array_equal(outcome.curves["logsnr"], np.unique(np.concatenate(own)))
     for record, levels_of in zip(outcome.records, own, strict=True):
         curve = outcome.curves[f"{record['name']}/data/w2"]
-        assert record["levels"] == list(levels_of) and len(curve) == len(levels_of)
+        assert record["levels"] == [*levels_of[:-1], None] and len(curve) == len(levels_of)
         assert record["best"] == curve.min()
         assert (np.inf if record["logsnr"] is None else record["logsnr"]) == levels_of[curve.argmin()]
-    drawn = {line.get_label(): line.get_xdata() for line in report.draw(outcome, config).axes[0].lines}
+    drawn = {line.get_label(): line.get_xdata() for line in outcome.figure().axes[0].lines}
     for record, levels_of in zip(outcome.records, own, strict=True):
         np.testing.assert_array_equal(drawn[record["name"]][:-1], levels_of[:-1])
     # The end has one place.
     assert drawn["pca 69"][-1] == drawn["pca 20"][-1] > outcome.curves["logsnr"][-2]
 
 
-def test_a_plan_counts_the_second_pass():
-    x, held_out = points()
-    candidate = pca_candidate(x, held_out, 69)
-    size = {"candidates": 3, "n": 70, "pixels": 80, "decoding": 0.0}
-    runs = [recommend.plan(candidate.measures, recommend.Config(passes=p), **size)[0].runs for p in (1, 2)]
-    assert runs == [3 * 20, 3 * 30]
-
-
 def test_a_clear_answer_gets_no_more_levels_and_no_word_on_edges():
     """A wide interval that ends at the end of sampling: nothing is added, nothing is said."""
     rng, lines = np.random.default_rng([6, 0]), []
     x, held_out = rng.standard_normal((100, 16)) * spectrum(16), rng.standard_normal((600, 16)) * spectrum(16)
-    config = recommend.Config(stops=12, samples=2048)
-    outcome = recommend.run([pca_candidate(x, held_out, 12)], config, comparable=True, report=lines.append)
+    config = RecommendationConfig(stops=12, samples=2048)
+    outcome = compare([pca_candidate(x, held_out, 12)], config, job=Job(show=lines.append))
     (record,) = outcome.records
-    assert (
-        record["edge"] is None
-        and len(record["levels"]) == 12
-        and not any("more noise levels" in line for line in lines)
-    )
-    assert (
-        "<=" not in report.table(outcome)
-        and ">=" not in report.table(outcome)
-        and "beyond" not in report.table(outcome)
-    )
+    assert record["edge"] is None and len(record["levels"]) == 12 and "more noise levels" not in " ".join(lines)
+    assert not any(words in outcome.table() for words in ("<=", ">=", "beyond"))
 
 
 # A distance at the end that cannot be told from 0.
-
-
-def made_record(**changes):
-    fields = {"end": 10.0, "end_standard_error": 0.5, "gain": 1.0, "divide_by": 1.0, "denoising_end": 0.9,
-              "images_needed": None, "edge": None, "sampling_steps": None, "reference_images": 1000}  # fmt: skip
-    return fields | changes
 
 
 @pytest.mark.parametrize(("error", "told"), [(0.4, True), (0.6, False), (5.0, False)])
@@ -346,9 +310,11 @@ def test_a_gain_without_percent_stands_beside_no_number_of_images(error, told):
     )
     needed = stopping.images_needed(result, images=1000)
     assert (needed is not None) == told == stopping.is_told(result.end, error)
-    record = made_record(end=1.0, end_standard_error=error, gain=0.02, verdict=UNKNOWN, images_needed=needed)
-    assert np.isnan(choice.percent(record, "gain")) != told
-    text = choice.advice(record)
+    record = made_record(
+        end=1.0, end_standard_error=error, gain=0.02, verdict=UNKNOWN, images_needed=needed, reference_images=1000
+    )
+    assert np.isnan(report.percent(record, "gain")) != told
+    text = report.advice(record)
     assert bool(re.search(r"[0-9] held-out images would let it", text)) == told
     assert told or text == (
         "cannot tell: run to the end, whose distance cannot be told from 0; how many held-out images would let it is not known"
@@ -362,7 +328,7 @@ def test_an_end_at_zero_has_a_dash_and_no_number(seed):
     x = of_true_second_moment(rng, 400)
     outcome, record = answer(pca_candidate(x, rng.standard_normal((500, 16)) * spectrum(16), 16))
     told = stopping.is_told(record["end"], record["end_standard_error"])
-    row = next(line for line in report.table(outcome).splitlines() if line.startswith("data"))
+    row = next(line for line in outcome.table().splitlines() if line.startswith("data"))
     assert not told and " - " in row and record["images_needed"] is None and record["verdict"] != EARLY
     assert "about" not in outcome.recommendations[0]["advice"]
 
@@ -370,6 +336,6 @@ def test_an_end_at_zero_has_a_dash_and_no_number(seed):
 @pytest.mark.parametrize("verdict", [EARLY, NONE, UNKNOWN])
 def test_words_on_edges_are_in_the_advice_for_stopping_alone(verdict):
     record = made_record(verdict=verdict, edge="first")
-    assert bool(choice.beyond(record)) == (verdict == EARLY)
+    assert bool(report.beyond(record)) == (verdict == EARLY)
     record = made_record(verdict=verdict, edge="last")
-    assert ("later still" in choice.beyond(record)) == (verdict == EARLY)
+    assert ("later still" in report.beyond(record)) == (verdict == EARLY)
