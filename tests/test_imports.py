@@ -10,23 +10,27 @@ import ldmjax
 ROOT = Path(ldmjax.__file__).parent
 
 LAYERS = {
-    0: ["typing"],
-    1: ["schedules", "gaussians", "random_matrices", "devices", "threefry"],
-    2: ["pipelines", "process", "oracle", "mixtures", "data", "checkpoints", "chunks", "convolutions", "loops"],
+    0: ["typing", "files"],
+    1: ["schedules", "gaussians", "random_matrices", "devices", "threefry", "pieces"],
+    2: ["process", "oracle", "mixtures", "data", "convolutions", "loops", "checkpoints", "job", "chunks", "pipelines"],
     3: ["networks", "autoencoders", "features", "losses", "metrics"],
     4: ["training", "sweeps", "experts", "samplers", "stopping"],
-    5: ["records", "plotting"],
+    5: ["records", "plotting", "tables", "tasks", "chains", "latent_diffusion", "predictors"],
+    6: ["recommendation"],
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
 SAME_LAYER = {
     ("oracle", "process"),
     ("mixtures", "process"),
+    ("job", "checkpoints"),
     ("chunks", "checkpoints"),
+    ("chunks", "job"),
     ("chunks", "loops"),
     ("oracle", "loops"),
     ("sweeps", "training"),
     ("stopping", "samplers"),
     ("experts", "training"),
+    ("chains", "tasks"),
 }
 
 # The one file that computes in float64 on devices. It draws no random numbers (the same key gives others in float64), and the
@@ -113,6 +117,8 @@ def test_the_library_reads_no_flags_and_never_sets_jax_precision_for_others():
         ("data.py", "from . import oracle"),
         ("data.py", "import ldmjax"),
         ("__init__.py", "from ldmjax.schedules import LinearVP"),
+        ("job.py", "from ldmjax import chunks"),  # only the other way round
+        ("predictors.py", "from ldmjax.recommendation import recommend"),
         ("utils.py", ""),
     ],
 )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import tasks
+from ldmjax import tasks
 from ldmjax import data, oracle
 from ldmjax.schedules import Ladder, karras_levels, uniform_logsnr_levels
 
