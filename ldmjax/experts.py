@@ -28,9 +28,9 @@ from ldmjax.checkpoints import fingerprint
 from ldmjax.devices import collect, map_runs
 from ldmjax.job import NO_JOB, Job
 from ldmjax.networks import BUMPS, ResidualMLP, bump_features
+from ldmjax.optimiser import FlatParameters, TrainState, fresh_state, train_chunk
 from ldmjax.process import Denoiser
 from ldmjax.schedules import Ladder
-from ldmjax.training import FlatParameters, Pace, TrainState, apply_gradient, ema_decay, fresh_state
 
 PARAMETERISATIONS = ("noise", "v")
 WARM_UP = 50  # steps over which the learning rate rises to its constant value
@@ -49,7 +49,7 @@ class ExpertsConfig:
         levels j + 1 and above only.
       hidden: width of an expert.
       blocks: residual blocks of an expert.
-      ema_gamma: exponent of the power EMA (training.py).
+      ema_gamma: exponent of the power EMA (optimiser.py).
       checkpoints: steps after which the EMA parameters are kept, rising; the last step always is.
     """
 
@@ -401,20 +401,19 @@ def _train_chunk(config, rebuild, length, shared, state, run):
     data, first, last = shared
 
     def draws_of(step):
-        rate = run.learning_rate * jnp.minimum(1.0, (step + 1) / WARM_UP)
         # 0 was the initialisation's.
-        key = jax.random.fold_in(run.key, step + 1)
-        return _choose_batch(config, run, len(data), key), Pace(rate, 1.0 - ema_decay(step, config.ema_gamma)).packed()
+        return _choose_batch(config, run, len(data), jax.random.fold_in(run.key, step + 1))
 
-    def step_of(step, draws, carry, counts):
-        (batch, pace), (state, total) = draws, carry
-        loss_of = functools.partial(_expert_loss, rebuild, run, data, batch)
-        loss, gradient = jax.value_and_grad(loss_of)(state.params)
-        state = apply_gradient(state, loss, gradient, pace=Pace(*pace), step=step, counts=counts)
-        return state, total + jnp.where(counts, loss, 0.0)
-
-    carry = state, jnp.zeros(())
-    return loops.repeat(step_of, carry, first=first, last=last, length=length, prepare=draws_of)
+    return train_chunk(
+        state,
+        first=first,
+        last=last,
+        length=length,
+        draws_of=draws_of,
+        loss_of=lambda params, memory, batch: (_expert_loss(rebuild, run, data, batch, params), memory),
+        rate_of=lambda step: run.learning_rate * jnp.minimum(1.0, (step + 1) / WARM_UP),
+        ema_gamma=config.ema_gamma,
+    )
 
 
 class _BatchDraw(NamedTuple):

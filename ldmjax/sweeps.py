@@ -20,18 +20,15 @@ from ldmjax.checkpoints import fingerprint
 from ldmjax.devices import MappedRuns, collect, default_runs_per_batch, map_runs, take_rows
 from ldmjax.job import NO_JOB, Job
 from ldmjax.networks import RunInputs, as_denoiser
+from ldmjax.optimiser import FlatParameters, map_parameters, train_chunk
 from ldmjax.process import Denoiser
 from ldmjax.training import (
-    FlatParameters,
-    Pace,
     TrainingConfig,
+    batch_loss,
     choose_noising,
-    ema_decay,
     flops,
     graph_definition,
     init_state,
-    map_parameters,
-    train_step,
     unit_learning_rate,
 )
 
@@ -307,22 +304,28 @@ def _train_chunk(config, graphdef, length, shared, state, run):
     sources, first, last = shared
     flat, dim = FlatParameters.in_training(state.params), run.latent_dim.astype(jnp.float32)
 
+    def network_of(vector):
+        return nnx.merge(graphdef, flat.unravel(vector))
+
+    def project(vector):
+        network = network_of(vector)
+        network.project(run.inputs)
+        return flat.ravel(nnx.split(network)[1])
+
     def draws_of(step):
         latents_key, noising_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(run.key, 1), step))
-        rate = run.learning_rate * unit_learning_rate(step, config.steps)
-        pace = Pace(rate, 1.0 - ema_decay(step, config.ema_gamma)).packed()
-        return choose_latents(run, latents_key, config.batch_size), choose_noising(noising_key), pace
+        return choose_latents(run, latents_key, config.batch_size), choose_noising(noising_key)
 
-    def step_of(step, draws, carry, counts):
-        (latents, noising, pace), (state, total) = draws, carry
-        state, loss = train_step(
-            config, graphdef, flat, state, run.inputs, x0=chosen_latents(sources, run, latents), dim=dim,
-            noising=noising, pace=Pace(*pace), step=step, counts=counts,
-        )  # fmt: skip
-        return state, total + jnp.where(counts, loss, 0.0)
+    def loss_of(vector, memory, draws):
+        latents, noising = draws
+        x0 = chosen_latents(sources, run, latents)
+        return batch_loss(config, network_of(vector), run.inputs, x0, noising, dim=dim), memory
 
-    carry = map_parameters(flat.ravel, state), jnp.zeros(())
-    state, total = loops.repeat(step_of, carry, first=first, last=last, length=length, prepare=draws_of)
+    options = {"project": project} if config.model == "linear" else {}
+    state, total = train_chunk(
+        map_parameters(flat.ravel, state), first=first, last=last, length=length, draws_of=draws_of, loss_of=loss_of,
+        rate_of=lambda step: run.learning_rate * unit_learning_rate(step, config.steps), ema_gamma=config.ema_gamma, **options,
+    )  # fmt: skip
     return map_parameters(flat.unravel, state), total
 
 

@@ -1,25 +1,17 @@
-"""State and step of one training run: Adam, power EMA, projection onto the cap, freezing on the first NaN.
-
-Power EMA (Karras et al., arXiv 2312.02696): after step k the average moves by 1 - (1 - 1/k)^(gamma + 1), so that it always
-spans the same fraction of training, but never more than 0.9999 once training is longer than 50,000 steps ([OS]'s value).
-"""
+"""Networks, their batches and their loss: what one training run of a score is made of (optimiser.py has its steps)."""
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
-import optax
 from flax import nnx
-from jaxtyping import PyTree
 
 from ldmjax import threefry
 from ldmjax.convolutions import PRECISIONS
-from ldmjax.devices import platform
 from ldmjax.losses import denoising_score_matching, edm_weight, linear_score_matching
 from ldmjax.networks import (
     DiagonalLinearScore,
@@ -31,13 +23,11 @@ from ldmjax.networks import (
     mlp_flops,
     unet_flops,
 )
+from ldmjax.optimiser import TrainState, fresh_state
 from ldmjax.schedules import ContinuousSchedule, LinearVP
 
 MODELS = ("linear", "mlp", "unet")
-ADAM = optax.scale_by_adam(b2=0.99)
 DEFAULT_LEARNING_RATES = {"linear": 0.05, "mlp": 0.005, "unet": 0.005}
-EMA_LIMIT, EMA_LIMIT_AFTER = 0.9999, 50_000
-FEW_LEAVES = 8  # of a tree of parameters: an MLP's
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,15 +95,6 @@ class TrainingConfig:
     def map_dim(self) -> int:
         """Entries of one map, the latent dimension of every U-Net run."""
         return math.prod(self.map_shape)
-
-
-class TrainState(NamedTuple):
-    """Arrays of one run: parameters, optimiser state, their power EMA, and the step at which it failed (-1: none)."""
-
-    params: PyTree
-    optimiser: optax.OptState
-    ema: PyTree
-    failed_at: jax.Array
 
 
 def make_network(config: TrainingConfig, width: int, key: jax.Array, latent_dim: jax.Array | int) -> nnx.Module:
@@ -192,49 +173,6 @@ def parameter_count(config: TrainingConfig, width: int) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
-def fresh_state(params: PyTree) -> TrainState:
-    """The state before the first step, from initial parameters."""
-    return TrainState(params, ADAM.init(params), params, jnp.full((), -1, jnp.int32))
-
-
-class FlatParameters(NamedTuple):
-    """Parameters as one vector and back. A tree of one leaf needs no vector: it stands for its leaf."""
-
-    ravel: Callable[[PyTree], jax.Array]
-    unravel: Callable[[jax.Array], PyTree]
-
-    @classmethod
-    def of(cls, params: PyTree) -> "FlatParameters":
-        """For trees like ``params``, of which only shapes are read."""
-        leaves, treedef = jax.tree.flatten(params)
-        if len(leaves) == 1:
-            return cls(lambda tree: jax.tree.leaves(tree)[0], lambda leaf: jax.tree.unflatten(treedef, [leaf]))
-        ravel, back = jax.flatten_util.ravel_pytree, []
-        jax.eval_shape(lambda tree: back.append(ravel(tree)[1]), params)
-        return cls(lambda tree: ravel(tree)[0], back[0])
-
-    @classmethod
-    def in_training(cls, params: PyTree) -> "FlatParameters":
-        """For a loop of steps: `of` on a CPU, where Adam, EMA and freezing of a vector are a few operations and not dozens.
-
-        On an accelerator a tree of few leaves stays as it is: the compiler makes one kernel of the updates of all leaves, and
-        would need one more to cut each leaf out of a vector. With many leaves the check that all are finite costs more.
-        """
-        if platform() == "cpu" or len(jax.tree.leaves(params)) > FEW_LEAVES:
-            return cls.of(params)
-        return cls(lambda tree: tree, lambda tree: tree)
-
-
-def map_parameters(function: Callable[[PyTree], PyTree], state: TrainState) -> TrainState:
-    """The state with ``function`` of everything that has the shape of its parameters."""
-    adam = state.optimiser
-    return state._replace(
-        params=function(state.params),
-        optimiser=adam._replace(mu=function(adam.mu), nu=function(adam.nu)),
-        ema=function(state.ema),
-    )
-
-
 class Noising(NamedTuple):
     """How a batch is noised: ``offset`` in [0, 1) shifts the stratified levels, ``noise_key`` makes the noise."""
 
@@ -246,17 +184,6 @@ def choose_noising(key: jax.Array) -> Noising:
     """Chooses how one batch is noised."""
     offset_key, noise_key = jax.random.split(key)
     return Noising(jax.random.uniform(offset_key), noise_key)
-
-
-class Pace(NamedTuple):
-    """How far a step moves: the learning rate, and the share by which the EMA moves (1 - its decay)."""
-
-    rate: jax.Array
-    ema_share: jax.Array
-
-    def packed(self) -> jax.Array:
-        """Both as one array ``[2]``: for a loop over steps, which reads it with one kernel less."""
-        return jnp.stack(self)
 
 
 def batch_loss(
@@ -278,75 +205,6 @@ def batch_loss(
     t = schedule.inverse_logsnr(config.logsnr_min + (config.logsnr_max - config.logsnr_min) * share)
     weight = edm_weight(schedule, t, run.data_std)
     return denoising_score_matching(as_denoiser(network, run), x0, noise, t, weight, schedule=schedule, dim=dim)
-
-
-def train_step(
-    config: TrainingConfig,
-    graphdef: nnx.GraphDef,
-    flat: FlatParameters,
-    state: TrainState,
-    run: RunInputs,
-    *,
-    x0: jax.Array,
-    dim: jax.Array,
-    noising: Noising,
-    pace: Pace,
-    step: jax.Array,
-    counts: jax.Array | bool = True,
-) -> tuple[TrainState, jax.Array]:
-    """One optimiser step on clean latents ``x0`` ``[B, D]``; returns the new state and the loss (noise or EDM weighted).
-
-    The state's parameters are those of ``flat``; ``dim`` of the D components are not padding. A run whose loss or gradient is
-    not finite keeps its last state, for good, and remembers the step. A step that does not count changes nothing.
-    """
-
-    def build(vector):
-        return nnx.merge(graphdef, flat.unravel(vector))
-
-    def project(vector):
-        if config.model != "linear":
-            return vector
-        network = build(vector)
-        network.project(run)
-        return flat.ravel(nnx.split(network)[1])
-
-    def loss_of(vector):
-        return batch_loss(config, build(vector), run, x0, noising, dim=dim)
-
-    loss, gradient = jax.value_and_grad(loss_of)(state.params)
-    return apply_gradient(state, loss, gradient, pace=pace, step=step, project=project, counts=counts), loss
-
-
-def apply_gradient(
-    state: TrainState,
-    loss: jax.Array,
-    gradient: PyTree,
-    *,
-    pace: Pace,
-    step: jax.Array,
-    project: Callable[[PyTree], PyTree] = lambda params: params,
-    counts: jax.Array | bool = True,
-) -> TrainState:
-    """Adam, then ``project``, then the power EMA; a state that is not finite freezes.
-
-    A step that does not count (`loops.repeat`) changes nothing.
-    """
-    update, optimiser = ADAM.update(gradient, state.optimiser)
-    params = project(optax.apply_updates(state.params, jax.tree.map(lambda u: -pace.rate * u, update)))
-    ema = optax.incremental_update(params, state.ema, pace.ema_share)
-    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
-    running = (state.failed_at < 0) & counts
-    fine = finite & running
-    failed_at = jnp.where(running & ~finite, step, state.failed_at)
-    new = TrainState(params, optimiser, ema, failed_at)
-    kept = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, state)
-    return kept._replace(failed_at=failed_at)
-
-
-def ema_decay(step: jax.Array, ema_gamma: float) -> jax.Array:
-    """Decay of the power EMA after step ``step``, counted from 0; at most 0.9999 after 50,000 steps."""
-    power = (1.0 - 1.0 / (step + 1.0)) ** (ema_gamma + 1.0)
-    return jnp.where(step < EMA_LIMIT_AFTER, power, jnp.minimum(power, EMA_LIMIT))
 
 
 def unit_learning_rate(step: jax.Array, steps: int) -> jax.Array:

@@ -12,10 +12,22 @@ ROOT = Path(ldmjax.__file__).parent
 LAYERS = {
     0: ["typing", "files"],
     1: ["schedules", "gaussians", "random_matrices", "devices", "threefry", "pieces"],
-    2: ["process", "oracle", "mixtures", "data", "convolutions", "loops", "checkpoints", "job", "chunks", "pipelines"],
+    2: [
+        "pipelines",
+        "process",
+        "oracle",
+        "mixtures",
+        "data",
+        "convolutions",
+        "loops",
+        "checkpoints",
+        "job",
+        "chunks",
+        "optimiser",
+    ],
     3: ["networks", "autoencoders", "features", "losses", "metrics"],
     4: ["training", "sweeps", "experts", "samplers", "stopping"],
-    5: ["records", "plotting", "tables", "tasks", "chains", "latent_diffusion", "predictors"],
+    5: ["pipelines", "records", "plotting", "tables", "tasks", "chains", "latent_diffusion", "predictors"],
     6: ["recommendation"],
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
@@ -26,6 +38,7 @@ SAME_LAYER = {
     ("chunks", "checkpoints"),
     ("chunks", "job"),
     ("chunks", "loops"),
+    ("optimiser", "loops"),
     ("oracle", "loops"),
     ("sweeps", "training"),
     ("stopping", "samplers"),

@@ -7,9 +7,8 @@ codes q. Per image, averaged over a batch:
     (2)  kl     (|x - x'|^2 + kl_weight KL) / D,    KL = sum (mu^2 + e^v - 1 - v) / 2,    x' decodes a draw of N(mu, e^v)
     (3)  vq     |x - x'|^2 / D + commitment |z - q|^2 / (latent entries),    x' decodes q with straight-through gradient
 
-The power EMA of parameters and codes is kept: after step k it moves by 1 - (1 - 1/k)^(gamma + 1) (Karras et al., arXiv
-2312.02696). A run's random numbers come from its seed and name; latents are padded to the widest of the program and masked,
-so run i of a batch equals run i alone up to float tolerance.
+The power EMA of parameters and codes is kept (optimiser.py). A run's random numbers come from its seed and name; latents are
+padded to the widest of the program and masked, so run i of a batch equals run i alone up to float tolerance.
 """
 
 import dataclasses
@@ -33,6 +32,7 @@ from ldmjax.autoencoders.quantiser import Codebook, empty_codebook, nearest, res
 from ldmjax.checkpoints import fingerprint
 from ldmjax.devices import MappedRuns, default_runs_per_batch, map_runs
 from ldmjax.job import Job
+from ldmjax.optimiser import TrainState, fresh_state, train_chunk
 
 CHUNK = 100  # steps per dispatch and per progress line
 ADAM = optax.scale_by_adam()
@@ -59,29 +59,22 @@ class Run(NamedTuple):
     latent_dim: jax.Array
 
 
-class State(NamedTuple):
-    """Arrays of one run; ``failed_at`` is -1 for none, ``codebook`` None unless "vq", ``ema`` averages (params, codes).
+def averaged(params: jax.Array, codebook: Codebook | None) -> tuple[jax.Array, jax.Array | None]:
+    """Returns what the power EMA averages: parameters and codes."""
+    return params, codebook and codebook.codes
+
+
+def init_state(config: AutoencoderConfig, geometry: Geometry, spec: RunSpec) -> TrainState:
+    """Returns the state before the first step; its memory is the codebook, None unless "vq".
 
     Parameters are one flat vector: Adam and the average are then a few operations to compile and run, not some per layer.
     """
-
-    params: jax.Array
-    codebook: Codebook | None
-    optimiser: optax.OptState
-    ema: tuple[jax.Array, jax.Array | None]
-    failed_at: jax.Array
-
-
-def init_state(config: AutoencoderConfig, geometry: Geometry, spec: RunSpec) -> State:
-    """The state before the first step."""
     rng = np.random.default_rng(spec.entropy)
     network = ConvolutionalNetwork(geometry, config, latent_dim=spec.latent_dim, rng=rng)
     params = ravel_pytree(nnx.split(network)[1])[0]
     width = geometry.width if geometry.mapped else config.code_dim
     codebook = empty_codebook(config.codes, width) if config.kind == "vq" else None
-    return State(
-        params, codebook, ADAM.init(params), (params, codebook and codebook.codes), jnp.full((), -1, jnp.int32)
-    )
+    return fresh_state(params, memory=codebook, averaged=averaged, adam=ADAM)
 
 
 def kl_to_standard_normal(mean: jax.Array, log_var: jax.Array) -> jax.Array:
@@ -134,35 +127,6 @@ def batch_loss(
     return jnp.mean((network.decode(z, mask) - x) ** 2) + penalty, codebook
 
 
-def apply_step(
-    config: AutoencoderConfig,
-    state: State,
-    *,
-    loss: jax.Array,
-    gradient: jax.Array,
-    codebook: Codebook | None,
-    step: jax.Array,
-    counts: jax.Array | bool = True,
-) -> State:
-    """Adam, then the power EMA; a run whose loss or parameters are not finite keeps its last state for good.
-
-    A step that does not count (`loops.repeat`) changes nothing.
-    """
-    rate = config.learning_rate * jnp.minimum(1.0, (step + 1.0) / max(1, config.warm_up))
-    update, optimiser = ADAM.update(gradient, state.optimiser)
-    params = state.params - rate * update
-    average = 1.0 - (1.0 - 1.0 / (step + 1.0)) ** (config.ema_gamma + 1.0)
-    if config.steps > 50_000:
-        average = jnp.maximum(average, 1.0 - 0.9999)
-    ema = optax.incremental_update((params, codebook and codebook.codes), state.ema, average)
-    finite = jnp.isfinite(loss) & jnp.isfinite(params).all()
-    running = (state.failed_at < 0) & counts
-    fine = finite & running
-    failed_at = jnp.where(running & ~finite, step, state.failed_at)
-    new = State(params, codebook, optimiser, ema, failed_at)
-    return jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, state)._replace(failed_at=failed_at)
-
-
 class CodingPrograms(NamedTuple):
     """Compiled functions of one trained run.
 
@@ -211,20 +175,23 @@ def training_program(config: AutoencoderConfig, geometry: Geometry, runs_per_bat
             draw_key, loss_key = jax.random.split(jax.random.fold_in(run.key, step))
             return jax.random.randint(draw_key, (config.batch_size,), 0, len(images)), loss_key
 
-        def step_of(step, draws, carry, counts):
-            (index, loss_key), (state, total) = draws, carry
+        def loss_of(params, codebook, draws):
+            index, loss_key = draws
+            network, x = network_of(params), images[index]
+            return batch_loss(config, geometry, network, codebook, run.latent_dim, x=x, key=loss_key)
 
-            def objective(params):
-                network, x = network_of(params), images[index]
-                return batch_loss(config, geometry, network, state.codebook, run.latent_dim, x=x, key=loss_key)
-
-            (loss, codebook), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
-            changes = {"loss": loss, "gradient": gradient, "codebook": codebook, "step": step, "counts": counts}
-            return apply_step(config, state, **changes), total + jnp.where(counts, loss, 0.0)
-
-        carry = state, jnp.zeros(())
-        length = loops.steps_per_call(CHUNK)
-        return loops.repeat(step_of, carry, first=first, last=last, length=length, prepare=draws_of)
+        return train_chunk(
+            state,
+            first=first,
+            last=last,
+            length=loops.steps_per_call(CHUNK),
+            draws_of=draws_of,
+            loss_of=loss_of,
+            rate_of=lambda step: config.learning_rate * jnp.minimum(1.0, (step + 1.0) / max(1, config.warm_up)),
+            ema_gamma=config.ema_gamma,
+            averaged=averaged,
+            adam=ADAM,
+        )
 
     step_flops = 3 * config.batch_size * network_flops(geometry, config)
     return map_runs(advance, runs_per_batch=runs_per_batch or default_runs_per_batch(step_flops), donate=1)
@@ -246,7 +213,7 @@ def train(
     *,
     runs_per_batch: int | None,
     job: Job,
-) -> tuple[State, np.ndarray]:
+) -> tuple[TrainState, np.ndarray]:
     """Trains ``specs`` on standardised ``pixels`` ``[N, H, W, C]``; returns stacked states and losses ``[runs, chunks]``."""
     runs = _stacked([Run(_key(spec), jnp.asarray(spec.latent_dim)) for spec in specs])
     finished = chunks.train(
