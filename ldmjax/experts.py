@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ldmjax import chunks, loops, threefry
+from ldmjax import chunks, loops, random
 from ldmjax.checkpoints import fingerprint
 from ldmjax.devices import collect, map_runs
 from ldmjax.job import NO_JOB, Job
@@ -299,7 +299,7 @@ def _network(config: ExpertsConfig, width: int, key: jax.Array) -> ResidualMLP:
 
 def _rebuild(config: ExpertsConfig, width: int) -> Callable[[jax.Array], ResidualMLP]:
     """The function from flat parameters ``[P]`` to a network."""
-    graphdef, params = nnx.split(nnx.eval_shape(lambda: _network(config, width, threefry.key(0))))
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: _network(config, width, random.key(0))))
     flat = FlatParameters.of(params)
     return lambda vector: nnx.merge(graphdef, flat.unravel(vector))
 
@@ -388,11 +388,11 @@ def _stack_runs(specs: Sequence[ModelSpec], config: ExpertsConfig, data_std: flo
             tables.append(level_table(config.ladder, block, spec.parameterisation, data_std, timed=config.timed))
             counts.append(len(block))
     table = jax.tree.map(jnp.asarray, _stack(tables))
-    return ExpertRun(threefry.named_keys(seeds, names), jnp.asarray(rates, jnp.float32), table, jnp.asarray(counts))
+    return ExpertRun(random.named_keys(seeds, names), jnp.asarray(rates, jnp.float32), table, jnp.asarray(counts))
 
 
 def _init_expert(config: ExpertsConfig, width: int, run: ExpertRun) -> TrainState:
-    params = nnx.split(_network(config, width, jax.random.fold_in(run.key, 0)))[1]
+    params = nnx.split(_network(config, width, random.stream(run.key, "initialisation")))[1]
     return fresh_state(FlatParameters.of(params).ravel(params))
 
 
@@ -401,8 +401,8 @@ def _train_chunk(config, rebuild, length, shared, state, run):
     data, first, last = shared
 
     def draws_of(step):
-        # 0 was the initialisation's.
-        return _choose_batch(config, run, len(data), jax.random.fold_in(run.key, step + 1))
+        # The key of step 0 is the one of the stream "initialisation".
+        return _choose_batch(config, run, len(data), random.step(run.key, step + 1))
 
     return train_chunk(
         state,
@@ -436,7 +436,7 @@ def _choose_batch(config, run, rows, key):
 def _expert_loss(rebuild, run, data, draw, params):
     """Mean squared error of F against its target on one batch."""
     x0 = data[draw.index]
-    noise = threefry.normal(draw.noise_key, *x0.shape)
+    noise = random.normal(draw.noise_key, *x0.shape)
     level = jax.tree.map(lambda x: x[draw.row], run.table)
     z = level.alpha[:, None] * x0 + level.sigma[:, None] * noise
     target = level.target_x0[:, None] * x0 + level.target_noise[:, None] * noise

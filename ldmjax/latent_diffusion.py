@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from ldmjax import devices, metrics, samplers, schedules, stopping, sweeps, threefry, training
+from ldmjax import devices, metrics, random, samplers, schedules, stopping, sweeps, training
 from ldmjax.autoencoders import AutoencoderConfig, FittedAutoencoder, fit
 from ldmjax.data import Dataset
 from ldmjax.features import Features
@@ -282,7 +282,7 @@ def _chain_program(network: training.TrainingConfig, width: int, sampling: Sampl
         params, inputs = model
         start_key, chain_key = jax.random.split(key)
         # Latents of all lengths start from the same noise.
-        start = threefry.normal(start_key, sampling.chunk, width) * inputs.mask
+        start = random.normal(start_key, sampling.chunk, width) * inputs.mask
         return samplers.sample(
             as_denoiser(nnx.merge(graphdef, params), inputs), sampling.schedule, start, chain_key, times=sampling.times,
             stops=sampling.stop_steps, sampler=sampling.sampler, statistic=lambda z, t: z, mask=inputs.mask,
@@ -312,8 +312,8 @@ def sample_states(
     trained, chains = model.trained, sampling.samples // sampling.chunk
     program = _chain_program(trained.config, trained.width, sampling)
     own = jax.tree.map(lambda x: x[model.index], (trained.params, trained.runs.inputs))
-    # A key of the seed alone; 11 keeps it from those that training uses.
-    keys = jax.random.split(jax.random.fold_in(threefry.key(model.seed), 11), chains)
+    # A key of the seed alone: all models of a seed start from the same noise.
+    keys = jax.random.split(random.stream(random.key(model.seed), "chains"), chains)
     size = min(chains, devices.items_at_once(chains, _bytes_of_chain(trained.config, trained.width, sampling)))
     name, kept = f"{what}/{model.spec.name}", time.perf_counter()
     states = job.get(name) or []

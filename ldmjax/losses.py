@@ -15,7 +15,7 @@ batch mean, so one batch of (x0, eps) gives the loss on every noise level at the
 import jax
 import jax.numpy as jnp
 
-from ldmjax import threefry
+from ldmjax import random
 from ldmjax.process import Denoiser, perturb
 from ldmjax.schedules import ContinuousSchedule, Schedule
 
@@ -104,7 +104,7 @@ def noise_prediction_errors(
     t = jnp.repeat(schedule.inverse_logsnr(logsnrs), count)
     alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
     marginal = alpha**2 * exact_variances + sigma**2
-    own = jnp.sqrt(marginal) * threefry.normal(key, levels * count, dim)
+    own = jnp.sqrt(marginal) * random.normal(key, levels * count, dim)
     exact = sigma * jnp.minimum(cap, 1.0 / marginal) * own @ rotation.T
     z = own @ rotation.T
     error = (z - alpha * denoiser(z, t)) / sigma - exact

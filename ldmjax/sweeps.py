@@ -1,7 +1,7 @@
 """Many training runs as one program: runs stacked on a leading axis, latents padded to the widest and masked.
 
 A run's random numbers come from its own seed and name, and those of its first components do not depend on the padding
-(`threefry.normal`), so run i of a batch equals run i alone, whatever its neighbours, up to float tolerance. All runs of one
+(`random.normal`), so run i of a batch equals run i alone, whatever its neighbours, up to float tolerance. All runs of one
 model class share one compiled program.
 """
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ldmjax import chunks, loops, threefry
+from ldmjax import chunks, loops, random
 from ldmjax.checkpoints import fingerprint
 from ldmjax.devices import MappedRuns, collect, default_runs_per_batch, map_runs, take_rows
 from ldmjax.job import NO_JOB, Job
@@ -173,7 +173,7 @@ def stack_runs(
         raise ValueError(f"latent_dim must be <= {width}, got {dims.max()}")
     stds = [np.sqrt(np.mean(latents[(s.data, s.seed, s.n)].sample[:, : s.latent_dim] ** 2)) for s in specs]
     runs = StackedRuns(
-        key=threefry.named_keys([s.seed for s in specs], [s.name for s in specs]),
+        key=random.named_keys([s.seed for s in specs], [s.name for s in specs]),
         latent_dim=jnp.asarray(dims),
         learning_rate=jnp.asarray([s.learning_rate for s in specs], jnp.float32),
         source=jnp.asarray(source),
@@ -207,7 +207,7 @@ def chosen_latents(sources: Sources, run: StackedRuns, draw: LatentDraw) -> jax.
     # No run draws afresh. jaxlib 0.11 crashes on the empty product below, on several CPU devices.
     if sources.factor.shape[2] == 0:
         return sampled * run.inputs.mask
-    normal = threefry.normal(draw.normal_key, len(draw.index), sources.factor.shape[2])
+    normal = random.normal(draw.normal_key, len(draw.index), sources.factor.shape[2])
     return jnp.where(run.fresh, normal @ sources.factor[run.source].T, sampled) * run.inputs.mask
 
 
@@ -291,7 +291,7 @@ def training_programs(
     config: TrainingConfig, width: int, *, chunk: int = 100, runs_per_batch: int | None = None
 ) -> tuple[MappedRuns, MappedRuns]:
     """What `train` calls: (0, runs) to states, and ((sources, first, last), states, runs) to (states, sums of losses)."""
-    init = map_runs(lambda _, run: init_state(config, width, jax.random.fold_in(run.key, 0), run.latent_dim))
+    init = map_runs(lambda _, run: init_state(config, width, random.stream(run.key, "initialisation"), run.latent_dim))
     step_chunk = partial(_train_chunk, config, graph_definition(config, width), loops.steps_per_call(chunk))
     # A U-Net's maps take memory that a MLP's vectors do not: when it is large, one alone keeps an accelerator busy.
     step_flops = 3 * config.batch_size * flops(config, width) if config.model == "unet" else 0
@@ -313,7 +313,7 @@ def _train_chunk(config, graphdef, length, shared, state, run):
         return flat.ravel(nnx.split(network)[1])
 
     def draws_of(step):
-        latents_key, noising_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(run.key, 1), step))
+        latents_key, noising_key = jax.random.split(random.step(random.stream(run.key, "training"), step))
         return choose_latents(run, latents_key, config.batch_size), choose_noising(noising_key)
 
     def loss_of(vector, memory, draws):

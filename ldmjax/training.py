@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ldmjax import threefry
+from ldmjax import random
 from ldmjax.convolutions import PRECISIONS
 from ldmjax.losses import denoising_score_matching, edm_weight, linear_score_matching
 from ldmjax.networks import (
@@ -159,7 +159,7 @@ def _moved(channels: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 
 def graph_definition(config: TrainingConfig, width: int) -> nnx.GraphDef:
     """The static half of the network; `nnx.merge` with parameters gives the network back."""
-    return nnx.split(nnx.eval_shape(lambda: make_network(config, width, threefry.key(0), 1)))[0]
+    return nnx.split(nnx.eval_shape(lambda: make_network(config, width, random.key(0), 1)))[0]
 
 
 def init_state(config: TrainingConfig, width: int, key: jax.Array, latent_dim: jax.Array) -> TrainState:
@@ -169,7 +169,7 @@ def init_state(config: TrainingConfig, width: int, key: jax.Array, latent_dim: j
 
 def parameter_count(config: TrainingConfig, width: int) -> int:
     """Parameters of one network of padded ``width``; nothing is computed."""
-    state = jax.eval_shape(lambda latent_dim: init_state(config, width, threefry.key(0), latent_dim), width)
+    state = jax.eval_shape(lambda latent_dim: init_state(config, width, random.key(0), latent_dim), width)
     return sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
@@ -195,7 +195,7 @@ def batch_loss(
 
     The linear class sees the batch on every level of its table, the others on one level per latent, stratified over logsnr.
     """
-    noise = threefry.normal(noising.noise_key, *x0.shape) * run.mask
+    noise = random.normal(noising.noise_key, *x0.shape) * run.mask
     schedule = config.schedule
     if config.model == "linear":
         t = schedule.inverse_logsnr(jnp.asarray(network.level_logsnrs, jnp.float32))

@@ -11,7 +11,7 @@ ROOT = Path(ldmjax.__file__).parent
 
 LAYERS = {
     0: ["typing", "files"],
-    1: ["schedules", "gaussians", "random_matrices", "devices", "threefry", "pieces"],
+    1: ["schedules", "gaussians", "random_matrices", "devices", "threefry", "random", "pieces"],
     2: [
         "pipelines",
         "process",
@@ -32,6 +32,7 @@ LAYERS = {
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules}
 SAME_LAYER = {
+    ("random", "threefry"),
     ("oracle", "process"),
     ("mixtures", "process"),
     ("job", "checkpoints"),

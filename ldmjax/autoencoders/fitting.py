@@ -25,7 +25,7 @@ import optax
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
-from ldmjax import chunks, loops, threefry
+from ldmjax import chunks, loops, random
 from ldmjax.autoencoders.config import AutoencoderConfig
 from ldmjax.autoencoders.convolutional import ConvolutionalNetwork, Geometry, network_flops
 from ldmjax.autoencoders.quantiser import Codebook, empty_codebook, nearest, reseed, straight_through, updated
@@ -112,7 +112,7 @@ def batch_loss(
     z, log_var = network.encode(x, mask)
     penalty = 0.0
     if config.kind == "kl":
-        noise = threefry.normal(key, math.prod(z.shape[:-1]), geometry.width).reshape(z.shape)
+        noise = random.normal(key, math.prod(z.shape[:-1]), geometry.width).reshape(z.shape)
         penalty = config.kl_weight * jnp.sum(kl_to_standard_normal(z, log_var)) / x.size
         z = z + jnp.exp(0.5 * log_var) * noise * mask
     if config.kind == "vq":
@@ -172,7 +172,7 @@ def training_program(config: AutoencoderConfig, geometry: Geometry, runs_per_bat
         images, first, last = shared
 
         def draws_of(step):
-            draw_key, loss_key = jax.random.split(jax.random.fold_in(run.key, step))
+            draw_key, loss_key = jax.random.split(random.step(run.key, step))
             return jax.random.randint(draw_key, (config.batch_size,), 0, len(images)), loss_key
 
         def loss_of(params, codebook, draws):
@@ -215,7 +215,7 @@ def train(
     job: Job,
 ) -> tuple[TrainState, np.ndarray]:
     """Trains ``specs`` on standardised ``pixels`` ``[N, H, W, C]``; returns stacked states and losses ``[runs, chunks]``."""
-    runs = _stacked([Run(_key(spec), jnp.asarray(spec.latent_dim)) for spec in specs])
+    runs = _stacked([Run(random.named_key(spec.seed, spec.name), jnp.asarray(spec.latent_dim)) for spec in specs])
     finished = chunks.train(
         training_program(config, geometry, runs_per_batch),
         lambda: _stacked([init_state(config, geometry, spec) for spec in specs]),
@@ -233,8 +233,3 @@ def train(
 
 def _stacked(trees):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def _key(spec: RunSpec) -> jax.Array:
-    seed, name = spec.entropy
-    return jax.random.fold_in(threefry.key(seed), name)

@@ -20,7 +20,7 @@ import optax
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
-from ldmjax import threefry
+from ldmjax import random
 from ldmjax.data import Dataset
 from ldmjax.devices import cache_directory, is_first_process, platform
 from ldmjax.features.maps import pixels
@@ -168,7 +168,7 @@ def _train(network, inputs, targets, config, job):
     held_out, rows = np.split(order, [max(1, round(config.held_out * len(inputs)))])
     data = jnp.asarray(inputs[rows], jnp.float32), jnp.asarray(targets[rows], jnp.int32)
     state = jnp.array(network.initial), network.start(network.initial)
-    keys = jax.random.split(threefry.key(config.seed), config.steps).reshape(CHUNKS, -1)
+    keys = jax.random.split(random.key(config.seed), config.steps).reshape(CHUNKS, -1)
     with job.progress("classifier", config.steps, unit="step") as progress:
         for done, chunk_keys in enumerate(keys, start=1):
             state, loss = network.chunk(state, *data, chunk_keys)

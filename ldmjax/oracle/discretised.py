@@ -24,7 +24,7 @@ from ldmjax.typing import ArrayLike
 
 SCHEMES = ("euler_maruyama", "exponential", "euler_ode", "heun_ode")
 CHAINS = ("ddim", "ddpm_exact", "heun", "dpmpp_2m")
-KEPT_BY = ("euler", "ddim", "ddpm", "dpmpp_2m")  # samplers of `variance_kept`
+KEPT_BY = ("euler_ode", "ddim", "ddpm", "dpmpp_2m")  # samplers of `variance_kept`
 COLUMNS = 64  # components at a time: their arrays stay in the processor's cache
 
 
@@ -168,7 +168,7 @@ def variance_kept(
       variances: lam ``[D]``.
       schedule: rectified flow, a variance-preserving schedule, or a ladder of N levels.
       steps: N >= 2.
-      sampler: "euler" (of the flow ODE), "ddim", "ddpm" (ancestral, small posterior variance) or "dpmpp_2m"; the first two are
+      sampler: "euler_ode" (or "euler"), "ddim", "ddpm" (ancestral, small posterior variance) or "dpmpp_2m"; the first two are
         the same on rectified flow and on ladders.
 
     Returns:
@@ -180,15 +180,16 @@ def variance_kept(
       ValueError: for an unknown sampler, or fewer steps.
     """
     (variances,) = check_spectra(variances)
+    sampler = "euler_ode" if sampler == "euler" else sampler
     check_choice("sampler", sampler, KEPT_BY)
     if steps < 2:
         raise ValueError(f"steps must be >= 2, got {steps}")
     times = np.linspace(schedule.t_max, 0.0, steps + 1)
     alpha, sigma = (np.asarray(function(times), np.float64) for function in (schedule.alpha, schedule.sigma))
-    if sampler == "euler" and isinstance(schedule, VariancePreserving):
+    if sampler == "euler_ode" and isinstance(schedule, VariancePreserving):
         stepped = sampler_variances(variances, schedule, times, scheme="euler_ode", start="standard")
     else:
-        chain = "ddim" if sampler in ("euler", "ddpm") else sampler
+        chain = "ddim" if sampler in ("euler_ode", "ddpm") else sampler
         stepped = chain_variances(variances, alpha[:-1], sigma[:-1], sampler=chain, eta=float(sampler == "ddpm"))
     exact = (alpha**2)[1:, None] * variances + (sigma**2)[1:, None]
     kept = np.divide(stepped[1:], exact, out=np.ones_like(exact), where=exact > 0)
