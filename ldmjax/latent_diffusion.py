@@ -236,13 +236,13 @@ def train_models(
         for i in group:
             z = autoencoders[i].standardise(autoencoders[i].encode(splits[i].train)).reshape(len(splits[i].train), -1)
             spec = sweeps.RunSpec(
-                model=config.model,
+                model=config.model_name,
                 data=autoencoders[i].name,
                 training_draws="sample",
                 latent_dim=z.shape[1],
                 seed=seeds[i],
                 n=len(z),
-                learning_rate=learning_rate or LEARNING_RATES[config.model],
+                learning_rate=learning_rate or LEARNING_RATES.get(config.model_name, LEARNING_RATES["mlp"]),
             )
             specs.append(spec)
             latents[spec.data, spec.seed, spec.n] = sweeps.Latents(sample=z, fresh_factor=np.zeros((z.shape[1], 0)))

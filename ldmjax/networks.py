@@ -8,7 +8,8 @@ All runs of a sweep share one padded width D. A run's own latent dimension enter
 
 import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -244,12 +245,55 @@ class Preconditioned(nnx.Module):
 
     def __call__(self, z: jax.Array, t: jax.Array, run: RunInputs) -> jax.Array:
         """E[z_0 | z_t] for z ``[B, D]``, t ``[B]``; padded components are 0."""
-        alpha, sigma = self.schedule.alpha(t)[:, None], self.schedule.sigma(t)[:, None]
-        radius = jnp.sqrt(alpha**2 * run.data_std**2 + sigma**2)
         logsnr = jnp.clip(self.schedule.logsnr(t), self.logsnr_min, self.logsnr_max)
         features = bump_features(logsnr, self.logsnr_min, self.logsnr_max)
-        raw = self.raw(z * run.mask / radius, features) * run.mask
-        return alpha * run.data_std**2 / radius**2 * z * run.mask + sigma * run.data_std / radius * raw
+
+        def raw(u):
+            return self.raw(u, features) * run.mask
+
+        return precondition(raw, z * run.mask, t, schedule=self.schedule, data_std=run.data_std)
+
+
+def precondition(
+    raw: Callable[[jax.Array], jax.Array],
+    z: jax.Array,
+    t: jax.Array,
+    *,
+    schedule: Schedule,
+    data_std: jax.Array | float = 1.0,
+) -> jax.Array:
+    """Makes E[z_0 | z_t] of a raw network, as in `Preconditioned`: its input and its output have unit scale.
+
+    Args:
+      raw: F, ``[B, D]`` to ``[B, D]``; conditioning it on ``t`` is the caller's.
+      z: ``[B, D]``.
+      t: ``[B]``.
+      schedule: maps t to alpha, sigma.
+      data_std: root mean square s of the clean latents' components.
+    """
+    alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
+    radius = jnp.sqrt(alpha**2 * data_std**2 + sigma**2)
+    return alpha * data_std**2 / radius**2 * z + sigma * data_std / radius * raw(z / radius)
+
+
+class OwnNetwork(nnx.Module):
+    """A network of the user's in the suite's trainings: any object with ``init(key)`` and ``apply(params, z, t)``."""
+
+    def __init__(self, network: Any, *, width: int, key: jax.Array):
+        """Args: network: makes parameters, and E[z_0 | z_t] from them. width: D. key: for the parameters."""
+        leaves, self.structure = jax.tree.flatten(network.init(key))
+        self.network, self.width = network, width
+        self.leaves = nnx.List([nnx.Param(jnp.asarray(leaf)) for leaf in leaves])
+
+    def narrow(self, width: int) -> None:
+        """Refuses: the network is made for one width."""
+        if width != self.width:
+            raise ValueError(f"{type(self.network).__name__} works at width {self.width}, got {width}")
+
+    def __call__(self, z: jax.Array, t: jax.Array, run: RunInputs) -> jax.Array:
+        """E[z_0 | z_t] for z ``[B, D]``, t ``[B]``."""
+        params = jax.tree.unflatten(self.structure, [leaf[...] for leaf in self.leaves])
+        return self.network.apply(params, z, jnp.broadcast_to(t, z.shape[:1]))
 
 
 def mlp_flops(latent_dim: int, *, hidden: int, blocks: int) -> int:

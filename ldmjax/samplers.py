@@ -35,12 +35,25 @@ import numpy as np
 from ldmjax import random
 from ldmjax.devices import batch_size, platform, spread_samples
 from ldmjax.process import Denoiser, epsilon_from_x0, score_from_x0, velocity_from_x0
-from ldmjax.schedules import Ladder, Schedule, VariancePreserving
+from ldmjax.schedules import (
+    CONTINUOUS_METHODS,
+    VARIANCE_PRESERVING_METHODS,
+    Ladder,
+    Schedule,
+    check_schedule,
+    check_traceable,
+)
 from ldmjax.typing import ArrayLike
 
 SAMPLERS = ("euler_maruyama", "exponential", "euler_ode", "heun_ode", "ddpm", "ddim", "ddpm_exact", "dpmpp_2m")
 LADDER_SAMPLERS = ("ddim", "ddpm", "ddpm_exact", "heun", "dpmpp_2m")
 OTHER_NAMES = {"euler": "euler_ode", "heun": "heun_ode"}  # of samplers in continuous time
+NEEDED = {  # methods of the schedule that some samplers need
+    "euler_maruyama": VARIANCE_PRESERVING_METHODS,
+    "exponential": VARIANCE_PRESERVING_METHODS,
+    "euler_ode": CONTINUOUS_METHODS,
+    "heun_ode": CONTINUOUS_METHODS,
+}
 READOUTS = ("state", "rescaled", "denoised")
 STOPS_AT_ONCE = 8  # states that an accelerator reduces to statistics together
 
@@ -125,8 +138,10 @@ def _check_sampler(schedule, sampler, eta):
     if sampler not in allowed:
         where = " on a ladder" if isinstance(schedule, Ladder) else ""
         raise ValueError(f"sampler{where} must be one of {', '.join(allowed)}, or a function, got {sampler!r}")
-    if sampler in ("euler_maruyama", "exponential") and not isinstance(schedule, VariancePreserving):
-        raise ValueError(f"{sampler} needs a variance-preserving schedule, got {type(schedule).__name__}")
+    if not isinstance(schedule, Ladder):
+        methods = NEEDED.get(sampler, ("alpha", "sigma", "logsnr"))
+        check_schedule(schedule, methods, what=sampler)
+        check_traceable(schedule, methods)
     if sampler in ("heun", "ddpm_exact") and isinstance(schedule, Ladder) and schedule.alpha_levels[0] == 0:
         raise ValueError(f"{sampler} needs alpha > 0 at every level, got a ladder that starts at pure noise")
     if not 0.0 <= eta <= 1.0 or (eta and sampler != "ddim"):

@@ -6,8 +6,10 @@ model class share one compiled program.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -15,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ldmjax import chunks, loops, random
+from ldmjax import chunks, loops, pieces, random
 from ldmjax.checkpoints import fingerprint
 from ldmjax.devices import MappedRuns, collect, default_runs_per_batch, map_runs, take_rows
 from ldmjax.job import NO_JOB, Job
@@ -29,6 +31,7 @@ from ldmjax.training import (
     flops,
     graph_definition,
     init_state,
+    make_network,
     unit_learning_rate,
 )
 
@@ -40,7 +43,7 @@ class RunSpec:
     """One training run: what it learns from and how.
 
     Attributes:
-      model: "linear", "mlp" or "unet".
+      model: "linear", "mlp" or "unet", or the name of a network's class (`TrainingConfig.model_name`).
       data: name of the data, a key of `Latents` given to `train`.
       training_draws: "sample" trains on the n latents of the data's subset, "fresh" on new draws of its Gaussian law.
       latent_dim: d >= 1.
@@ -238,7 +241,7 @@ def train(
         `devices.default_runs_per_batch`.
       chunk: steps per dispatch; progress is shown after each.
       snapshot: keep the averaged parameters after this many steps too.
-      job: keeps checkpoints and shows progress.
+      job: keeps checkpoints and what `load_denoiser` reads, and shows progress.
 
     Returns:
       The trained runs; one that diverged holds its last finite parameters and says when.
@@ -248,29 +251,40 @@ def train(
     """
     if len({s.name for s in specs}) < len(specs):
         raise ValueError("runs must have distinct names")
-    if any(s.model != config.model for s in specs):
-        raise ValueError(f"all runs must be of model {config.model!r}")
+    if any(s.model != config.model_name for s in specs):
+        raise ValueError(f"all runs must be of model {config.model_name!r}")
     width = width or max(s.latent_dim for s in specs)
     if config.model == "unet" and {width, *(s.latent_dim for s in specs)} != {config.map_dim}:
         raise ValueError(
             f"maps {config.map_shape} have latent_dim {config.map_dim}, got {[s.latent_dim for s in specs]}"
         )
+    if not isinstance(config.model, str) and {s.latent_dim for s in specs} != {width}:
+        raise ValueError(
+            f"runs of {config.model_name} must have one latent_dim, got {[s.latent_dim for s in specs]} and width {width}"
+        )
     runs, sources = stack_runs(specs, latents, width)
     init, advance = training_programs(config, width, chunk=chunk, runs_per_batch=runs_per_batch)
+    name = f"{config.model_name}-{fingerprint(f'{specs} {config} {width}', sources)}"
     finished = chunks.train(
         advance,
         lambda: init(0, runs),
         sources,
         runs,
-        name=f"{config.model}-{fingerprint(f'{specs} {config} {width}', sources)}",
+        name=name,
         count=len(specs),
         steps=config.steps,
         chunk=chunk,
         marks=() if snapshot is None else (snapshot,),
         select=lambda state: state.ema,
         job=job,
-        label=config.model,
+        label=config.model_name,
     )
+    if job.directory is not None:
+        names = [spec.name for spec in specs]
+        parameters = jax.tree.leaves(finished.state.ema)
+        job.keep(
+            f"trained/{name}", lambda: KeptRuns(names, config, width, jax.tree.map(np.asarray, runs.inputs), parameters)
+        )
     return TrainedRuns(
         specs=tuple(specs),
         config=config,
@@ -285,6 +299,55 @@ def train(
         seconds=float(finished.seconds[-1]),
         compilations=advance.compilations,
     )
+
+
+class KeptRuns(NamedTuple):
+    """What a job keeps of a training's end: names of runs, their configuration, padded width, inputs, leaves of the EMA."""
+
+    names: list[str]
+    config: TrainingConfig
+    width: int
+    inputs: RunInputs
+    parameters: list[np.ndarray]
+
+
+def load_denoiser(workdir: str | os.PathLike, name: str) -> Denoiser:
+    """Returns a trained run of an experiment, or of any job, as a `Denoiser`, from what `train` kept.
+
+    Every training ends with a piece of the job, "trained/...", that holds the averaged parameters of all its runs.
+
+    Args:
+      workdir: of an experiment, or the directory of a `Job`.
+      name: of the run, `RunSpec.name`.
+
+    Returns:
+      The denoiser, on latents ``[B, D]`` padded to the width they were trained at.
+
+    Raises:
+      ValueError: if there is no such run, or more than one; the message names those that there are. The class of a network or
+        schedule of your own has to be imported before.
+    """
+    kept = [runs for directory in (Path(workdir) / "checkpoints", Path(workdir)) for runs in _kept_runs(directory)]
+    found = [runs for runs in kept if name in runs.names]
+    if len(found) != 1:
+        there = sorted(each for runs in kept for each in runs.names)
+        shown = ", ".join(there[:10]) + (f" and {len(there) - 10} more" if len(there) > 10 else "") or "none"
+        raise ValueError(f"{len(found)} runs are called {name!r} in {str(workdir)!r}, which holds {shown}")
+    (runs,) = found
+    row = runs.names.index(name)
+    graphdef, shapes = nnx.split(
+        nnx.eval_shape(lambda: make_network(runs.config, runs.width, random.key(0), runs.width))
+    )
+    leaves, inputs = jax.tree.map(lambda x: jnp.asarray(x[row]), (runs.parameters, runs.inputs))
+    params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+    return as_denoiser(nnx.merge(graphdef, params), inputs)
+
+
+def _kept_runs(directory: Path) -> Iterator[KeptRuns]:
+    for path in sorted(directory.glob("pieces/trained_*.json")):
+        found = pieces.read_piece(path.with_suffix(""))
+        if found is not None:
+            yield pieces.from_text(*found)
 
 
 def training_programs(

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from ldmjax.convolutions import PRECISIONS
 from ldmjax.losses import denoising_score_matching, edm_weight, linear_score_matching
 from ldmjax.networks import (
     DiagonalLinearScore,
+    OwnNetwork,
     Preconditioned,
     ResidualMLP,
     RunInputs,
@@ -24,7 +25,7 @@ from ldmjax.networks import (
     unet_flops,
 )
 from ldmjax.optimiser import TrainState, fresh_state
-from ldmjax.schedules import ContinuousSchedule, LinearVP
+from ldmjax.schedules import CONTINUOUS_METHODS, ContinuousSchedule, LinearVP, check_schedule, check_traceable
 
 MODELS = ("linear", "mlp", "unet")
 DEFAULT_LEARNING_RATES = {"linear": 0.05, "mlp": 0.005, "unet": 0.005}
@@ -35,7 +36,10 @@ class TrainingConfig:
     """What all runs of one model class have in common.
 
     Attributes:
-      model: "linear" (`DiagonalLinearScore`), "mlp" (`ResidualMLP`) or "unet" (`UNet`).
+      model: "linear" (`DiagonalLinearScore`), "mlp" (`ResidualMLP`), "unet" (`UNet`), or a network of your own: a frozen
+        dataclass, whose fields name the training, with two methods. ``init(key)`` gives a pytree of parameters, and
+        ``apply(params, z, t)`` gives E[z_0 | z_t] ``[B, D]`` of z ``[B, D]`` and t ``[B]``; `networks.precondition` makes that
+        of a raw network. All runs then have D components.
       steps: optimiser steps.
       batch_size: clean latents per step; the linear class uses each on every level of its table, the others on one level.
       levels: rows of the linear class's table, >= 2.
@@ -50,7 +54,7 @@ class TrainingConfig:
       precision: of the U-Net's maps and products, "float32" or "bfloat16"; all else is in float32, and the other models are.
     """
 
-    model: str
+    model: Any
     steps: int
     batch_size: int
     levels: int = 128
@@ -65,8 +69,7 @@ class TrainingConfig:
     precision: str = "float32"
 
     def __post_init__(self):
-        if self.model not in MODELS:
-            raise ValueError(f"model must be one of {', '.join(MODELS)}, got {self.model!r}")
+        self._check_model()
         for name, least in [("steps", 1), ("batch_size", 1), ("levels", 2), ("hidden", 1), ("blocks", 0)]:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
@@ -77,6 +80,26 @@ class TrainingConfig:
             raise ValueError(f"precision {self.precision} is the U-Net's, got it with model {self.model!r}")
         if not self.logsnr_min < self.logsnr_max:
             raise ValueError(f"logsnr_min must be < logsnr_max, got {self.logsnr_min} and {self.logsnr_max}")
+
+    @property
+    def model_name(self) -> str:
+        """What runs and tables call the model: its name, or that of a network's class."""
+        return self.model if isinstance(self.model, str) else type(self.model).__name__
+
+    def _check_model(self):
+        allowed = f"model must be one of {', '.join(MODELS)}, or a network"
+        if isinstance(self.model, str):
+            if self.model not in MODELS:
+                raise ValueError(f"{allowed}, got {self.model!r}")
+            return
+        methods = {"init": "init(key)", "apply": "apply(params, z, t)"}
+        missing = [words for name, words in methods.items() if not callable(getattr(self.model, name, None))]
+        if missing:
+            raise ValueError(f"{allowed}, got {self.model_name} without {' and '.join(missing)}")
+        if not dataclasses.is_dataclass(self.model) or type(self.model).__hash__ is None:
+            raise ValueError(
+                f"{allowed} that is a frozen dataclass: its fields name a training; {self.model_name} is none"
+            )
 
     def _check_maps(self):
         if self.model != "unet":
@@ -100,10 +123,14 @@ class TrainingConfig:
 def make_network(config: TrainingConfig, width: int, key: jax.Array, latent_dim: jax.Array | int) -> nnx.Module:
     """A fresh network of padded ``width`` D for a run of ``latent_dim``."""
     schedule = config.schedule
+    check_schedule(schedule, CONTINUOUS_METHODS, what="training")
+    check_traceable(schedule)
     span = {"logsnr_min": config.logsnr_min, "logsnr_max": config.logsnr_max}
     if config.model == "linear":
         return DiagonalLinearScore(width, schedule=schedule, levels=config.levels, **span)
     rngs = nnx.Rngs(params=key)
+    if not isinstance(config.model, str):
+        return OwnNetwork(config.model, width=width, key=key)
     if config.model == "unet":
         size = {"channels": config.channels, "blocks": config.blocks}
         raw = UNet(config.map_shape, **size, precision=config.precision, rngs=rngs)

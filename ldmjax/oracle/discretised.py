@@ -19,7 +19,14 @@ import numpy as np
 
 from ldmjax.oracle.capped import STARTS, capped_score_weights, capped_variances, check_choice
 from ldmjax.oracle.stopped import check_spectra, stopped_variances, w2_squared_from_variances
-from ldmjax.schedules import Ladder, Schedule, VariancePreserving
+from ldmjax.schedules import (
+    VARIANCE_PRESERVING_METHODS,
+    Ladder,
+    Schedule,
+    VariancePreserving,
+    check_schedule,
+    on_host,
+)
 from ldmjax.typing import ArrayLike
 
 SCHEMES = ("euler_maruyama", "exponential", "euler_ode", "heun_ode")
@@ -54,8 +61,8 @@ def sampler_variances(
     Raises:
       ValueError: if the schedule is not variance preserving, or an argument is out of range.
     """
-    if not isinstance(schedule, VariancePreserving):
-        raise ValueError(f"sampler_variances needs a variance-preserving schedule, got {type(schedule).__name__}")
+    check_schedule(schedule, VARIANCE_PRESERVING_METHODS, what="sampler_variances")
+    schedule = on_host(schedule)
     (estimated,) = check_spectra(estimated_variances)
     times = np.asarray(times, np.float64)
     if times.ndim != 1 or times.size < 1 or not np.all(np.diff(times) < 0) or times[-1] < 0:
@@ -184,9 +191,12 @@ def variance_kept(
     check_choice("sampler", sampler, KEPT_BY)
     if steps < 2:
         raise ValueError(f"steps must be >= 2, got {steps}")
+    check_schedule(schedule, what="variance_kept")
+    flow_needs_time = sampler == "euler_ode" and isinstance(schedule, VariancePreserving)
+    schedule = on_host(schedule)
     times = np.linspace(schedule.t_max, 0.0, steps + 1)
-    alpha, sigma = (np.asarray(function(times), np.float64) for function in (schedule.alpha, schedule.sigma))
-    if sampler == "euler_ode" and isinstance(schedule, VariancePreserving):
+    alpha, sigma = schedule.alpha(times), schedule.sigma(times)
+    if flow_needs_time:
         stepped = sampler_variances(variances, schedule, times, scheme="euler_ode", start="standard")
     else:
         chain = "ddim" if sampler in ("euler_ode", "ddpm") else sampler
@@ -229,7 +239,7 @@ def _dpmpp_2m_gains(alpha, sigma, assumed):
 def error_split(
     variances: ArrayLike,
     estimated_variances: ArrayLike,
-    schedule: VariancePreserving,
+    schedule: Schedule,
     times: ArrayLike,
     *,
     scheme: str,
@@ -254,7 +264,7 @@ def error_split(
       "discretisation" compares kept components only; the others include the variance of the dropped ones.
     """
     variances, estimated = check_spectra(variances, estimated_variances)
-    noise_var = schedule.sigma(np.asarray(times, np.float64)) ** 2
+    noise_var = on_host(schedule).sigma(times) ** 2
     dynamics = "ode" if scheme.endswith("ode") else "sde"
 
     def continuous(spectrum, start, bound):

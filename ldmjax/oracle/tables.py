@@ -23,7 +23,7 @@ from ldmjax.loops import repeat
 from ldmjax.oracle.capped import STARTS, check_cap, check_choice
 from ldmjax.oracle.discretised import SCHEMES
 from ldmjax.oracle.stopped import check_spectra, stopped_variances
-from ldmjax.schedules import Schedule, VariancePreserving, uniform_times
+from ldmjax.schedules import VARIANCE_PRESERVING_METHODS, Schedule, check_schedule, on_host, uniform_times
 from ldmjax.typing import ArrayLike
 
 
@@ -61,8 +61,8 @@ def discretisation_table(
     Raises:
       ValueError: if the schedule is not variance preserving, or an argument is empty or out of range.
     """
-    if not isinstance(schedule, VariancePreserving):
-        raise ValueError(f"discretisation_table needs a variance-preserving schedule, got {type(schedule).__name__}")
+    check_schedule(schedule, VARIANCE_PRESERVING_METHODS, what="discretisation_table")
+    schedule = on_host(schedule)
     variances, estimated = check_spectra(variances, estimated_variances)
     cap, t_ends = check_cap(cap), np.atleast_1d(np.asarray(t_ends, np.float64))
     if not (len(schemes) and len(steps) and t_ends.size and len(starts)):
