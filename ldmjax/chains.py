@@ -54,7 +54,7 @@ def nested_rows(counts: Sequence[int], levels: int) -> Rows:
 
 
 def merge(ladders: Sequence[schedules.Ladder]) -> tuple[schedules.Ladder, list[np.ndarray]]:
-    """One variance-preserving ladder with the levels of all, and the level numbers of each on it.
+    """Joins ladders: one variance-preserving ladder with the levels of all, and the level numbers of each on it.
 
     Deterministic and ancestral chains, scaled by sqrt(alpha^2 + sigma^2) on every level, depend on sigma/alpha only, and
     so does their start at pure noise; levels without alpha^2 + sigma^2 = 1 are scaled so.
@@ -94,7 +94,7 @@ def statistics(samples: jax.Array, task: Task) -> Statistics:
 
 
 def pseudo_values(stacked: Statistics, task: Task) -> dict[str, np.ndarray]:
-    """Jackknife pseudo-values ``[C, K]`` of rel_fd and squared sliced W2, for C chains stacked on the first axis.
+    """Returns jackknife pseudo-values ``[C, K]`` of rel_fd and squared sliced W2, for C chains stacked on the first axis.
 
     Their mean is the estimate, their standard deviation over sqrt(K) its standard error; differences of two chains'
     pseudo-values give those of a paired comparison. Chains whose samples overflowed have infinite ones.
@@ -114,6 +114,6 @@ def pseudo_values(stacked: Statistics, task: Task) -> dict[str, np.ndarray]:
 
 
 def estimate(values: np.ndarray) -> tuple[float, float]:
-    """Mean and standard error of pseudo-values ``[K]``."""
+    """Returns mean and standard error of pseudo-values ``[K]``."""
     with np.errstate(invalid="ignore"):
         return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(values.size))

@@ -10,7 +10,8 @@ mean square of the data's components, F an expert and z = alpha x0 + sigma eps:
     (3) v         skip = alpha s^2 / R^2,   out = sigma s / R,       a = sigma / (R s),   b = -alpha s / R
 
 (3) is EDM's preconditioning in these coordinates, v-prediction up to sign where s = 1 and alpha^2 + sigma^2 = 1.
-Sources: arXiv 2508.14413 (the claim), Karras et al., arXiv 2206.00364, Salimans & Ho, arXiv 2202.00512; T_SPACE.md §2.
+Sources: arXiv 2508.14413 (the claim), Karras et al., arXiv 2206.00364, Salimans & Ho, arXiv 2202.00512; docs/t_space.md,
+section 2.
 """
 
 import dataclasses
@@ -136,7 +137,7 @@ class ExpertRun(NamedTuple):
 def level_table(
     ladder: Ladder, levels: np.ndarray, parameterisation: str, data_std: float, *, timed: bool
 ) -> LevelTable:
-    """The table of some levels that one expert owns.
+    """Returns the table of some levels that one expert owns.
 
     Args:
       ladder: all levels.
@@ -208,7 +209,7 @@ class TrainedExperts:
         return 4 * 4 * self.parameter_count
 
     def denoiser(self, model: int, *, checkpoint: int = -1) -> Denoiser:
-        """Model ``model`` as a `Denoiser` on the ladder; NaN on levels that were not trained."""
+        """Returns model ``model`` as a `Denoiser` on the ladder; NaN on levels that were not trained."""
         params = jnp.asarray(self.params[checkpoint, model])
         return _denoiser(self.config, self.width, params, _stack(self._tables(self.specs[model])))
 
@@ -242,7 +243,7 @@ class TrainedExperts:
 
 
 def _denoiser(config: ExpertsConfig, width: int, params: jax.Array, table: LevelTable) -> Denoiser:
-    """Equation (1) with the expert that owns the level; params ``[E, P]``, ``table`` padded ``[E, L]``."""
+    """Computes equation (1) with the expert that owns the level; params ``[E, P]``, ``table`` padded ``[E, L]``."""
     rebuild = _rebuild(config, width)
     owner = np.full(int(config.ladder.t_max) + 1, -1)
     row = np.zeros_like(owner)
@@ -270,7 +271,7 @@ def _denoiser(config: ExpertsConfig, width: int, params: jax.Array, table: Level
 
 
 def _without_length(config: ExpertsConfig) -> ExpertsConfig:
-    """What compiled programs depend on: they serve any number of steps."""
+    """Returns what compiled programs depend on: they serve any number of steps."""
     return dataclasses.replace(config, steps=1, checkpoints=())
 
 
@@ -285,7 +286,7 @@ def _compiled_map(function, config: ExpertsConfig, width: int):
 
 @functools.lru_cache(maxsize=32)
 def _compiled_training(config: ExpertsConfig, width: int, experts_per_batch: int | None, length: int):
-    """(initialise, advance) over stacked experts; ``length`` bounds the steps of a call."""
+    """Returns (initialise, advance) over stacked experts; ``length`` bounds the steps of a call."""
     init = map_runs(lambda _, run: _init_expert(config, width, run))
     step_chunk = functools.partial(_train_chunk, config, _rebuild(config, width), length)
     return init, map_runs(step_chunk, runs_per_batch=experts_per_batch, donate=1, small=True)
@@ -298,7 +299,7 @@ def _network(config: ExpertsConfig, width: int, key: jax.Array) -> ResidualMLP:
 
 
 def _rebuild(config: ExpertsConfig, width: int) -> Callable[[jax.Array], ResidualMLP]:
-    """The function from flat parameters ``[P]`` to a network."""
+    """Returns the function from flat parameters ``[P]`` to a network."""
     graphdef, params = nnx.split(nnx.eval_shape(lambda: _network(config, width, random.key(0))))
     flat = FlatParameters.of(params)
     return lambda vector: nnx.merge(graphdef, flat.unravel(vector))
@@ -377,7 +378,7 @@ def train(
 
 
 def _stack_runs(specs: Sequence[ModelSpec], config: ExpertsConfig, data_std: float) -> ExpertRun:
-    """Every expert of every model as one row; tables padded to the longest block."""
+    """Stacks every expert of every model as one row; tables padded to the longest block."""
     seeds, names, rates, tables, counts = [], [], [], [], []
     for spec in specs:
         for k, block in config.trained_levels.items():
@@ -434,7 +435,7 @@ def _choose_batch(config, run, rows, key):
 
 
 def _expert_loss(rebuild, run, data, draw, params):
-    """Mean squared error of F against its target on one batch."""
+    """Returns mean squared error of F against its target on one batch."""
     x0 = data[draw.index]
     noise = random.normal(draw.noise_key, *x0.shape)
     level = jax.tree.map(lambda x: x[draw.row], run.table)

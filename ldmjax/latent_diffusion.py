@@ -133,12 +133,12 @@ def split_images(dataset: Dataset, *, n: int, reference: int, seed: int) -> Spli
 
 
 def make_measures(features: Sequence[Features], reference: np.ndarray) -> dict[str, metrics.Measure]:
-    """Feature spaces by name, with the held-out images ``[m, *image_shape]`` seen through them."""
+    """Returns feature spaces by name, with the held-out images ``[m, *image_shape]`` seen through them."""
     return {f.name: metrics.Measure(f, metrics.FeatureReference(f(reference), blocks=BLOCKS)) for f in features}
 
 
 def distances_of(images: np.ndarray, measures: Mapping[str, metrics.Measure]) -> dict[tuple[str, str], np.ndarray]:
-    """Pseudo-values ``{(feature space, metric): [BLOCKS]}`` of images ``[N, ...]``, an odd last one left out.
+    """Returns pseudo-values ``{(feature space, metric): [BLOCKS]}`` of images ``[N, ...]``, an odd last one left out.
 
     Of the training images it is the noise floor; of what an autoencoder makes of them, the best that its latents allow.
     """
@@ -147,7 +147,7 @@ def distances_of(images: np.ndarray, measures: Mapping[str, metrics.Measure]) ->
 
 
 def memorisation(generated: np.ndarray, split: Split, *, count: int = 1000) -> float:
-    """Median distance of generated images to their nearest training image, over that of held-out ones; small: copies."""
+    """Returns the median distance of generated images to training images, over that of held-out ones; small: copies."""
     medians = [np.median(metrics.nearest_distances(x[:count], split.train)) for x in (generated, split.reference)]
     return float(medians[0] / medians[1])
 
@@ -171,7 +171,7 @@ def fit_autoencoders(
 
 
 def precision_used(*networks: str, asked: str) -> str:
-    """What records say of the precision of ``networks``, kinds of autoencoders and model classes: all that are in use."""
+    """Says for records which precisions ``networks`` use, kinds of autoencoders and model classes."""
     used = {asked if name in MIXED else "float32" for name in networks if name != "identity"}
     return " and ".join(sorted(used))
 
@@ -217,7 +217,7 @@ def train_models(
     runs_per_batch: int | None = None,
     job: Job = NO_JOB,
 ) -> list[DiffusionModel]:
-    """One diffusion model per autoencoder; those with equal configurations train in one program, vectors padded.
+    """Trains one diffusion model per autoencoder; those with equal configurations train in one program, vectors padded.
 
     Args:
       autoencoders: one per model, with distinct names for one seed.
@@ -261,7 +261,7 @@ def of_each_model(
     what: str,
     job: Job,
 ) -> list[Any]:
-    """``compute(place)`` for every place in ``models``; a result is kept when it is finished.
+    """Returns ``compute(place)`` for every place in ``models``; a result is kept when it is finished.
 
     Args:
       models: with distinct specs.
@@ -329,7 +329,7 @@ def sample_states(
 
 
 def _bytes_of_chain(network: training.TrainingConfig, width: int, sampling: SamplingConfig) -> float:
-    """Roughly, of one chain: its states at all stops, and a dozen of the network's widest activations."""
+    """Estimates one chain's bytes: its states at all stops, and a dozen of the network's widest activations."""
     height, depth = network.map_shape[:2] if network.model == "unet" else (1, 1)
     widest = height * depth * max(network.channels[0] if network.channels else network.hidden, 1)
     return 4.0 * sampling.chunk * (2 * len(sampling.stop_steps) * width + 12 * widest)
@@ -348,7 +348,7 @@ def read_out(states: np.ndarray, sampling: SamplingConfig, readout: str) -> np.n
 def stopping_pseudo_values(
     model: DiffusionModel, states: np.ndarray, measures: Mapping[str, metrics.Measure]
 ) -> dict[tuple[str, str], np.ndarray]:
-    """Pseudo-values ``{(feature space, metric): [BLOCKS, S]}`` of decoded states ``[S, N, d]``, for `read_stopping_curve`."""
+    """Returns pseudo-values ``{(space, metric): [BLOCKS, S]}`` of decoded states ``[S, N, d]``, for `read_stopping_curve`."""
     decoded = (model.decode(z) for z in states)
     halves = (images.reshape(2, -1, *images.shape[1:]) for images in decoded)
     return metrics.measure_curves(halves, measures)

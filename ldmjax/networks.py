@@ -63,7 +63,7 @@ class DiagonalLinearScore(nnx.Module):
         return jnp.asarray(noise_var_from_logsnr(self.level_logsnrs), jnp.float32)[:, None]
 
     def weights(self, t: jax.Array) -> jax.Array:
-        """Score weights m, shape ``t.shape + (D,)``."""
+        """Returns score weights m, shape ``t.shape + (D,)``."""
         position = (self.schedule.logsnr(t) - self.logsnr_min) / (self.logsnr_max - self.logsnr_min) * (self.levels - 1)
         row = jnp.clip(jnp.floor(position).astype(int), 0, self.levels - 2)
         share = jnp.clip(position - row, 0.0, 1.0)[..., None]
@@ -80,13 +80,13 @@ class DiagonalLinearScore(nnx.Module):
         self.table[...] = self.table_scale * optax.projections.projection_linf_ball(weights, run.cap)
 
     def __call__(self, z: jax.Array, t: jax.Array, run: RunInputs) -> jax.Array:
-        """E[z_0 | z_t] for z ``[..., D]`` and t broadcastable to z's leading axes; padded components are 0."""
+        """Returns E[z_0 | z_t] for z ``[..., D]`` and t broadcastable to z's leading axes; padded components are 0."""
         alpha, sigma = self.schedule.alpha(t)[..., None], self.schedule.sigma(t)[..., None]
         return (1.0 - sigma**2 * self.weights(t)) / alpha * z * run.mask
 
 
 def bump_features(logsnr: jax.Array, logsnr_min: float, logsnr_max: float) -> jax.Array:
-    """Time features: Gaussian bumps in logsnr, evenly spaced over the range; shape ``logsnr.shape + (BUMPS,)``."""
+    """Returns time features: Gaussian bumps in logsnr, evenly spaced over the range; shape ``logsnr.shape + (BUMPS,)``."""
     with jax.ensure_compile_time_eval():  # numbers, not work for every step of a loop
         centres = jnp.linspace(logsnr_min, logsnr_max, BUMPS)
     return jnp.exp(-0.5 * ((logsnr[..., None] - centres) / (centres[1] - centres[0])) ** 2)
@@ -126,7 +126,7 @@ class ResidualMLP(nnx.Module):
         self.encode, self.decode = nnx.Param(self.encode[:width]), nnx.Param(self.decode[:width])
 
     def __call__(self, u: Float[Array, "b d"], features: Float[Array, "#b f"] | None = None) -> Float[Array, "b d"]:
-        """F, ``[B, D]``; ``features`` is ``[B, F]``, ``[1, F]`` for one time, and not read without a time input."""
+        """Returns F, ``[B, D]``; ``features`` is ``[B, F]``, ``[1, F]`` for one time, and not read without a time input."""
         h = u @ self.encode[...]
         for i, (up, down) in enumerate(zip(self.up[...], self.down[...], strict=True)):
             inner = h @ up
@@ -185,7 +185,7 @@ class UNet(nnx.Module):
             )
 
     def __call__(self, u: Float[Array, "b d"], features: Float[Array, "#b f"]) -> Float[Array, "b d"]:
-        """F, ``[B, D]`` with D = H W C, row by row; ``features`` is ``[B, F]``, or ``[1, F]`` for one time."""
+        """Returns F, ``[B, D]`` with D = H W C, row by row; ``features`` is ``[B, F]``, or ``[1, F]`` for one time."""
         h = convolve(u.reshape(-1, *self.map_shape).astype(self.dtype), self.encode[...])
         h = h + self.position[...].astype(h.dtype)
         skips = []
@@ -217,7 +217,7 @@ class _ConvolutionBlock(nnx.Module):
 
 
 def _of_time(factors: jax.Array, maps: jax.Array) -> jax.Array:
-    """``[B, C]`` for every position of ``maps``, in their precision."""
+    """Returns ``[B, C]`` for every position of ``maps``, in their precision."""
     return factors[:, None, None].astype(maps.dtype)
 
 
@@ -244,7 +244,7 @@ class Preconditioned(nnx.Module):
         self.raw.narrow(width)
 
     def __call__(self, z: jax.Array, t: jax.Array, run: RunInputs) -> jax.Array:
-        """E[z_0 | z_t] for z ``[B, D]``, t ``[B]``; padded components are 0."""
+        """Returns E[z_0 | z_t] for z ``[B, D]``, t ``[B]``; padded components are 0."""
         logsnr = jnp.clip(self.schedule.logsnr(t), self.logsnr_min, self.logsnr_max)
         features = bump_features(logsnr, self.logsnr_min, self.logsnr_max)
 
@@ -291,19 +291,19 @@ class OwnNetwork(nnx.Module):
             raise ValueError(f"{type(self.network).__name__} works at width {self.width}, got {width}")
 
     def __call__(self, z: jax.Array, t: jax.Array, run: RunInputs) -> jax.Array:
-        """E[z_0 | z_t] for z ``[B, D]``, t ``[B]``."""
+        """Returns E[z_0 | z_t] for z ``[B, D]``, t ``[B]``."""
         params = jax.tree.unflatten(self.structure, [leaf[...] for leaf in self.leaves])
         return self.network.apply(params, z, jnp.broadcast_to(t, z.shape[:1]))
 
 
 def mlp_flops(latent_dim: int, *, hidden: int, blocks: int) -> int:
-    """Floating-point operations of one `ResidualMLP` on one sample: 2 per multiply-add of its matrix products."""
+    """Returns floating-point operations of one `ResidualMLP` on one sample: 2 per multiply-add of its matrix products."""
     time = BUMPS * hidden * (1 + 2 * blocks)
     return 2 * (2 * latent_dim * hidden + 2 * blocks * hidden**2 + time)
 
 
 def unet_flops(map_shape: tuple[int, int, int], *, channels: tuple[int, ...], blocks: int) -> int:
-    """Floating-point operations of one `UNet` on one map: 2 per multiply-add of its matrix products."""
+    """Returns floating-point operations of one `UNet` on one map: 2 per multiply-add of its matrix products."""
     height, width, depth = map_shape
     total = 9 * height * width * 2 * depth * channels[0] + BUMPS * channels[0]
     for r, c in enumerate(channels):
@@ -316,5 +316,5 @@ def unet_flops(map_shape: tuple[int, int, int], *, channels: tuple[int, ...], bl
 
 
 def as_denoiser(network: nnx.Module, run: RunInputs) -> Denoiser:
-    """The network of one run as a `Denoiser`, the same type as the oracle's."""
+    """Returns the network of one run as a `Denoiser`, the same type as the oracle's."""
     return lambda z, t: network(z, t, run)

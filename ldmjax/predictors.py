@@ -58,7 +58,7 @@ class Case(NamedTuple):
         return self.failed_at is not None or not self.model[:, -1].mean() < self.noisy.mean(axis=0).max()
 
     def prediction(self, predictor: str) -> tuple[float, int]:
-        """(predicted distance or its substitute, predicted stop)."""
+        """Returns (predicted distance or its substitute, predicted stop)."""
         curve, end = self.noisy.mean(axis=0), self.noisy.shape[1] - 1
         if predictor == "noisy autoencoder":
             return float(curve.min()), int(curve.argmin())
@@ -129,7 +129,7 @@ class Claims(NamedTuple):
 
 
 def count_claims(cases: Sequence[Case], trained: set[tuple[int, int, str]]) -> list[Claims]:
-    """One per feature space and metric."""
+    """Counts them for every feature space and metric."""
     groups = {}
     for case in cases:
         if (case.seed, case.latent_dim, case.features) in trained:
@@ -165,7 +165,7 @@ def interpolated_latents(latents: np.ndarray) -> np.ndarray:
 
 
 def compare(cases: Sequence[Case], trained: set[tuple[int, int, str]]) -> list[Comparison]:
-    """Every predictor in every feature space and metric, over the trained models and over all."""
+    """Compares every predictor in every feature space and metric, over the trained models and over all."""
     groups = {}
     for case in cases:
         groups.setdefault((case.features, case.metric), []).append(case)
@@ -182,7 +182,7 @@ def compare(cases: Sequence[Case], trained: set[tuple[int, int, str]]) -> list[C
 
 
 def _compare(features, metric, predictor, scope, by_seed: Mapping[int, list[Case]]) -> Comparison:
-    """Regret and rank correlation; intervals by resampling seeds, and within a seed blocks of samples."""
+    """Returns regret and rank correlation; intervals by resampling seeds, and within a seed blocks of samples."""
     rng = np.random.default_rng(0)
     chosen, best, regrets, taus, regret_draws, tau_draws = {}, {}, [], [], [], []
     for seed, members in by_seed.items():
@@ -216,12 +216,12 @@ def _compare(features, metric, predictor, scope, by_seed: Mapping[int, list[Case
 
 
 def _regret(chosen, best):
-    """Share of ``best``; NaN where a bias-corrected estimate of it is not above 0."""
+    """Returns share of ``best``; NaN where a bias-corrected estimate of it is not above 0."""
     return np.where(best > 0, chosen / np.where(best > 0, best, 1.0) - 1.0, np.nan)
 
 
 def _kendall(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Kendall's tau-a along the last axis ``[..., d]``; NaN for fewer than three values."""
+    """Returns Kendall's tau-a along the last axis ``[..., d]``; NaN for fewer than three values."""
     i, j = np.triu_indices(a.shape[-1], 1)
     if a.shape[-1] < 3:
         return np.full(a.shape[:-1], np.nan)

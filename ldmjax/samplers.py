@@ -21,7 +21,7 @@ at any number of steps. A sampler of your own is a function (denoiser, schedule)
 *Truncate* drops the last steps of a fixed grid (the stops of `sample`); *re-space* spends the same number of steps on each
 shorter interval (`sample_respaced`). Readouts of a stopped state: "state" z_t, "rescaled" z_t / sqrt(alpha^2 + sigma^2),
 "denoised" E[z_0 | z_t]. Sources: Song et al., arXiv 2011.13456; Song, Meng & Ermon, arXiv 2010.02502; Lu et al., arXiv
-2211.01095 (7); Karras et al., arXiv 2206.00364 (heun in r); THEORY.md §5, §7; T_SPACE.md §1.
+2211.01095 (7); Karras et al., arXiv 2206.00364 (heun in r); docs/theory.md, sections 5 and 7; docs/t_space.md, section 1.
 """
 
 from collections.abc import Callable
@@ -149,7 +149,7 @@ def _check_sampler(schedule, sampler, eta):
 
 
 def _predict(denoiser, z, t):
-    """E[z_0 | z] and the times ``[B]`` that it was asked at."""
+    """Returns E[z_0 | z] and the times ``[B]`` that it was asked at."""
     times = jnp.broadcast_to(t, z.shape[:1])
     return denoiser(z, times), times
 
@@ -188,7 +188,7 @@ def _flow_step(denoiser, schedule, sampler):
 
 
 def _coefficients(schedule, t, t_next):
-    """alpha, sigma, alpha', sigma'."""
+    """Returns alpha, sigma, alpha', sigma'."""
     return schedule.alpha(t), schedule.sigma(t), schedule.alpha(t_next), schedule.sigma(t_next)
 
 
@@ -209,7 +209,7 @@ def _ddim_step(denoiser, schedule, eta, *, exact=False):
 
 
 def _jacobian_diagonal(function, z):
-    """The derivatives d function(z)_i / d z_i ``[B, D]``, one forward-mode derivative per component."""
+    """Returns the derivatives d function(z)_i / d z_i ``[B, D]``, one forward-mode derivative per component."""
 
     def component(i):
         return jax.jvp(function, (z,), (jnp.zeros_like(z).at[:, i].set(1.0),))[1][:, i]
@@ -256,7 +256,7 @@ def _dpmpp_2m_step(denoiser, schedule):
 
 
 def read_out(denoiser: Denoiser, schedule: Schedule, readout: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """The function (z ``[B, D]``, t) -> ``[B, D]`` that turns a stopped state into a sample."""
+    """Returns the function (z ``[B, D]``, t) -> ``[B, D]`` that turns a stopped state into a sample."""
     if readout not in READOUTS:
         raise ValueError(f"readout must be one of {', '.join(READOUTS)}, got {readout!r}")
     if readout == "denoised":
@@ -267,7 +267,7 @@ def read_out(denoiser: Denoiser, schedule: Schedule, readout: str) -> Callable[[
 
 
 def _make_advance(step: Step, key: jax.Array, mask, updates: int, noise: Noise):
-    """The loop's body (times, k, (z at times[k], memory)) -> the pair at times[k + 1], for k < ``updates``."""
+    """Returns the loop's body (times, k, (z at times[k], memory)) -> the pair at times[k + 1], for k < ``updates``."""
     prepared = jax.vmap(lambda k: noise.prepare(random.step(key, k)))(jnp.arange(updates))
 
     def advance(times, k, state):
@@ -350,7 +350,7 @@ def sample(
 
 
 def _on_host(values: ArrayLike, dtype: type) -> np.ndarray | jax.Array:
-    """A numpy array, unless the values are traced."""
+    """Returns a numpy array, unless the values are traced."""
     return values if isinstance(values, jax.core.Tracer) else np.asarray(values, dtype)
 
 

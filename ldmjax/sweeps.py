@@ -146,7 +146,7 @@ class TrainedRuns:
     compilations: int
 
     def denoiser(self, index: int) -> Denoiser:
-        """Run ``index`` as a `Denoiser` on padded latents ``[B, D]``."""
+        """Returns run ``index`` as a `Denoiser` on padded latents ``[B, D]``."""
         graphdef = graph_definition(self.config, self.width)
         params, inputs = jax.tree.map(lambda x: x[index], (self.params, self.runs.inputs))
         return as_denoiser(nnx.merge(graphdef, params), inputs)
@@ -205,7 +205,7 @@ def choose_latents(run: StackedRuns, key: jax.Array, count: int) -> LatentDraw:
 
 
 def chosen_latents(sources: Sources, run: StackedRuns, draw: LatentDraw) -> jax.Array:
-    """The clean training latents of one run that were chosen ``[count, D]``: of its sample, or fresh Gaussian draws."""
+    """Returns the clean training latents of one run that were chosen ``[count, D]``: of its sample, or fresh Gaussian draws."""
     sampled = sources.sample.at[run.source, draw.index].get(mode="promise_in_bounds")
     # No run draws afresh. jaxlib 0.11 crashes on the empty product below, on several CPU devices.
     if sources.factor.shape[2] == 0:
@@ -215,7 +215,7 @@ def chosen_latents(sources: Sources, run: StackedRuns, draw: LatentDraw) -> jax.
 
 
 def draw_latents(sources: Sources, run: StackedRuns, key: jax.Array, count: int) -> jax.Array:
-    """``count`` clean training latents of one run ``[count, D]``: uniform from its sample, or fresh Gaussian draws."""
+    """Returns ``count`` clean training latents of one run ``[count, D]``: uniform from its sample, or fresh Gaussian draws."""
     return chosen_latents(sources, run, choose_latents(run, key, count))
 
 
@@ -353,7 +353,7 @@ def _kept_runs(directory: Path) -> Iterator[KeptRuns]:
 def training_programs(
     config: TrainingConfig, width: int, *, chunk: int = 100, runs_per_batch: int | None = None
 ) -> tuple[MappedRuns, MappedRuns]:
-    """What `train` calls: (0, runs) to states, and ((sources, first, last), states, runs) to (states, sums of losses)."""
+    """Compiles (0, runs) to states, and ((sources, first, last), states, runs) to (states, sums of losses)."""
     init = map_runs(lambda _, run: init_state(config, width, random.stream(run.key, "initialisation"), run.latent_dim))
     step_chunk = partial(_train_chunk, config, graph_definition(config, width), loops.steps_per_call(chunk))
     # A U-Net's maps take memory that a MLP's vectors do not: when it is large, one alone keeps an accelerator busy.

@@ -61,11 +61,11 @@ class Task:
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - a handful of tasks live as long as the program
     def quantiles(self, count: int) -> np.ndarray:
-        """Reference quantiles ``[P, count]`` along the directions."""
+        """Returns reference quantiles ``[P, count]`` along the directions."""
         return _quantiles(self.reference @ self.directions, count).T
 
     def sliced_floor(self, count: int) -> float:
-        """Squared sliced W2 that ``count`` samples of the true law keep from the reference, or two halves of the data.
+        """Returns squared sliced W2 that ``count`` samples of the true law keep from the reference, or two halves of the data.
 
         Synthetic: the mean over ten sets of fresh draws. Real data: the training samples against the held-out ones.
         """
@@ -78,7 +78,7 @@ class Task:
 
 
 def _quantiles(values: np.ndarray, count: int) -> np.ndarray:
-    """``[count, P]``: each column's quantiles at the ranks of ``count`` samples, as `np.quantile`, which is slow for many."""
+    """Returns each column's quantiles ``[count, P]``, as `np.quantile`, which is slow for many."""
     ordered = np.sort(values, axis=0)
     place = (np.arange(count) + 0.5) / count * (len(ordered) - 1)
     low = np.minimum(place.astype(int), len(ordered) - 2)
@@ -87,7 +87,7 @@ def _quantiles(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def mixture_task(*, seed: int = 0) -> Task:
-    """The 8-D mixture."""
+    """Returns the 8-D mixture."""
     law = mixtures.random_mixture(seed=seed)
     return Task(
         name="mixture",
@@ -99,7 +99,7 @@ def mixture_task(*, seed: int = 0) -> Task:
 
 
 def gaussian_task(*, seed: int = 0, dim: int = 16) -> Task:
-    """N(0, diag) with variances proportional to exp(-k/4), mean variance 1."""
+    """Returns N(0, diag) with variances proportional to exp(-k/4), mean variance 1."""
     variances = data.spectrum_variances("exponential:0.25", dim)
     variances *= dim / variances.sum()
 
@@ -116,7 +116,7 @@ def gaussian_task(*, seed: int = 0, dim: int = 16) -> Task:
 
 
 def data_task(dataset: data.Dataset, *, latent_dim: int, seed: int = 0, held_out: float = 0.3) -> Task:
-    """PCA latents of samples, fitted to the training part; its share ``held_out`` is what samples are compared with.
+    """Returns PCA latents of samples, fitted to the training part; its share ``held_out`` is what samples are compared with.
 
     Raises:
       ValueError: if the data have no samples, or fewer than ``latent_dim`` useful directions.
@@ -152,7 +152,13 @@ def make_tasks(names: Sequence[str], dataset: data.Dataset, *, latent_dim: int, 
 
 
 def run_chain(
-    denoiser: Denoiser, ladder: schedules.Ladder, start: jax.Array, sampler: str, *, stop: int = 0, seed: int = 0
+    denoiser: Denoiser,
+    ladder: schedules.Ladder,
+    start: jax.Array,
+    sampler: str,
+    *,
+    stop: int = 0,
+    seed: int | jax.Array = 0,
 ) -> jax.Array:
     """Samples ``[N, D]`` of the chain from ``start`` down to level ``stop`` (0: clean data); traceable."""
     times = ladder.times[: len(ladder.times) - stop]
@@ -164,7 +170,7 @@ def run_chain(
 
 
 def sample_summary(samples: jax.Array, task: Task) -> dict[str, jax.Array]:
-    """What `distances` needs of samples ``[N, D]``, N a multiple of 64; traceable."""
+    """Returns what `distances` needs of samples ``[N, D]``, N a multiple of 64; traceable."""
     quantiles = jnp.asarray(task.quantiles(samples.shape[0]), jnp.float32)
     # Bias and all: the floor is what as many draws of the law itself keep.
     projected = samples @ jnp.asarray(task.directions, jnp.float32)
@@ -179,7 +185,7 @@ def sample_summary(samples: jax.Array, task: Task) -> dict[str, jax.Array]:
 
 
 def distances(summary: dict[str, np.ndarray], task: Task) -> dict[str, float]:
-    """One row of `sample_summary` on the host: adds "rel_fd", squared Fréchet distance over the data's total variance."""
+    """Adds "rel_fd", squared Fréchet distance over total variance, to a row of `sample_summary` on the host."""
     if not np.all(np.isfinite(summary["covariance"])):
         return {"rel_fd": np.inf, "sliced_w2_squared": np.inf, "sliced_standard_error": np.inf}
     mean, covariance = (np.asarray(summary[key], np.float64) for key in ("mean", "covariance"))

@@ -121,7 +121,7 @@ class TrainingConfig:
 
 
 def make_network(config: TrainingConfig, width: int, key: jax.Array, latent_dim: jax.Array | int) -> nnx.Module:
-    """A fresh network of padded ``width`` D for a run of ``latent_dim``."""
+    """Returns a fresh network of padded ``width`` D for a run of ``latent_dim``."""
     schedule = config.schedule
     check_schedule(schedule, CONTINUOUS_METHODS, what="training")
     check_traceable(schedule)
@@ -140,7 +140,7 @@ def make_network(config: TrainingConfig, width: int, key: jax.Array, latent_dim:
 
 
 def flops(config: TrainingConfig, latent_dim: int) -> int:
-    """Floating-point operations of the network of a run of ``latent_dim`` on one latent ("mlp" and "unet")."""
+    """Returns floating-point operations of the network of a run of ``latent_dim`` on one latent ("mlp" and "unet")."""
     if config.model == "unet":
         return unet_flops(config.map_shape, channels=config.channels, blocks=config.blocks)
     if config.model == "mlp":
@@ -149,7 +149,7 @@ def flops(config: TrainingConfig, latent_dim: int) -> int:
 
 
 def match_flops(config: TrainingConfig, latent_dim: int, target: int) -> TrainingConfig:
-    """``config`` with the width that brings its `flops` nearest to a target.
+    """Returns ``config`` with the width that brings its `flops` nearest to a target.
 
     The MLP's ``hidden`` is free; the U-Net's ``channels`` keep their proportions up to what meets the target: the first
     is free, each further one is moved by at most an eighth.
@@ -185,12 +185,12 @@ def _moved(channels: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 
 
 def graph_definition(config: TrainingConfig, width: int) -> nnx.GraphDef:
-    """The static half of the network; `nnx.merge` with parameters gives the network back."""
+    """Returns the static half of the network; `nnx.merge` with parameters gives the network back."""
     return nnx.split(nnx.eval_shape(lambda: make_network(config, width, random.key(0), 1)))[0]
 
 
 def init_state(config: TrainingConfig, width: int, key: jax.Array, latent_dim: jax.Array) -> TrainState:
-    """The state before the first step."""
+    """Returns the state before the first step."""
     return fresh_state(nnx.split(make_network(config, width, key, latent_dim))[1])
 
 
@@ -216,7 +216,7 @@ def choose_noising(key: jax.Array) -> Noising:
 def batch_loss(
     config: TrainingConfig, network: nnx.Module, run: RunInputs, x0: jax.Array, noising: Noising, *, dim: jax.Array
 ) -> jax.Array:
-    """Denoising score matching on one batch of clean latents ``[B, D]``, ``dim`` of them not padding.
+    """Computes denoising score matching on clean latents ``[B, D]``, ``dim`` components of them not padding.
 
     Noise-weighted (linear) or EDM-weighted.
 
@@ -235,5 +235,5 @@ def batch_loss(
 
 
 def unit_learning_rate(step: jax.Array, steps: int) -> jax.Array:
-    """Linear warm-up over 50 steps, constant to 30 % of training, then linear to 0; times each run's own rate."""
+    """Rises over 50 steps, is constant to 30 % of training, then falls linearly to 0; times each run's own rate."""
     return jnp.minimum(1.0, (step + 1) / 50) * jnp.minimum(1.0, (1.0 - step / steps) / 0.7)

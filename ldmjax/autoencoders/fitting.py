@@ -78,12 +78,12 @@ def init_state(config: AutoencoderConfig, geometry: Geometry, spec: RunSpec) -> 
 
 
 def kl_to_standard_normal(mean: jax.Array, log_var: jax.Array) -> jax.Array:
-    """KL(N(mean, e^log_var) || N(0, 1)) of each entry, in nats."""
+    """Returns KL(N(mean, e^log_var) || N(0, 1)) of each entry, in nats."""
     return 0.5 * (mean**2 + jnp.exp(log_var) - 1.0 - log_var)
 
 
 def own_entries(geometry: Geometry, latent_dim: jax.Array | int) -> jax.Array:
-    """Mask ``[width]``: 1 for the run's own d latent entries."""
+    """Returns mask ``[width]``: 1 for the run's own d latent entries."""
     return (jnp.arange(geometry.width) < latent_dim).astype(jnp.float32)
 
 
@@ -93,7 +93,7 @@ def pieces_of(config: AutoencoderConfig, geometry: Geometry, z: jax.Array) -> ja
 
 
 def own_pieces(config: AutoencoderConfig, geometry: Geometry, latent_dim: jax.Array | int) -> jax.Array | int:
-    """How many of the P pieces are the run's own: padded entries of a vector make padded pieces, of a map none."""
+    """Returns how many of the P pieces are the run's own: padded entries of a vector make padded pieces, of a map none."""
     return geometry.grid[0] * geometry.grid[1] if geometry.mapped else latent_dim // config.code_dim
 
 
@@ -107,7 +107,7 @@ def batch_loss(
     x: jax.Array,
     key: jax.Array,
 ) -> tuple[jax.Array, Codebook | None]:
-    """Equations (1)-(3) on standardised pixels ``[B, H, W, C]``, and the codebook after this batch."""
+    """Computes equations (1)-(3) on standardised pixels ``[B, H, W, C]``, and the codebook after this batch."""
     mask = own_entries(geometry, latent_dim)
     z, log_var = network.encode(x, mask)
     penalty = 0.0
@@ -143,7 +143,7 @@ class CodingPrograms(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def coding_programs(config: AutoencoderConfig, geometry: Geometry) -> CodingPrograms:
-    """How to encode and decode; compiled at the first call, once for all runs of a configuration and geometry."""
+    """Says how to encode and decode; compiled at the first call, once for all runs of a configuration and geometry."""
     network_of = _network_of(config, geometry)
 
     def encode(params, latent_dim, pixels):
@@ -162,7 +162,7 @@ def coding_programs(config: AutoencoderConfig, geometry: Geometry) -> CodingProg
 
 @functools.lru_cache(maxsize=16)
 def training_program(config: AutoencoderConfig, geometry: Geometry, runs_per_batch: int | None) -> MappedRuns:
-    """How to train: ((images, first, last), state, run) to the state after steps first..last - 1 and the sum of losses.
+    """Says how to train: ((images, first, last), state, run) to the state after steps first..last - 1 and the sum of losses.
 
     Compiled at the first call, so that a second `fit` of the same kind and sizes compiles nothing.
     """

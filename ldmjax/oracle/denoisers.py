@@ -20,7 +20,7 @@ from ldmjax.typing import ArrayLike
 
 
 def gaussian_denoiser(variances: ArrayLike, schedule: Schedule, *, cap: float = np.inf) -> Denoiser:
-    """The exact denoiser of N(0, diag(variances)), or with a cap the one of Prop. 4's score; equation (1).
+    """Returns the exact denoiser of N(0, diag(variances)), or with a cap the one of Prop. 4's score; equation (1).
 
     Args:
       variances: ``[D]``, any order.
@@ -48,7 +48,7 @@ def gaussian_denoiser(variances: ArrayLike, schedule: Schedule, *, cap: float = 
 
 
 def bayes_noise_error(variances: ArrayLike, schedule: Schedule, t: ArrayLike) -> np.ndarray:
-    """The noise-prediction error that no network gets below on N(0, diag(variances)), equation (2).
+    """Returns the noise-prediction error that no network gets below on N(0, diag(variances)), equation (2).
 
     The prediction that attains it is `process.epsilon_from_x0` of `gaussian_denoiser`.
 
@@ -74,7 +74,7 @@ def bayes_noise_error(variances: ArrayLike, schedule: Schedule, t: ArrayLike) ->
 
 
 def rotated_denoiser(denoiser: Denoiser, basis: ArrayLike) -> Denoiser:
-    """The denoiser of ``basis`` x where ``denoiser`` is that of x; ``basis`` ``[D, D]`` is orthogonal."""
+    """Returns the denoiser of ``basis`` x where ``denoiser`` is that of x; ``basis`` ``[D, D]`` is orthogonal."""
 
     def denoise(z, t):
         rotation = jnp.asarray(basis, z.dtype)

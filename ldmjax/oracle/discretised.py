@@ -1,4 +1,6 @@
-"""Exact laws of samplers with finitely many steps: recursions on D variances. Source: arXiv 2405.14250, THEORY.md §5.
+"""Exact laws of samplers with finitely many steps: recursions on D variances.
+
+Source: arXiv 2405.14250; docs/theory.md, section 5.
 
 For a linear score -m z every scheme multiplies each variance by a factor and adds noise. With w2 = dB/dt at t_k,
 dt = t_k - t_{k+1}, DB = B(t_k) - B(t_{k+1}) and m = min(C, 1/(sigma^2 + alpha^2 lamh)) at t_k:
@@ -9,7 +11,7 @@ dt = t_k - t_{k+1}, DB = B(t_k) - B(t_{k+1}) and m = min(C, 1/(sigma^2 + alpha^2
     (4) heun_ode        explicit trapezoid of dz/dt = -k z, k = w2 (1 - m)
 
 Chains over a ladder of levels (alpha, sigma), Dn = alpha^2 lam + sigma^2, r = sigma/alpha, tau^2 = sigma'^2 (1 -
-(sigma' alpha / (alpha' sigma))^2) and c = sqrt(sigma'^2 - eta^2 tau^2) (T_SPACE.md §1):
+(sigma' alpha / (alpha' sigma))^2) and c = sqrt(sigma'^2 - eta^2 tau^2) (docs/t_space.md (1.1)-(1.7)):
 
     (5) ddim            v' = ((alpha' alpha lam + c sigma) / Dn)^2 v + eta^2 tau^2
     (6) ddpm_exact      (5) with eta = 1 plus the posterior variance (alpha' - c alpha/sigma)^2 lam sigma^2 / Dn
@@ -44,7 +46,7 @@ def sampler_variances(
     cap: float = np.inf,
     start: str,
 ) -> np.ndarray:
-    """Variance of every component after each step of a discretised sampler, equations (1)-(4).
+    """Returns variance of every component after each step of a discretised sampler, equations (1)-(4).
 
     Args:
       estimated_variances: lamh ``[D]``.
@@ -89,7 +91,7 @@ def sampler_variances(
 
 
 def _accumulate(slopes, noise, first):
-    """V_1 .. V_N ``[N, D]`` of V_{k+1} = slopes_k V_k + noise_k: log2(N) rounds of doubling and no loop over N steps.
+    """Returns V_1 .. V_N ``[N, D]`` of V_{k+1} = slopes_k V_k + noise_k: log2(N) rounds of doubling and no loop over N steps.
 
     After a round, entry k holds the map that the last 1, 2, 4, ... steps up to k make together. All terms are positive, so
     no digits are lost.
@@ -117,7 +119,7 @@ def chain_variances(
     start: str = "standard",
     score_variances: ArrayLike | None = None,
 ) -> np.ndarray:
-    """Variance of every component along a chain over a ladder of noise levels, last update to clean data; (5), (6).
+    """Returns variance of every component along a chain over a ladder of noise levels, last update to clean data; (5), (6).
 
     Args:
       variances: data variances ``[D]``.
@@ -167,7 +169,7 @@ def chain_variances(
 def variance_kept(
     variances: ArrayLike, schedule: Schedule, steps: int, *, sampler: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What a sampler with the exact Gaussian score makes of every component's variance, when stopped after each step.
+    """Returns what a sampler with the exact Gaussian score makes of every component's variance, when stopped after each step.
 
     The steps are evenly spaced in the schedule's time, from pure noise (variance 1) to clean data.
 
@@ -207,7 +209,7 @@ def variance_kept(
 
 
 def _heun_gains(alpha, sigma, assumed):
-    """Accumulated gain ``[T, D]`` on z of Heun's method in r = sigma/alpha, the last update (to r = 0) by Euler."""
+    """Returns accumulated gain ``[T, D]`` on z of Heun's method in r = sigma/alpha, the last update (to r = 0) by Euler."""
     ratio = np.append(sigma / alpha, 0.0)
     slope = ratio[:-1, None] / (assumed + ratio[:-1, None] ** 2)
     step = np.diff(ratio)[:, None]
@@ -217,7 +219,7 @@ def _heun_gains(alpha, sigma, assumed):
 
 
 def _dpmpp_2m_gains(alpha, sigma, assumed):
-    """Accumulated gain ``[T, D]`` on z of DPM-Solver++(2M), linear in the last two x0-predictions."""
+    """Returns accumulated gain ``[T, D]`` on z of DPM-Solver++(2M), linear in the last two x0-predictions."""
     with np.errstate(divide="ignore"):  # alpha = 0 at the first level: an infinite step, which DPM-Solver++ takes well
         half_logsnr = np.log(alpha / sigma)
     state, previous, gains = np.ones(assumed.shape[1]), None, []
@@ -245,7 +247,7 @@ def error_split(
     scheme: str,
     cap: float = np.inf,
 ) -> dict[str, np.ndarray]:
-    """Squared W2 of each error source on its own, and of all together, for every latent dimension.
+    """Returns squared W2 of each error source on its own, and of all together, for every latent dimension.
 
     Source: arXiv 2405.14250 §4.
 
