@@ -17,7 +17,6 @@ same noise can be compared in pairs.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,8 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ldmjax import loops, metrics, oracle, samplers, schedules
-from ldmjax.devices import spread_samples
+from ldmjax import metrics, oracle, samplers, schedules
 from ldmjax.process import Denoiser
 from ldmjax.tasks import BLOCKS, Task
 
@@ -144,20 +142,9 @@ def run_row(
     sampler: str,
     key: jax.Array,
 ) -> Float[Array, "N D"]:
-    """Samples one chain from ``start`` to clean data; traceable in the row, unlike `samplers.sample`."""
-    step = samplers.make_step(denoiser, ladder, sampler=sampler)
-
-    def advance(k, noise_key, state, counts):
-        z, memory = state
-        mean, std, memory = step.update(z, times[k], times[k + 1], memory)
-        if std is not None:
-            mean = mean + std * jax.random.normal(noise_key, z.shape, z.dtype)
-        return jax.tree.map(lambda new, old: jnp.where(counts, new, old), (mean, memory), state)
-
-    start = spread_samples(start)
-    keys = partial(jax.random.fold_in, key)
-    state, most = (start, step.init(start)), len(times) - 1
-    return loops.repeat(advance, state, first=0, last=updates, length=most, prepare=keys)[0]
+    """Samples one chain from ``start`` to clean data; the row may be traced."""
+    options = {"times": times, "stops": jnp.reshape(updates, 1), "sampler": sampler, "noise": samplers.BY_ROW}
+    return samplers.sample(denoiser, ladder, start, key, statistic=lambda z, t: z, **options)[0]
 
 
 def statistics(samples: Float[Array, "N D"], task: Task) -> Statistics:

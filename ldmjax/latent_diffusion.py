@@ -32,7 +32,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from ldmjax import devices, metrics, samplers, schedules, stopping, sweeps, threefry, training
+from ldmjax import devices, metrics, random, samplers, schedules, stopping, sweeps, training
 from ldmjax.autoencoders import AutoencoderConfig, FittedAutoencoder, fit
 from ldmjax.data import Dataset
 from ldmjax.features import Features
@@ -283,13 +283,13 @@ def train_models(
         for i in group:
             z = autoencoders[i].standardise(autoencoders[i].encode(splits[i].train)).reshape(len(splits[i].train), -1)
             spec = sweeps.RunSpec(
-                model=config.model,
+                model=config.model_name,
                 data=autoencoders[i].name,
                 training_draws="sample",
                 latent_dim=z.shape[1],
                 seed=seeds[i],
                 n=len(z),
-                learning_rate=learning_rate or LEARNING_RATES[config.model],
+                learning_rate=learning_rate or LEARNING_RATES.get(config.model_name, LEARNING_RATES["mlp"]),
             )
             specs.append(spec)
             latents[spec.data, spec.seed, spec.n] = sweeps.Latents(sample=z, fresh_factor=np.zeros((z.shape[1], 0)))
@@ -325,7 +325,7 @@ def _chain_program(network: training.TrainingConfig, width: int, sampling: Sampl
         params, inputs = model
         start_key, chain_key = jax.random.split(key)
         # Latents of all lengths start from the same noise.
-        start = threefry.normal(start_key, sampling.chunk, width) * inputs.mask
+        start = random.normal(start_key, sampling.chunk, width) * inputs.mask
         return samplers.sample(
             as_denoiser(nnx.merge(graphdef, params), inputs), sampling.schedule, start, chain_key, times=sampling.times,
             stops=sampling.stop_steps, sampler=sampling.sampler, statistic=lambda z, t: z, mask=inputs.mask,
@@ -355,8 +355,8 @@ def sample_states(
     trained, chains = model.trained, sampling.samples // sampling.chunk
     program = _chain_program(trained.config, trained.width, sampling)
     own = jax.tree.map(lambda x: x[model.index], (trained.params, trained.runs.inputs))
-    # A key of the seed alone; 11 keeps it from those that training uses.
-    keys = jax.random.split(jax.random.fold_in(threefry.key(model.seed), 11), chains)
+    # A key of the seed alone: all models of a seed start from the same noise.
+    keys = jax.random.split(random.stream(random.key(model.seed), "chains"), chains)
     size = min(chains, devices.items_at_once(chains, _bytes_of_chain(trained.config, trained.width, sampling)))
     name, kept = f"{what}/{model.spec.name}", time.perf_counter()
     states = job.get(name) or []
@@ -372,7 +372,7 @@ def sample_states(
 
 
 def _bytes_of_chain(network: training.TrainingConfig, width: int, sampling: SamplingConfig) -> float:
-    """Roughly, of one chain: its states at all stops, and a dozen of the network's widest activations."""
+    """Estimates one chain's bytes: its states at all stops, and a dozen of the network's widest activations."""
     height, depth = network.map_shape[:2] if network.model == "unet" else (1, 1)
     widest = height * depth * max(network.channels[0] if network.channels else network.hidden, 1)
     return 4.0 * sampling.chunk * (2 * len(sampling.stop_steps) * width + 12 * widest)

@@ -251,7 +251,7 @@ def _select(features, metric, predictor, scope, by_seed: Mapping[int, list[Candi
 
 
 def _regret(chosen, best):
-    """Share of ``best``; NaN where a bias-corrected estimate of it is not above 0."""
+    """Returns share of ``best``; NaN where a bias-corrected estimate of it is not above 0."""
     return np.where(best > 0, chosen / np.where(best > 0, best, 1.0) - 1.0, np.nan)
 
 

@@ -27,47 +27,47 @@ def perturb(x0: jax.Array, noise: jax.Array, schedule: Schedule, t: jax.Array) -
 
 
 def epsilon_from_x0(x0, z, schedule: Schedule, t):
-    """Equation (1); infinite or NaN where sigma(t) = 0."""
+    """Computes equation (1); infinite or NaN where sigma(t) = 0."""
     return (z - schedule.alpha(t)[..., None] * x0) / schedule.sigma(t)[..., None]
 
 
 def x0_from_epsilon(epsilon, z, schedule: Schedule, t):
-    """Inverse of equation (1); infinite or NaN where alpha(t) = 0."""
+    """Inverts equation (1); infinite or NaN where alpha(t) = 0."""
     return (z - schedule.sigma(t)[..., None] * epsilon) / schedule.alpha(t)[..., None]
 
 
 def score_from_x0(x0, z, schedule: Schedule, t):
-    """Equation (2): the gradient of the log density of z."""
+    """Computes equation (2): the gradient of the log density of z."""
     return -epsilon_from_x0(x0, z, schedule, t) / schedule.sigma(t)[..., None]
 
 
 def x0_from_score(score, z, schedule: Schedule, t):
-    """Inverse of equation (2), Tweedie's formula; infinite or NaN where alpha(t) = 0."""
+    """Inverts equation (2), Tweedie's formula; infinite or NaN where alpha(t) = 0."""
     return (z + schedule.sigma(t)[..., None] ** 2 * score) / schedule.alpha(t)[..., None]
 
 
 def velocity_from_x0(x0, z, schedule: ContinuousSchedule, t):
-    """Equation (3)."""
+    """Computes equation (3)."""
     epsilon = epsilon_from_x0(x0, z, schedule, t)
     return schedule.alpha_dot(t)[..., None] * x0 + schedule.sigma_dot(t)[..., None] * epsilon
 
 
 def x0_from_velocity(velocity, z, schedule: ContinuousSchedule, t):
-    """Inverse of equation (3)."""
+    """Inverts equation (3)."""
     alpha, sigma = schedule.alpha(t)[..., None], schedule.sigma(t)[..., None]
     alpha_dot, sigma_dot = schedule.alpha_dot(t)[..., None], schedule.sigma_dot(t)[..., None]
     return (sigma * velocity - sigma_dot * z) / (sigma * alpha_dot - sigma_dot * alpha)
 
 
 def v_from_x0(x0, z, schedule: Schedule, t):
-    """Equation (4), written without dividing by alpha."""
+    """Computes equation (4), written without dividing by alpha."""
     alpha, sigma = schedule.alpha(t)[..., None], schedule.sigma(t)[..., None]
     radius_squared = alpha**2 + sigma**2
     return (alpha * z - radius_squared * x0) / (sigma * radius_squared**0.5)
 
 
 def x0_from_v(v, z, schedule: Schedule, t):
-    """Inverse of equation (4); finite for every t."""
+    """Inverts equation (4); finite for every t."""
     alpha, sigma = schedule.alpha(t)[..., None], schedule.sigma(t)[..., None]
     radius_squared = alpha**2 + sigma**2
     return alpha / radius_squared * z - sigma / radius_squared**0.5 * v

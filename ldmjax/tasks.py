@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ldmjax import data, gaussians, metrics, mixtures, oracle, samplers, schedules, threefry
+from ldmjax import data, gaussians, metrics, mixtures, oracle, random, samplers, schedules
 from ldmjax.process import Denoiser
 
 DRAWS = 65_536
@@ -177,7 +177,7 @@ def run_chain(
     """Samples the chain from ``start`` down to level ``stop`` (0: clean data); traceable."""
     times = ladder.times[: len(ladder.times) - stop]
     states = samplers.sample(
-        denoiser, ladder, start, threefry.key(seed), times=times, stops=[len(times) - 1], statistic=lambda z, t: z,
+        denoiser, ladder, start, random.key(seed), times=times, stops=[len(times) - 1], statistic=lambda z, t: z,
         sampler=sampler,
     )  # fmt: skip
     return states[0]

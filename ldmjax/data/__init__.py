@@ -48,7 +48,7 @@ __all__ = [
 
 
 def load(name: str, *, layout: str = "auto") -> Dataset:
-    """A data set by name, one of `NAMES`.
+    """Loads a data set by name, one of `NAMES`.
 
     Args:
       name: of the data.

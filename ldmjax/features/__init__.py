@@ -43,7 +43,7 @@ PROBES = 16
 
 
 def load(description: str, dataset: Dataset, *, job: Job = NO_JOB) -> Features:
-    """The features that a description stands for, as the module says; tried on a few images of ``dataset``.
+    """Returns the features that a description stands for, as the module says; tried on a few images of ``dataset``.
 
     Args:
       description: one of `DESCRIPTIONS`.
