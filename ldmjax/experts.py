@@ -300,7 +300,7 @@ def _network(config: ExpertsConfig, width: int, key: jax.Array) -> ResidualMLP:
 
 def parameter_count(config: ExpertsConfig, width: int) -> int:
     """Returns the number of parameters of one expert on data of dimension ``width``."""
-    params = nnx.split(nnx.eval_shape(lambda: _network(config, width, threefry.key(0))))[1]
+    params = nnx.split(nnx.eval_shape(lambda: _network(config, width, random.key(0))))[1]
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 

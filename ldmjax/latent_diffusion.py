@@ -143,9 +143,7 @@ def split_images(dataset: Dataset, *, n: int, reference: int, seed: int) -> Spli
     return Split(*(dataset.images(dataset.samples[index]) for index in (train, held_out[:reference])))
 
 
-def make_measures(
-    features: Sequence[Features], reference: Float[np.ndarray, "m ..."]
-) -> dict[str, metrics.Measure]:
+def make_measures(features: Sequence[Features], reference: Float[np.ndarray, "m ..."]) -> dict[str, metrics.Measure]:
     """Returns the feature spaces by name, each with the held-out images seen through it."""
     return {f.name: metrics.Measure(f, metrics.FeatureReference(f(reference), blocks=BLOCKS)) for f in features}
 
