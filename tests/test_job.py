@@ -26,7 +26,8 @@ class Record:
 
 TREES = [
     None, True, 7, -0.0, float("inf"), "text", [1, [2.5, "a"]], (1, (2,)), {"a": 1, ("w2", 3): (4,)}, np.float32(0.1),
-    np.int64(3), np.arange(6.0).reshape(2, 3), np.zeros((0, 3)), np.array(["a", "bc"]), Pair(1, np.ones(2)), [Record(np.arange(3), "y")],
+    np.int64(3), np.arange(6.0).reshape(2, 3), np.zeros((0, 3)), np.array(["a", "bc"]), Pair(1, np.ones(2)),
+    [Record(np.arange(3), "y")],
 ]  # fmt: skip
 
 
