@@ -297,6 +297,12 @@ def _network(config: ExpertsConfig, width: int, key: jax.Array) -> ResidualMLP:
     return ResidualMLP(width, latent_dim=width, rngs=rngs, **size)
 
 
+def parameter_count(config: ExpertsConfig, width: int) -> int:
+    """Returns the number of parameters of one expert on data of dimension ``width``."""
+    params = nnx.split(nnx.eval_shape(lambda: _network(config, width, threefry.key(0))))[1]
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
 def _rebuild(config: ExpertsConfig, width: int) -> Callable[[jax.Array], ResidualMLP]:
     """The function from flat parameters ``[P]`` to a network."""
     graphdef, params = nnx.split(nnx.eval_shape(lambda: _network(config, width, threefry.key(0))))

@@ -30,6 +30,7 @@ from ldmjax.schedules import ContinuousSchedule, logsnr_from_noise_var
 Numbers = ArrayLike | Sequence
 LOGSNR_LABEL = "logsnr at which sampling stops (noise → data)"
 W2_LABEL = "squared W2 distance (data units squared)"
+METRIC_NAMES = {"w2": "squared Fréchet distance", "mmd": "squared MMD", "sliced_w2": "squared sliced W2"}  # of features
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7f6f00", "#56b4e9", "#888888")

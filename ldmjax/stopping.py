@@ -79,6 +79,21 @@ class StoppingResult:
     gain_high: float
     verdict: str
 
+    def record(self, **places: np.ndarray) -> dict[str, float | str | None]:
+        """Returns the numbers and the verdict by name, and t* with its interval in every unit of ``places``.
+
+        Args:
+          **places: where the stops are, ``[S]``, by name: NAME, NAME_low and NAME_high are those of t* and its interval.
+        """
+        names = ("end", "best", "gain", "gain_low", "gain_high", "verdict")
+        stops = {"": self.best_stop, "_low": self.best_stop_low, "_high": self.best_stop_high}
+        found = {name: getattr(self, name) for name in names}
+        return found | {
+            name + ending: None if stop is None else float(values[stop])
+            for name, values in places.items()
+            for ending, stop in stops.items()
+        }
+
 
 def read_stopping_curve(
     pseudo: np.ndarray, *, replicates: int = 1000, confidence: float = 0.9, negligible: float = 0.01, seed: int = 0

@@ -14,14 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import image_models, optimal_stopping, tasks
+from experiments import optimal_stopping
 from experiments.few_states import learned, mixture
 from experiments.optimal_stopping.evaluation import stopping_results
 from experiments.optimal_stopping.setup import make_specs
-from ldmjax import autoencoders, devices, experts, oracle, schedules, sweeps, training
+from ldmjax import (
+    autoencoders,
+    devices,
+    experts,
+    latent_diffusion,
+    oracle,
+    schedules,
+    sweeps,
+    tasks,
+    training,
+)
 from ldmjax.autoencoders import fitting
 from ldmjax.autoencoders.convolutional import geometry_of
-from ldmjax.checkpoints import NOTHING_KEPT
 
 pytestmark = pytest.mark.slow
 STEPS, POINTS = 100, 1024
@@ -33,11 +42,7 @@ UNEVEN = {"sampling_steps": 20, "stops": 7, "samples": 256}  # stops are two or 
 TRAINING = 1  # of the programs that a sweep calls: the first initialises
 
 
-def silent(line):
-    del line
-
-
-def sweep(model, dims, *, report=silent, **options):
+def sweep(model, dims, **options):
     """Trains one run of each latent dimension."""
     width = max(dims)
     latents = {
@@ -51,7 +56,7 @@ def sweep(model, dims, *, report=silent, **options):
         for d in dims
     ]  # fmt: skip
     config = training.TrainingConfig(model=model, steps=STEPS, **options)
-    return sweeps.train(specs, latents, config, chunk=STEPS, report=report)
+    return sweeps.train(specs, latents, config, chunk=STEPS)
 
 
 def train_linear():
@@ -94,8 +99,10 @@ def sample_images():
 
     def job():
         trained = sweep("unet", (64,), **DIGITS)
-        model = image_models.DiffusionModel(autoencoder=None, seed=0, spec=trained.specs[0], trained=trained, index=0)
-        image_models.sample_states(model, image_models.SamplingConfig(), report=silent)
+        model = latent_diffusion.DiffusionModel(
+            autoencoder=None, seed=0, spec=trained.specs[0], trained=trained, index=0
+        )
+        latent_diffusion.sample_states(model, latent_diffusion.SamplingConfig())
 
     return ahead_of_time.recorded(job, program=TRAINING + 1)
 
@@ -106,9 +113,7 @@ def images(shape):
 
 def train_autoencoder(kind, shape=(32, 32, 3), latent=(8, 8, 4)):
     config = autoencoders.AutoencoderConfig(kind=kind, steps=STEPS)
-    return ahead_of_time.recorded(
-        lambda: autoencoders.fit(images(shape), [latent], config, seeds=[0], report=silent), program=0
-    )
+    return ahead_of_time.recorded(lambda: autoencoders.fit(images(shape), [latent], config, seeds=[0]), program=0)
 
 
 def code(kind, way, shape=(32, 32, 3), latent=(8, 8, 4)):
@@ -150,7 +155,7 @@ def sample_few_states(sampler):
     states = np.ones((count, task.dim), np.float32)
 
     def job():
-        mixture.run_chains(task, named, states, states, sampler=sampler, store=NOTHING_KEPT, report=silent)
+        mixture.run_chains(task, named, states, states, sampler=sampler)
 
     return ahead_of_time.recorded(job, program=0)
 
@@ -163,7 +168,7 @@ def sample_learned():
 
     def job():
         trained = experts.train(specs, task.training, config, chunk=STEPS)
-        learned.sample_models(trained, task, (4,), samples=4096, sampler="ddim", store=NOTHING_KEPT, report=silent)
+        learned.sample_models(trained, task, (4,), samples=4096, sampler="ddim")
 
     return ahead_of_time.recorded(job, program=TRAINING + 1)
 

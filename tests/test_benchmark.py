@@ -1,8 +1,6 @@
 """The benchmark's own arithmetic, that both sides of a contest compute the same, and what happens without PyTorch."""
 
 import dataclasses
-import sys
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -10,71 +8,106 @@ import numpy as np
 import pytest
 
 from experiments import benchmark
+from experiments.benchmark import contest as held_by
 from experiments.benchmark import launches, machine, numpy_loop, report, sampling
-from experiments.benchmark.contests import CONTESTS
-from ldmjax import data, devices, oracle
+from experiments.benchmark.contest import Contest, NotHeldError, Sides
+from experiments.launch import Results
+from ldmjax import devices, oracle
+from ldmjax.job import NO_JOB, Job
 
 CONFIG = benchmark.Config(
-    only=("law", "table", "mlp_loop"), rounds=1, runs=4, steps=2, samples=512, sampling_steps=40,
-    precision="float32", spectrum=data.spectrum_variances("power:1.5", 16),
-)  # fmt: skip
+    only=("law", "table", "mlp_loop"), rounds=1, runs=4, steps=2, samples=512, sampling_steps=40, data_dim=16
+)
 
 
-SIDES = benchmark.Sides(unit="law", options="how", opponent="it", agreement=0.1, agreement_in="errors")
+def sides(ours=lambda: 1.0, theirs=lambda: 3.0):
+    facts = {"unit": "law", "options": "how", "opponent": "it", "agreement": 0.1, "agreement_in": "errors"}
+    return Sides(ours=ours, theirs=theirs, **facts)
 
 
-def test_contests_are_held_and_their_sides_agree(monkeypatch):
-    monkeypatch.setattr(benchmark, "PAUSE", 0.0)
-    monkeypatch.setattr(benchmark, "LEAST_SECONDS", 0.0)
-    monkeypatch.setitem(sys.modules, "torch", None)
+def contest(prepare):
+    return Contest(what="this", against="that", goal=1.0, prepare=prepare)
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    monkeypatch.setattr(held_by, "PAUSE", 0.0)
+    monkeypatch.setattr(held_by, "LEAST_SECONDS", 0.0)
+
+
+def test_contests_are_held_and_their_sides_agree(monkeypatch, at_once):
+    monkeypatch.setattr(benchmark, "missing_torch", lambda: "needs PyTorch")
     lines = []
-    outcomes, skipped = benchmark.run(CONTESTS, CONFIG, lines.append)
-    law, table = outcomes
-    assert (law.name, table.name, list(skipped)) == ("law", "table", ["mlp_loop"])
-    assert "pip install -e '.[bench]'" in skipped["mlp_loop"]
-    assert law.sides.agreement < 5.5  # the largest of 16,016 deviations
-    assert table.sides.agreement < 1e-10
-    assert len(law.ours) == len(law.theirs) == 1 and min(law.ours + law.theirs) > 0
+    results = dataclasses.replace(benchmark.compute(CONFIG, None, Job(show=lines.append)), config=CONFIG)
+    law, table = results.rows
+    assert (law["contest"], table["contest"]) == ("law", "table")
+    assert results.metadata["skipped"] == {"mlp_loop": "needs PyTorch"}
+    assert law["agreement"] < 5.5  # the largest of 16,016 deviations
+    assert table["agreement"] < 1e-10 and table["components"] == 16
+    found = results.metadata["measured"]["contests"]["law"]
+    assert len(found["ours"]) == len(found["theirs"]) == 1 and min(found["ours"] + found["theirs"]) > 0
     assert sum("round 1/1" in line for line in lines) == 2
-    text = report.table(outcomes, CONTESTS, skipped)
-    assert "mlp_loop: skipped, needs PyTorch" in text and "first call, with compilation" in text
+    shown = report.report(results)
+    assert "mlp_loop: skipped, needs PyTorch" in shown.text and "first call, with compilation" in shown.text
+    assert set(shown.files["table.json"]["contests"]) == {"law", "table"}
 
 
-def test_sides_take_turns(monkeypatch):
-    monkeypatch.setattr(benchmark, "PAUSE", 0.0)
+def test_sides_take_turns(at_once):
     order = []
-    sides = lambda: order.append("A") or 1.0, lambda: order.append("B") or 3.0, SIDES
-    contest = benchmark.Contest(what="", against="", goal=1.0, sides=lambda config, report: sides)
-    held = benchmark.hold("x", contest, dataclasses.replace(CONFIG, rounds=2), lambda line: None)
+    prepared = sides(lambda: order.append("A") or 1.0, lambda: order.append("B") or 3.0)
+    config = dataclasses.replace(CONFIG, rounds=2)
+    held = held_by.hold("x", contest(lambda sizes, job: prepared), config, NO_JOB)
     assert "".join(order) == "ABABAB"  # the first pair warms up
-    np.testing.assert_array_equal(held.ratios, [3.0, 3.0])
+    assert held["ours"] == [1.0, 1.0] and held["theirs"] == [3.0, 3.0]
+
+
+def results_of(goal, against="that", bounds=(), **changes):
+    facts = {f.name: getattr(sides(), f.name) for f in dataclasses.fields(Sides) if f.name not in ("ours", "theirs")}
+    measured = {"name": "law", "ours": [1.0, 2.0, 1.0], "theirs": [10.0, 10.0, 40.0], "sides": facts}
+    row = {"contest": "law", "what": "this", "against": against, "goal": goal}
+    metadata = {"machine": "a machine", "skipped": {"experts": "why"}, "about": {"device": "a device"}}
+    metadata |= {"measured": {"contests": {"law": measured}, "bounds": list(bounds), "growth": []}}
+    return Results(rows=[row], metadata=metadata | changes, config=CONFIG)
 
 
 def test_ratio_is_the_median_of_pairs_and_goals_have_a_direction():
-    held = benchmark.Outcome(name="law", ours=[1.0, 2.0, 1.0], theirs=[10.0, 10.0, 40.0], sides=SIDES)
+    def row(*arguments):
+        return report.report(results_of(*arguments)).text.splitlines()[1]
 
-    def row(goal, **changes):
-        contest = dataclasses.replace(CONTESTS["law"], goal=goal, **changes)
-        return report.table([held], {"law": contest}, {}).splitlines()[1]
-
-    assert "10 [5, 40]  >= 10  yes " in row(10.0)  # pairs 10, 5, 40
+    assert "10 [5, 40]" in row(10.0) and ">= 10  yes " in row(10.0)  # pairs 10, 5, 40
     assert " no " in row(10.1)
-    assert " <= 10.1  yes " in row(10.1, goal_is_ceiling=True)
-    assert " <= 9.9   no " in row(9.9, goal_is_ceiling=True)
+    assert " <= 10.1  yes " in row(10.1, held_by.GROWTH)
+    assert " <= 9.9   no " in row(9.9, held_by.GROWTH)
+
+
+def test_table_file_has_what_the_table_shows():
+    bound = {"seconds": 4.0, "bound_seconds": 1.0, "operations": 1e9, "bytes": 1e9, "kernels": 2, "set_by": "memory"}
+    ceilings = {"products": {"highest": 1e9}, "bytes": 1e9, "launch": 0.0}
+    bound |= {"runs": 2, "hidden": 8, "precision": "highest", "ceilings": ceilings}
+    shown = report.report(results_of(11.0, bounds=[bound]))
+    found = shown.files["table.json"]
+    row = found["contests"]["law"]
+    assert (row["ratio"], row["least"], row["most"], row["met"]) == (10.0, 5.0, 40.0, False)
+    assert (row["ours_seconds"], row["theirs_seconds"]) == (1.0, 10.0)
+    assert (found["device"], found["skipped"], found["runs"]) == ("a device", {"experts": "why"}, 4)
+    assert found["bounds"][0]["share_of_bound"] == 0.25 and "25%" in shown.text
+    old = report.report(results_of(11.0, about=None))
+    assert old.text and not old.files, "the table.json of an old workdir stays"
 
 
 def test_bound_is_the_larger_of_two_times_and_the_launches():
-    ceilings = machine.Ceilings(products={"highest": 1000.0, "bfloat16": 1e6}, bytes=50.0, launch=0.0)
-    row = machine.Bound(
-        runs=2, hidden=8, precision="highest", seconds=1.0, operations=100.0, bytes=10.0, kernels=4, ceilings=ceilings
-    )
-    assert row.bound == (0.2, "memory")
-    slower = dataclasses.replace(ceilings, products={"highest": 200.0, "bfloat16": 1e6})
-    row = dataclasses.replace(row, ceilings=slower)
-    assert row.bound == (0.5, "operations")
-    assert "50 %" in report.bound_table([row])
-    row = dataclasses.replace(row, precision="bfloat16", ceilings=dataclasses.replace(slower, launch=0.2))
-    assert row.bound == (pytest.approx(0.2 + 4 * 0.2 / 2), "launches")  # the launches of a step serve both runs
+    ceilings = {"products": {"highest": 1000.0, "bfloat16": 1e6}, "bytes": 50.0, "launch": 0.0}
+    row = {"runs": 2, "precision": "highest", "operations": 100.0, "bytes": 10.0, "kernels": 4, "ceilings": ceilings}
+
+    def bound(**changes):
+        found = machine.with_bound(row | {"ceilings": ceilings | changes.pop("ceilings", {})} | changes)
+        return found["bound_seconds"], found["set_by"]
+
+    assert bound() == (0.2, "memory")
+    slower = {"products": {"highest": 200.0, "bfloat16": 1e6}}
+    assert bound(ceilings=slower) == (0.5, "operations")
+    # The launches of a step serve both runs.
+    assert bound(precision="bfloat16", ceilings={"launch": 0.2}) == (pytest.approx(0.2 + 4 * 0.2 / 2), "launches")
 
 
 PROGRAM = """HloModule jit_f
@@ -106,7 +139,7 @@ def test_kernels_of_a_loop():
     """Two of the called graph, one copy, three passes of one kernel; types and layouts are not operations."""
     assert launches.loop_kernels(PROGRAM, 100) == 2 + 1 + 3
     assert launches.loop_kernels(PROGRAM, 3) == 1
-    with pytest.raises(benchmark.NotHeldError, match="no loop of 7 passes"):
+    with pytest.raises(NotHeldError, match="no loop of 7 passes"):
         launches.loop_kernels(PROGRAM, 7)
 
 
@@ -118,48 +151,34 @@ def test_kernels_of_a_compiled_program():
     assert launches.launch_seconds() == 0.0  # a CPU launches nothing
 
 
-def _contest(sides):
-    return benchmark.Contest(what="", against="", goal=1.0, sides=sides)
-
-
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
         (MemoryError("one run is too much"), "MemoryError: one run is too much"),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB\nmore"), "JaxRuntimeError: RESOURCE_EXHAUSTED: 9 GB"),
         (jax.errors.JaxRuntimeError("UNIMPLEMENTED: x"), "JaxRuntimeError: UNIMPLEMENTED: x"),
-        (benchmark.NotHeldError("every PyTorch variant failed: eager: E"), "every PyTorch variant failed: eager: E"),
+        (NotHeldError("every PyTorch variant failed: eager: E"), "every PyTorch variant failed: eager: E"),
     ],
 )
-def test_a_contest_that_the_device_refuses_does_not_end_the_others(monkeypatch, error, reason):
-    monkeypatch.setattr(benchmark, "PAUSE", 0.0)
-
-    def fail(config, report):
+def test_a_contest_that_the_device_refuses_does_not_end_the_others(monkeypatch, at_once, error, reason):
+    def fail(sizes, job):
         raise error
 
-    fine = lambda: 1.0, lambda: 3.0, SIDES
-    contests = {"bad": _contest(fail), "good": _contest(lambda config, report: fine)}
-    config, lines = dataclasses.replace(CONFIG, only=("bad", "good")), []
-    outcomes, skipped = benchmark.run(contests, config, lines.append)
-    assert [o.name for o in outcomes] == ["good"] and skipped == {"bad": reason}
-    assert lines[0] == f"bad: skipped, {reason}"
+    contests = {"law": contest(fail), "table": contest(lambda sizes, job: sides())}
+    monkeypatch.setattr(benchmark, "CONTESTS", contests)
+    lines = []
+    outcomes, skipped = benchmark.hold_all(dataclasses.replace(CONFIG, only=("law", "table")), Job(show=lines.append))
+    assert list(outcomes) == ["table"] and skipped == {"law": reason}
+    assert lines[0] == f"law: skipped, {reason}"
 
 
-def test_an_error_of_our_own_ends_the_benchmark():
-    def fail(config, report):
+def test_an_error_of_our_own_ends_the_benchmark(monkeypatch):
+    def fail(sizes, job):
         raise KeyError("of our own")
 
+    monkeypatch.setattr(benchmark, "CONTESTS", {"law": contest(fail)})
     with pytest.raises(KeyError):
-        benchmark.run({"bad": _contest(fail)}, dataclasses.replace(CONFIG, only=("bad",)), lambda line: None)
-
-
-def test_table_file_has_what_the_table_shows():
-    held = benchmark.Outcome(name="law", ours=[1.0, 2.0, 1.0], theirs=[10.0, 10.0, 40.0], sides=SIDES)
-    found = report.results([held], CONTESTS, {"experts": "why"}, [], device="a device")
-    row = found["contests"]["law"]
-    assert (row["ratio"], row["least"], row["most"], row["met"]) == (10.0, 5.0, 40.0, False)
-    assert (row["ours_seconds"], row["theirs_seconds"]) == (1.0, 10.0)
-    assert (found["device"], found["skipped"]) == ("a device", {"experts": "why"})
+        benchmark.hold_all(dataclasses.replace(CONFIG, only=("law",)), NO_JOB)
 
 
 def test_numpy_sampler_has_the_exact_law():
@@ -172,14 +191,14 @@ def test_numpy_sampler_has_the_exact_law():
 
 def test_both_samplers_have_one_law():
     config = dataclasses.replace(CONFIG, samples=4096)
-    ours, scan = (np.asarray(make(config).run()) for make in (sampling._our_chains, sampling._scanned_chains))
+    ours, scan = (np.asarray(make(config).run()) for make in (sampling.our_chains, sampling.scanned_chains))
     assert ours.shape == scan.shape == (8, 40, 16)
     assert np.max(np.abs(ours - scan) / np.sqrt(4.0 / 4096 * ours * scan)) < 5.5
 
 
 def test_growth_figure_has_a_panel_per_axis():
     growths = [
-        machine.Growth(work=work, axis=axis, sizes=np.array([1, 2, 4]), seconds=np.arange(1.0, 7.0).reshape(3, 2))
+        {"work": work, "axis": axis, "sizes": [1, 2, 4], "seconds": np.arange(1.0, 7.0).reshape(3, 2).tolist()}
         for work, axis in (("a", "runs"), ("b", "runs"), ("a", "samples"))
     ]
     figure = report.draw_growth(growths, "a machine")
@@ -195,7 +214,7 @@ def test_opponent_is_short():
 def test_memory_of_the_scan_is_at_least_that_of_its_states():
     """Ours needs less than a tenth."""
     config = dataclasses.replace(CONFIG, samples=4096, sampling_steps=200)
-    ours, scan = (make(config).bytes for make in (sampling._our_chains, sampling._scanned_chains))
+    ours, scan = (make(config).bytes for make in (sampling.our_chains, sampling.scanned_chains))
     assert scan > 4.0 * 8 * 200 * 4096 * 16
     assert 4.0 * 8 * 4096 * 16 / 8 < ours < 0.1 * scan
 
@@ -214,31 +233,28 @@ def test_unets_are_those_of_the_opponent(name):
     """Losses and DDIM's end states, at random parameters; in bfloat16 only PyTorch rounds here, by about 2^-8."""
     pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[bench]'")
     from experiments.benchmark import opponents, unets
+    from experiments.benchmark.sweeping import unet_here
 
-    config = dataclasses.replace(CONFIG, samples=4, sampling_steps=5)
-    size = dataclasses.replace(unets.size_here(name, config), batch=4)
-    assert unets.loss_difference(size, "float32") < 1e-5
-    network, values = unets.random_network(size, "float32")
-    start = np.random.default_rng(3).standard_normal((4, np.prod(size.map_shape))).astype(np.float32)
-    ours = unets._our_chain(size, network, start)()
-    z, coefficients = unets._tensors(start, unets._coefficients(5))
-    p = unets._torch_parameters(size, values)
-    ends = [
-        opponents.sample(partial(opponents.ddim_step, std=unets.DATA_STD, net=net), p, z, coefficients).numpy()
-        for net in (opponents.unet, partial(opponents.unet, half=True))
-    ]
+    unet = dataclasses.replace(unet_here(name, CONFIG), batch=4)
+    assert unets.loss_difference(unet, "float32") < 1e-5
+    network, values = unets.random_network(unet, "float32")
+    start = np.random.default_rng(3).standard_normal((4, unet.dim)).astype(np.float32)
+    ours = unets.our_chain(network, start, 5)()
+    inputs = unets.torch_chain_inputs(unet, values, start, 5)
+    ends = [opponents.sample(unets.torch_step(precision), *inputs).numpy() for precision in ("float32", "bfloat16")]
     np.testing.assert_allclose(ours, ends[0], rtol=1e-5, atol=1e-5)
     assert 1e-4 < np.linalg.norm(ours - ends[1]) / np.linalg.norm(ours) < 0.02
 
 
 def test_training_steps_of_the_unet_opponent_learn():
     torch = pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[bench]'")
-    from experiments.benchmark import opponents, unets
-    from experiments.benchmark.training import points
+    from experiments.benchmark import opponents
+    from experiments.benchmark.sweeping import points
+    from experiments.benchmark.training import tensors
 
     torch.manual_seed(0)
     p = opponents.new_unet((8, 8, 1), (4, 8))
-    before, tensors = {k: v.clone() for k, v in p.items()}, unets._tensors(points(0, 64), np.ones(64), 0.3)
+    before, inputs = {k: v.clone() for k, v in p.items()}, tensors(points(0, 64), np.ones(64), 0.3)
     losses = []
 
     def loss(*given):
@@ -247,7 +263,7 @@ def test_training_steps_of_the_unet_opponent_learn():
         return found
 
     options = {"batch": 32, "rate": 0.01, "cap": np.inf, "logsnr": None, "warm_up": 0}
-    assert opponents.train("unet", loss, p, *tensors, steps=40, **options) > 0
+    assert opponents.train("unet", loss, p, *inputs, steps=40, **options) > 0
     assert all((p[name] != before[name]).any() for name in p)
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
@@ -267,21 +283,20 @@ def test_a_variant_that_fails_is_reported_and_the_others_compete():
     def function(x):
         return x
 
-    options = {"what": "a", "unit": "step", "report": lines.append}
+    options = {"what": "a", "unit": "step", "job": Job(show=lines.append)}
     timer, name = fastest(function, seconds, 100, **options, thread_counts=(1,))
     assert name == "eager, cpu, 1 thread" and timer() == 100.0 and asked == [25, 25, 100]
     assert "  PyTorch a, compiled, cpu, 1 thread: failed, RuntimeError: no compiler" in lines
-    with pytest.raises(
-        benchmark.NotHeldError, match="every PyTorch variant failed: eager, cpu, 1 thread: ZeroDivisionError"
-    ):
+    with pytest.raises(NotHeldError, match="every PyTorch variant failed: eager, cpu, 1 thread: ZeroDivisionError"):
         fastest(function, lambda used, steps: 1 / 0, 100, **options, thread_counts=(1,))
 
 
 def test_sources_of_vmapped_runs_are_made_once_and_masked():
-    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[bench]'")
-    from experiments.benchmark.training import _torch_batches, points
+    pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[bench]'")
+    from experiments.benchmark.sweeping import points
+    from experiments.benchmark.training import torch_batches
 
-    (((data, mask, std), _),) = _torch_batches("mlp", 6, torch, "cpu")
+    (((data, mask, std), _),) = torch_batches("mlp", 6)
     assert data.shape == (6, 1024, 16)
     np.testing.assert_array_equal(data[5, :, :4], points(1)[:, :4])  # run 5: seed 1, d = 4
     assert float(data[5, :, 4:].abs().max()) == 0.0 and mask[5].sum() == 4
@@ -290,10 +305,10 @@ def test_sources_of_vmapped_runs_are_made_once_and_masked():
 
 def test_a_short_call_is_timed_many_times(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(held_by.time, "perf_counter", lambda: now[0])
 
     def work():
         now[0] += 0.03
 
-    assert benchmark.timed(work) == pytest.approx(0.03)
+    assert held_by.timed(work) == pytest.approx(0.03)
     assert now[0] == pytest.approx(0.12)  # the first number of calls that fills LEAST_SECONDS

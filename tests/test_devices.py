@@ -151,6 +151,7 @@ def test_samples_are_spread_only_where_runs_leave_devices_idle(samples):
 OUT_OF_MEMORY = """
 import resource, sys, numpy as np, jax, jax.numpy as jnp
 from ldmjax import devices, chunks
+from ldmjax.job import Job, printing
 devices.start()
 
 def advance(shared, state, run):
@@ -166,7 +167,7 @@ resource.setrlimit(resource.RLIMIT_AS, (used + 1_200_000_000,) * 2)
 advance = devices.map_runs(advance, runs_per_batch=8, donate=1)
 found = chunks.train(
     advance, lambda: np.zeros((16, 4), np.float32), jnp.float32(1.1), np.arange(16.0, dtype=np.float32), name="x",
-    count=16, steps=4, chunk=2, label="x", report=print,
+    count=16, steps=4, chunk=2, label="x", job=Job(show=printing),
 )
 assert np.array_equal(found.state[:, 0], 4.0 * np.arange(16)), found.state
 print("went on with", advance.runs_per_batch)

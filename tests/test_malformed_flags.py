@@ -78,7 +78,7 @@ TOGETHER = {
     ],
     "latent_vs_pixel": [
         ("--samples=2049", "samples", "even"),
-        ("--n=1700", "n", "2..1669"),
+        ("--n=1700", "n", "128..1669"),
         ("--spectrum=power:1", "spectrum", "must not be given"),
         ("--autoencoders=pca:65", "autoencoders", "1 <= d <= 64"),
         ("--autoencoders=kl:3x3x2", "autoencoders", "must have sides"),
@@ -86,7 +86,7 @@ TOGETHER = {
     ],
     "noisy_autoencoder": [
         ("--samples=4097", "samples", "even"),
-        ("--n=1700", "n", "<= 1669"),
+        ("--n=1700", "n", "128..1669"),
         ("--latent_dims=65", "latent_dims", "1..64"),
         ("--process=vp --readout=state", "readout", "must be rescaled"),
         ("--autoencoder=vq --latent_dims=3", "latent_dims", "multiple of"),
@@ -135,7 +135,7 @@ TOGETHER = {
     ],
     "stopping_by_metric": [
         ("--samples=2049", "samples", "even"),
-        ("--n=1700", "n", "2..1669"),
+        ("--n=1700", "n", "128..1669"),
         ("--latent_dims=65", "latent_dims", "1..64"),
         ("--process=vp --readout=state", "readout", "must be rescaled"),
         ("--autoencoders=pca --precision=bfloat16", "precision", "PCA has no activations"),

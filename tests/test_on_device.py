@@ -13,12 +13,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from experiments import on_device
 from experiments.benchmark.contests import CONTESTS
-from experiments.flags import UsageError
-from experiments.on_device import agreement, carrying, manifest, plan, reading, report, steps, wheels
+from experiments.launch import Results, SettingError
+from experiments.on_device import agreement, prepare, reading, report, stages, steps, wheels
+from ldmjax import records
+from ldmjax.job import Job
 
 ROOT = Path(__file__).parent.parent
-FACTS = {"code": "c", "quick": True}
 
 
 def step(folder, name, code, *, stage="stage", needs=0.0, limit=30.0, read=dict):
@@ -28,11 +30,13 @@ def step(folder, name, code, *, stage="stage", needs=0.0, limit=30.0, read=dict)
     return steps.Step(stage=stage, name=name, folder=own, words=words, needs=needs, limit=limit, read=read)
 
 
-def run(chosen, folder, **options):
-    """The results and the lines of one start."""
-    lines, results = [], steps.Results.in_workdir(folder, FACTS)
-    steps.run_all(chosen, results, report=lines.append, **options)
-    return results, lines
+def run(chosen, folder, *, seconds=1e6, kept=None):
+    """The rows by label and the lines of one start, which goes on with what an earlier one in the folder kept."""
+    lines = []
+    job = Job(folder / "kept", show=lines.append)
+    found = job.get("steps") or {}
+    steps.run_all(chosen, found, save=lambda: job.put("steps", found), seconds=seconds, kept=kept or {}, job=job)
+    return found, lines
 
 
 def is_alive(pid):
@@ -53,21 +57,18 @@ def test_a_failing_step_is_reported_and_does_not_end_the_rest(tmp_path):
         step(tmp_path, "good", "open('x', 'w').write('1.5')", read=lambda: {"x": float((good / "x").read_text())}),
     ]
     good = chosen[-1].folder
-    results, lines = run(chosen, tmp_path)
-    found = results.steps["stage"]
-    assert [found[s.name]["status"] for s in chosen] == ["failed", "failed", "done"]
-    assert found["fails"]["lines"] == ["before", "the reason"] and "    the reason" in lines
-    assert "not what it should be" in found["unreadable"]["lines"][-1]
-    assert found["good"]["result"] == {"x": 1.5} and not good.exists() and chosen[0].folder.exists()
-    for name in ("stage", "results"):
-        assert json.loads((tmp_path / f"{name}.json").read_text())["facts"] == FACTS
-    assert json.loads((tmp_path / "results.json").read_text())["steps"] == results.steps
+    found, lines = run(chosen, tmp_path)
+    assert [found[s.label]["status"] for s in chosen] == ["failed", "failed", "done"]
+    assert found["stage, fails"]["lines"] == ["before", "the reason"] and "    the reason" in lines
+    assert "not what it should be" in found["stage, unreadable"]["lines"][-1]
+    assert found["stage, good"]["result"] == {"x": 1.5} and not good.exists() and chosen[0].folder.exists()
+    assert Job(tmp_path / "kept").get("steps") == found
 
 
 def test_too_little_time_skips_steps(tmp_path):
     chosen = [step(tmp_path, "long", "", needs=100.0), step(tmp_path, "short", "", needs=1.0)]
-    results, lines = run(chosen, tmp_path, seconds=60.0)
-    assert list(results.steps) == ["stage"] and list(results.steps["stage"]) == ["short"]
+    found, lines = run(chosen, tmp_path, seconds=60.0)
+    assert list(found) == ["stage, short"]
     assert lines[0] == "stage, long: skipped, 60 s left, needs 100"
 
 
@@ -77,10 +78,10 @@ def test_earlier_stages_leave_a_stage_what_is_kept_for_it_until_it_is_done(tmp_p
         step(tmp_path, "other", "", stage="other", needs=50.0),
         step(tmp_path, "last", "", stage="last"),
     ]
-    results, lines = run(chosen, tmp_path, seconds=60.0, kept={"stage": 0.9, "other": 0.3})
-    assert lines[0] == "stage, first: skipped, 42 s left, needs 45" and list(results.steps) == ["other", "last"]
-    results, _ = run(chosen, tmp_path, seconds=60.0, kept={"other": 0.3})
-    assert list(results.steps["stage"]) == ["first"]
+    found, lines = run(chosen, tmp_path, seconds=60.0, kept={"stage": 0.9, "other": 0.3})
+    assert lines[0] == "stage, first: skipped, 42 s left, needs 45" and list(found) == ["other, other", "last, last"]
+    found, _ = run(chosen, tmp_path, seconds=60.0, kept={"other": 0.3})
+    assert "stage, first" in found
 
 
 def test_every_stage_of_the_full_plan_has_its_time(tmp_path, monkeypatch):
@@ -91,16 +92,16 @@ def test_every_stage_of_the_full_plan_has_its_time(tmp_path, monkeypatch):
         nonlocal now
         now += seconds + steps.GRACE
         given.setdefault(chosen.stage, seconds)
-        return {"status": "stopped", "seconds": seconds, "resumed": False, "result": None, "lines": []}
+        return row(chosen.stage, chosen.name, None, "stopped", seconds)
 
     monkeypatch.setattr(steps, "time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(steps, "run_step", take_all)
-    monkeypatch.setattr(plan, "left_out", lambda stages: {})
-    chosen = plan.make_steps(plan.STAGES, plan.Places(scratch=tmp_path, carried=tmp_path, quick=False))
-    run(chosen, tmp_path, seconds=560.0, kept=plan.KEPT)
-    assert tuple(given) == plan.STAGES and now <= 560.0 + 1e-9
+    monkeypatch.setattr(stages, "left_out", lambda asked: {})
+    chosen = stages.make_steps(stages.STAGES, places(tmp_path))
+    run(chosen, tmp_path, seconds=560.0, kept=stages.KEPT)
+    assert tuple(given) == stages.STAGES and now <= 560.0 + 1e-9
     firsts = {s.stage: s for s in reversed(chosen)}
-    assert all(given[stage] >= firsts[stage].needs - steps.GRACE for stage in plan.STAGES)
+    assert all(given[stage] >= firsts[stage].needs - steps.GRACE for stage in stages.STAGES)
     assert given["machine"] == firsts["machine"].limit and given["main_job"] >= 1.5 * report.MOST_SECONDS
 
 
@@ -111,9 +112,8 @@ def test_a_step_is_ended_at_its_limit_with_all_that_it_started(tmp_path):
     )
     slow = step(tmp_path, "slow", code, limit=2.0, read=lambda: {"pids": (slow.folder / "pids").read_text()})
     begin = time.monotonic()
-    results, _ = run([slow], tmp_path)
+    found = run([slow], tmp_path)[0]["stage, slow"]
     assert time.monotonic() - begin < 20.0
-    found = results.steps["stage"]["slow"]
     assert found["status"] == "stopped" and found["lines"] == ["working"] and slow.folder.exists()
     assert not any(is_alive(pid) for pid in found["result"]["pids"].split())
 
@@ -125,12 +125,12 @@ def test_what_is_done_is_not_done_again_and_what_was_stopped_goes_on(tmp_path):
         tmp_path, "second", f"{counting}; time.sleep(0 if len(open('starts').read()) > 1 else 60)", limit=2.0,
         read=lambda: {"starts": (second.folder / "starts").read_text()},
     )  # fmt: skip
-    results, _ = run([first, second], tmp_path)
-    assert [results.steps["stage"][name]["status"] for name in ("first", "second")] == ["done", "stopped"]
+    found, _ = run([first, second], tmp_path)
+    assert [found[s.label]["status"] for s in (first, second)] == ["done", "stopped"]
     again = steps.Step(**{**vars(first), "words": ("-c", "raise SystemExit('not again')")})
-    results, lines = run([again, second], tmp_path)
-    assert lines[0] == "stage, first: done before" and results.steps["stage"]["first"]["result"] == {"value": 1}
-    found = results.steps["stage"]["second"]
+    found, lines = run([again, second], tmp_path)
+    assert lines[0] == "stage, first: done before" and found["stage, first"]["result"] == {"value": 1}
+    found = found["stage, second"]
     assert (found["status"], found["resumed"], found["result"]) == ("done", True, {"starts": "xx"})
     assert "(resumed)" in lines[1]
 
@@ -159,216 +159,173 @@ def test_killed_in_a_step_and_started_again(tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(30.0) == 143
     assert not is_alive(int(pid.read_text()))
-    held = json.loads((tmp_path / "results.json").read_text())["steps"]["stage"]
-    assert list(held) == ["first"] and held["first"]["status"] == "done"
+    held = Job(tmp_path / "kept").get("steps")
+    assert list(held) == ["stage, first"] and held["stage, first"]["status"] == "done"
     (pid.parent / "again").write_text("")
     assert subprocess.run(command, env=environment, timeout=60.0).returncode == 0
-    found = json.loads((tmp_path / "results.json").read_text())["steps"]["stage"]
-    assert found["first"] == held["first"]
-    assert [(name, found[name]["status"]) for name in found] == [(n, "done") for n in ("first", "second", "third")]
-    assert found["second"]["resumed"] and not found["third"]["resumed"]
+    found = Job(tmp_path / "kept").get("steps")
+    assert found["stage, first"] == held["stage, first"]
+    assert [(r["step"], r["status"]) for r in found.values()] == [(n, "done") for n in ("first", "second", "third")]
+    assert found["stage, second"]["resumed"] and not found["stage, third"]["resumed"]
 
 
-def test_results_of_another_kind_are_refused_unless_overwritten(tmp_path):
-    run([step(tmp_path, "first", "")], tmp_path)
-    with pytest.raises(ValueError, match="another code"):
-        steps.Results.in_workdir(tmp_path, {**FACTS, "code": "d"})
-    assert steps.Results.in_workdir(tmp_path, {**FACTS, "code": "d"}, overwrite=True).steps == {}
-    (tmp_path / "results.json").write_text("[]")
-    with pytest.raises(ValueError, match="damaged"):
-        steps.Results.in_workdir(tmp_path, FACTS)
+def test_a_step_without_which_nothing_goes_on_ends_the_command(tmp_path):
+    with pytest.raises(SystemExit, match="error: stage, x: failed: ValueError: the reason .its output is in "):
+        steps.result_of(step(tmp_path, "x", "print('a line'); raise ValueError('the reason')"))
 
 
-COMMANDS = """
-import contextlib, io, json, sys, types
-from pathlib import Path
-from absl import flags
-from experiments.flags import UsageError, command_line, jobs
-from experiments.on_device import __main__ as program, carrying, plan, steps
-
-folder, commands = Path(sys.argv[1]), json.loads(sys.argv[2])
-sys.argv = ["on_device"]
-program.define_flags()
-words = "-c", "print('a line'); raise ValueError('the reason')"
-fails = steps.Step(
-    stage="main_job", name="reference", folder=folder / "fails", words=words, needs=0.0, limit=9.0, read=dict
-)
-carrying.reference_steps = lambda places: [(fails, {})]
-plan.importlib = types.SimpleNamespace(util=types.SimpleNamespace(find_spec=lambda name: None))
-for name, facts in {"device": {"device": "1 x Abacus (gpu)"}, "switch": {"deterministic": True}}.items():
-    (folder / name).mkdir()
-    facts = {"code": jobs.describe_job()["code"], "quick": True, "deterministic": False} | facts
-    (folder / name / "results.json").write_text(json.dumps({"facts": facts, "steps": {}}))
-answers = []
-for words in commands:
-    flags.FLAGS.unparse_flags()
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        try:
-            command_line.parse(["on_device", *words.replace("FOLDER", str(folder)).split()])
-            program.main()
-            answers.append(["done", out.getvalue()])
-        except (UsageError, SystemExit) as error:
-            answers.append([type(error).__name__, str(error)])
-print(json.dumps(answers))
-"""
-
-
-def test_commands_that_would_mix_or_ignore_something_are_refused_with_one_line(tmp_path):
-    """In one process; what each word may be for itself is in test_malformed_flags.py."""
-    np.savez(tmp_path / "cifar.npz", images=np.zeros((1000, 32, 32, 3), np.uint8), labels=np.arange(1000) % 10)
-    making = "--prepare=FOLDER/new --cifar=FOLDER/cifar.npz"
-    refused = {
-        "--only=machine --quick --workdir=FOLDER/device": "holds results with another device: --overwrite",
-        "--only=machine --quick --workdir=FOLDER/switch": "holds results with another deterministic and device: --over",
-        "--only=machine --images=15000": "flag --images=15000: allowed only with --prepare",
-        "--only=machine --cifar=FOLDER/cifar.npz": "allowed only with --prepare",
-        f"{making} --carried=FOLDER": "allowed only without --prepare",
-        f"{making} --only=machine": "flag --only=machine: allowed only without --prepare",
-        f"{making} --seconds=9": "flag --seconds=9.0: allowed only without --prepare",
-        "--only=machine --checkpoint_every=3": "flag --checkpoint_every=3.0: must not be given",
-        f"{making} --keep_checkpoints=3": "flag --keep_checkpoints=3: must not be given",
-        f"{making} --images=12999": "flag --images=12999: must be >= 13000 without --quick",
-    }
-    failing, without_torch = f"{making} --quick", "--only=pytorch --quick --workdir=FOLDER/w"
-    commands = [*refused, failing, without_torch]
-    done = subprocess.run(
-        [sys.executable, "-c", COMMANDS, str(tmp_path), json.dumps(commands)], capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    answers = dict(zip(commands, json.loads(done.stdout), strict=True))
-    for words, expected in refused.items():
-        kind, line = answers[words]
-        assert kind == "UsageError" and expected in line and len(line.splitlines()) == 1, (words, line)
-    output = tmp_path / "fails" / "output.txt"
-    line = f"error: main_job, reference: failed: ValueError: the reason (its output is in {output})"
-    assert answers[failing] == ["SystemExit", line] and not (tmp_path / "new").exists()
-    kind, text = answers[without_torch]
-    assert kind == "done" and text.startswith("pytorch: left out, PyTorch is not installed\n")
-    assert row(text, "all of it", "left out, PyTorch is not installed") and "x cpu (cpu)" in row(text, "Device:")
-
-
-def test_the_science_has_the_images_it_asks_for(tmp_path):
-    (science,) = plan.science_steps(plan.Places(scratch=tmp_path, carried=tmp_path, quick=False))
-    assert {f"--n={plan.TRAINED_ON}", f"--reference={plan.COMPARED_WITH}"} <= set(science.words)
+def test_settings_that_leave_something_out_are_refused(tmp_path):
+    with pytest.raises(SettingError, match="needs --carried=FOLDER for agreement, science"):
+        on_device.Config(only=("machine", "agreement", "science"))
+    with pytest.raises(SettingError, match="cifar=None: must be given"):
+        prepare.Config()
+    np.savez(tmp_path / "x.npz", images=np.zeros(1))
+    with pytest.raises(SettingError, match="images=12999: must be >= 13000 without --quick"):
+        prepare.Config(cifar=str(tmp_path / "x.npz"), images=12_999)
 
 
 @pytest.fixture
-def cifar(tmp_path):
-    """40 images of each of three classes; an image's first pixel is its number."""
-    images = np.zeros((120, 32, 32, 3), np.uint8)
-    images[:, 0, 0, 0] = np.arange(120)
-    np.savez(tmp_path / "cifar.npz", images=images, labels=np.repeat(np.arange(3, dtype=np.uint8), 40))
-    return str(tmp_path / "cifar.npz")
+def measured(tmp_path, monkeypatch):
+    """Starts the stage machine, of steps that do next to nothing, on a device of this name."""
+
+    def start(device, **settings):
+        config = on_device.Config(only=("machine", "pytorch"), size="small", scratch=str(tmp_path / "s"), **settings)
+        code = "open('x', 'a').write('1')"
+        result = {"devices": 1, "device": device, "platform": "gpu"}
+        steps_of = lambda places, name, *_: step(places.scratch, name, code, stage="machine", read=lambda: result)  # noqa: E731
+        monkeypatch.setattr(stages, "ceilings_step", steps_of)
+        monkeypatch.setattr(stages, "left_out", lambda asked: {"pytorch": "PyTorch is not installed"})
+        lines = []
+        job = Job(tmp_path / "kept", show=lines.append)
+        return on_device.compute(config, on_device.Carried(folder=None, cpu=None, digest="c"), job), lines
+
+    return start
 
 
-def test_images_are_chosen_by_class_and_the_same_each_time(cifar):
-    images, labels = carrying.choose_images(cifar, 31)
-    assert images.shape == (30, 32, 32, 3) and images.dtype == np.uint8
-    numbers = images[:, 0, 0, 0]
-    assert len(set(numbers)) == 30 and np.array_equal(numbers // 40, labels)
-    assert np.bincount(labels).tolist() == [10, 10, 10] and np.any(np.diff(labels.astype(int)) < 0)
-    assert np.array_equal(carrying.choose_images(cifar, 31)[0], images)
+def test_another_device_is_refused_and_what_was_measured_stays(measured):
+    results, lines = measured("Abacus")
+    assert results.metadata["device"] == "1 x Abacus (gpu)" and "machine, ceilings: done" in lines[1]
+    with pytest.raises(SettingError, match="holds results of another device, 1 x Abacus"):
+        measured("Slide rule")
+    results, lines = measured("Abacus", seconds=1.0)
+    assert "machine, ceilings: done before" in lines and [r["status"] for r in results.rows] == ["done"]
+    assert results.metadata["left_out"] == {"pytorch": "PyTorch is not installed"}
+
+
+def test_the_science_has_the_images_it_asks_for(tmp_path):
+    (science,) = stages.science_steps(places(tmp_path))
+    assert {f"--n={stages.TRAINED_ON}", f"--reference={stages.COMPARED_WITH}"} <= set(science.words)
+
+
+def places(folder, size="full"):
+    return stages.Places(scratch=folder, carried=folder, size=size)
+
+
+def cifar(folder, count=1200):
+    """As many images of each of three classes; an image's first two pixels are its number."""
+    images = np.zeros((count, 32, 32, 3), np.uint8)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = np.divmod(np.arange(count), 256)
+    np.savez(folder / "cifar.npz", images=images, labels=np.repeat(np.arange(3, dtype=np.uint8), count // 3))
+    return prepare.Config(cifar=str(folder / "cifar.npz"), images=1000, size="small")
+
+
+def test_images_are_chosen_by_class_and_the_same_each_time(tmp_path):
+    config = cifar(tmp_path)
+    chosen = config.load()
+    images, labels = chosen.images, chosen.labels
+    assert images.shape == (999, 32, 32, 3) and images.dtype == np.uint8
+    numbers = 256 * images[:, 0, 0, 0].astype(int) + images[:, 0, 0, 1]
+    assert len(set(numbers)) == 999 and np.array_equal(numbers // 400, labels)
+    assert np.bincount(labels).tolist() == [333, 333, 333] and np.any(np.diff(labels.astype(int)) < 0)
+    assert np.array_equal(config.load().images, images) and config.load().digest == chosen.digest
 
 
 @pytest.mark.parametrize(
-    ("content", "count", "expected"),
+    ("content", "expected"),
     [
-        (b"no archive", 10, "must be an .npz file with images and labels"),
-        ({"images": np.zeros((4, 32, 32, 3), np.uint8)}, 4, "must be an .npz file with images and labels"),
-        ({"images": np.zeros((4, 32, 32, 3)), "labels": np.zeros(4, int)}, 4, "uint8"),
-        ({"images": np.zeros((4, 3072), np.uint8), "labels": np.zeros(4, int)}, 4, "[N, 32, 32, 3]"),
-        ({"images": np.zeros((4, 32, 32, 3), np.uint8), "labels": np.zeros(3, int)}, 4, "labels [3]"),
-        (
-            {"images": np.zeros((4, 32, 32, 3), np.uint8), "labels": np.array([0, 0, 0, 1])},
-            4,
-            "--images=4: must be 2..2",
-        ),
+        (b"no archive", "must be an .npz file with images and labels"),
+        ({"images": np.zeros((4, 32, 32, 3), np.uint8)}, "must be an .npz file with images and labels"),
+        ({"images": np.zeros((4, 32, 32, 3)), "labels": np.zeros(4, int)}, "uint8"),
+        ({"images": np.zeros((4, 3072), np.uint8), "labels": np.zeros(4, int)}, "[N, 32, 32, 3]"),
+        ({"images": np.zeros((4, 32, 32, 3), np.uint8), "labels": np.zeros(3, int)}, "labels [3]"),
+        ({"images": np.zeros((4, 32, 32, 3), np.uint8), "labels": np.array([0, 0, 0, 1])}, "images=1000: must be 2..2"),
     ],
 )
-def test_other_files_than_images_are_refused(tmp_path, content, count, expected):
+def test_other_files_than_images_are_refused(tmp_path, content, expected):
     file = tmp_path / "x.npz"
     file.write_bytes(content) if isinstance(content, bytes) else np.savez(file, **content)
-    with pytest.raises(UsageError) as refused:
-        carrying.choose_images(str(file), count)
-    assert expected in str(refused.value) and len(str(refused.value).splitlines()) == 1
+    with pytest.raises(SettingError) as refused:
+        prepare.Config(cifar=str(file), images=1000, size="small").load()
+    assert expected in str(refused.value)
 
 
-def prepared(folder, **facts):
-    (folder / "sub").mkdir(parents=True)
-    (folder / "sub" / "a").write_text("1")
-    manifest.write(folder, **facts)
-    return folder
+def test_what_a_cpu_finds_is_kept_step_by_step(tmp_path, monkeypatch):
+    """The steps run once, though preparing is started twice; their files become one folder's rows and arrays."""
+    arrays = "import numpy as np; np.savez('found.npz', **{'mlp.losses': np.ones(3)})"
+    table = "import json; json.dump({'runs': 2}, open('table.json', 'w'))"
+    measured = {"bounds": [{"runs": 8}], "contests": {"runs_linear": {"theirs": [1.0]}}}
+    rates = f"json.dump({{'measured': {measured}, 'machine': 'm', 'skipped': {{}}}}, open('metadata.json', 'w'))"
+    own = "open('records.jsonl', 'w').write('{\"schema_version\": 1, \"name\": \"run0\"}\\n')\n"
+    own += "import json, numpy as np; np.savez('curves.npz', w2_squared=np.ones(2))\n"
+    own += "json.dump({'seconds': 5.0}, open('metadata.json', 'w'))"
+    once = f"\nopen({str(tmp_path / 'count')!r}, 'a').write('x')"
+    monkeypatch.setattr(stages, "rate_step", lambda p, runs: step(p.scratch, "rates", f"{table}; {rates}{once}"))
+    monkeypatch.setattr(stages, "agreement_steps", lambda p: [step(p.scratch, "parts", arrays + once)])
+    monkeypatch.setattr(stages, "main_job_steps", lambda p: [step(p.scratch, "job", own + once)])
+    config = cifar(tmp_path)
+    for _ in range(2):
+        results = prepare.compute(config, config.load(), Job(tmp_path / "kept"))
+    assert (tmp_path / "count").read_text() == "xxx"
+    assert [row["name"] for row in results.rows] == ["run0"] and results.metadata["main_job_seconds"] == 5.0
+    assert set(results.arrays) == {"images", "labels", "mlp.losses", "w2_squared"}
+    assert results.metadata["rates"] == measured and results.metadata["cores"] >= 1
 
 
-def test_a_carried_folder_is_whole_and_of_this_code(tmp_path):
-    folder = prepared(tmp_path / "f", code="c", quick=False)
-    carrying.check(folder, code="c", quick=False)
-    for facts, expected in (
-        ({"code": "d", "quick": False}, "another state"),
-        ({"code": "c", "quick": True}, "out --quick"),
-    ):
-        with pytest.raises(UsageError, match=expected):
-            carrying.check(folder, **facts)
-    (folder / "sub" / "a").write_text("2")
-    with pytest.raises(UsageError, match="sub/a is damaged"):
-        carrying.check(folder, code="c", quick=False)
-    (folder / "sub" / "a").unlink()
-    with pytest.raises(UsageError, match="sub/a is missing"):
-        carrying.check(folder, code="c", quick=False)
-    (folder / manifest.NAME).write_text("{}")
-    with pytest.raises(UsageError, match="manifest.json is damaged"):
-        carrying.check(folder, code="c", quick=False)
+def test_a_carried_folder_is_whole_and_of_this_code_and_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "code_of_steps", lambda: "c")
+    facts = {"code": "c", "size": "full", "rates": {"bounds": []}, "cores": 2}
 
+    def load(**changes):
+        (tmp_path / "metadata.json").write_text(json.dumps(facts | changes))
+        return on_device.Config(carried=str(tmp_path)).load()
 
-def prepare(folder, cifar, monkeypatch, *, code="open('r', 'w').write('1')", **options):
-    """Prepares ``folder`` with one reference step that runs ``code``."""
-    chosen = step(folder.parent, "reference", code)
-    monkeypatch.setattr(carrying, "reference_steps", lambda places: [(chosen, {"r": "main_job/r"})])
-    places = plan.Places(scratch=folder.parent / "scratch", carried=None, quick=True)
-    arguments = {"cifar": cifar, "images": 30, "wheels": None, "places": places, "code": "c", **options}
-    carrying.prepare(folder, **arguments, report=lambda line: None)
-
-
-def test_a_folder_is_made_whole_or_not_at_all(tmp_path, cifar, monkeypatch):
-    folder = tmp_path / "carried"
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "x-1-py3-none-any.whl").write_bytes(b"wheel")
-    prepare(folder, cifar, monkeypatch, wheels=str(tmp_path / "own"))
-    carrying.check(folder, code="c", quick=True)
-    expected = ["cifar10.npz", "main_job/r", "wheels/x-1-py3-none-any.whl"]
-    assert sorted(manifest.read(folder)["files"]) == expected and not (tmp_path / "scratch").exists()
-    before = manifest.read(folder)
-    with pytest.raises(steps.NotDoneError, match="stage, reference: failed: the reason"):
-        prepare(folder, cifar, monkeypatch, code="sys.exit('the reason')")
-    monkeypatch.setattr(carrying, "LARGEST", 100)
-    with pytest.raises(UsageError, match="must stay within 0 MiB, would hold cifar10.npz"):
-        prepare(folder, cifar, monkeypatch)
-    assert manifest.read(folder) == before and not (tmp_path / "carried.partial").exists()
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "file").write_text("")
-    with pytest.raises(UsageError, match="holds something else"):
-        prepare(tmp_path / "mine", cifar, monkeypatch)
-    assert (tmp_path / "mine" / "file").exists()
+    for missing in ("curves.npz", "records.jsonl"):
+        np.savez(tmp_path / "curves.npz", images=np.zeros(100), labels=np.zeros(1))
+        (tmp_path / "records.jsonl").write_text('{"schema_version": 1}\n')
+        assert load().cpu == {"bounds": [], "cores": 2}
+        (tmp_path / missing).unlink()
+        with pytest.raises(SettingError, match="must be a folder that experiments.on_device.prepare made"):
+            load()
+    np.savez(tmp_path / "curves.npz", images=np.zeros(100), labels=np.zeros(1))
+    (tmp_path / "records.jsonl").write_text('{"schema_version": 1}\n')
+    for changes, expected in (({"code": "d"}, "another state of the code"), ({"size": "small"}, "--size=small")):
+        with pytest.raises(SettingError, match=expected):
+            load(**changes)
+    whole = (tmp_path / "curves.npz").read_bytes()
+    (tmp_path / "curves.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SettingError, match="curves.npz"):
+        load()
 
 
 def test_a_missing_package_comes_from_the_wheels(tmp_path, monkeypatch):
-    folder = tmp_path / "carried"
-    (folder / "wheels").mkdir(parents=True)
+    folder = tmp_path / "own"
+    folder.mkdir()
     for name, module in (("absent_on_purpose", "absent_on_purpose"), ("numpy", "not_unpacked")):
-        with zipfile.ZipFile(folder / "wheels" / f"{name}-1.0-py3-none-any.whl", "w") as archive:
+        with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as archive:
             archive.writestr(f"{module}.py", "VALUE = 5\n")
             archive.writestr(f"{name}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    manifest.write(folder)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("PYTHONPATH", "before")
-    wheels.offer([f"--carried={folder}"])
+    wheels.offer([f"--wheels={folder}"])
     assert os.environ["PYTHONPATH"] == "before", "nothing was missing"
     monkeypatch.setattr(wheels, "NEEDED", ("absent_on_purpose", "absent_on_purpose.part", "numpy"))
-    assert wheels.missing() == ["absent_on_purpose", "absent_on_purpose.part"]
+    assert [name for name in wheels.NEEDED if wheels.is_missing(name)] == [
+        "absent_on_purpose",
+        "absent_on_purpose.part",
+    ]
     wheels.offer(["--carried=elsewhere", "--quick"])
     assert os.environ["PYTHONPATH"] == "before"
-    wheels.offer(["--quick", f"--carried={folder}"])
+    wheels.offer(["--quick", f"--wheels={folder}"])
     target = os.environ["PYTHONPATH"].removeprefix(f"before{os.pathsep}")
     assert sys.path[-1] == target and sorted(p.name for p in Path(target).glob("*.py")) == ["absent_on_purpose.py"]
     import absent_on_purpose
@@ -409,7 +366,7 @@ def test_the_sampler_follows_its_exact_law():
     assert deviation.max() > 0.1  # they are two computations
 
 
-def job(folder, verdicts, w2, error):
+def job_files(folder, verdicts, w2, error):
     folder.mkdir()
     lines = [
         {"schema_version": 1, "name": f"run{i}", "verdict": verdict, "metrics": {"mmd": {"verdict": "cannot tell"}}}
@@ -417,27 +374,32 @@ def job(folder, verdicts, w2, error):
     ]
     (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     np.savez(folder / "curves.npz", w2_squared=w2, w2_squared_standard_error=error, logsnr=np.zeros(2))
-    (folder / "metadata.json").write_text(json.dumps({"seconds": 5.0, "compilations": {"mlp": 1}}))
+    (folder / "metadata.json").write_text(json.dumps({"seconds": 5.0, "main_job_seconds": 7.0, "compilations": 1}))
     return folder
 
 
 def test_jobs_are_compared_in_verdicts_and_standard_errors(tmp_path):
     error = np.full((3, 2), 0.3)
-    there = job(tmp_path / "main_job", "ENN", np.array([[1.0, 2.0], [3.0, 4.0], [np.inf, np.inf]]), error)
-    here = job(tmp_path / "here", "NNN", np.array([[1.0, 4.5], [3.5, 4.0], [np.inf, 1.0]]), np.full((3, 2), 0.4))
-    found = reading.compare_jobs(tmp_path, here)
+    there = job_files(tmp_path / "there", "ENN", np.array([[1.0, 2.0], [3.0, 4.0], [np.inf, np.inf]]), error)
+    here = job_files(tmp_path / "here", "NNN", np.array([[1.0, 4.5], [3.5, 4.0], [np.inf, 1.0]]), np.full((3, 2), 0.4))
+    found = reading.compare_jobs(there, here)
+    assert (found["seconds"], found["seconds_there"]) == (5.0, 7.0)
     assert (found["runs"], found["verdicts"], found["changed"]) == (3, 6, ["run0, w2: E there, N here"])
     assert found["curves"] == {"w2_squared": {"points": 6, "apart": 2, "largest": np.inf}}
-    same = reading.compare_jobs(tmp_path, there)
+    same = reading.compare_jobs(there, there)
     assert same["changed"] == [] and same["curves"]["w2_squared"] == {"points": 6, "apart": 0, "largest": 0.0}
-    shifted = job(tmp_path / "shifted", "ENN", np.array([[1.0, 2.0], [3.5, 4.0], [np.inf, np.inf]]), 4 / 3 * error)
-    assert reading.compare_jobs(tmp_path, shifted)["curves"]["w2_squared"]["largest"] == pytest.approx(1.0)
+    shifted = job_files(
+        tmp_path / "shifted", "ENN", np.array([[1.0, 2.0], [3.5, 4.0], [np.inf, np.inf]]), 4 / 3 * error
+    )
+    assert reading.compare_jobs(there, shifted)["curves"]["w2_squared"]["largest"] == pytest.approx(1.0)
     with pytest.raises(ValueError):
-        reading.compare_jobs(tmp_path, job(tmp_path / "few", "EN", np.ones((2, 2)), np.ones((2, 2))))
+        reading.compare_jobs(there, job_files(tmp_path / "few", "EN", np.ones((2, 2)), np.ones((2, 2))))
 
 
-def outcome(result, status="done", seconds=50.0, resumed=False):
-    return {"status": status, "seconds": seconds, "resumed": resumed, "result": result, "lines": []}
+def row(stage, name, result, status="done", seconds=50.0, resumed=False):
+    """Of a step."""
+    facts = {"stage": stage, "step": name, "status": status, "seconds": seconds}
+    return {**facts, "resumed": resumed, "result": result, "lines": []}
 
 
 def rates(seconds, linear, runs=1024):
@@ -446,46 +408,70 @@ def rates(seconds, linear, runs=1024):
     return {"bounds": [bound], "contests": {"runs_linear": contest}, "machine": "m", "runs": runs // 4, "skipped": {}}
 
 
-def row(text, *words):
+def line_of(text, *words):
     (line,) = (line for line in text.splitlines() if all(word in line for word in words))
     return line
 
 
+def table(rows, cpu=None, **facts):
+    facts = {"device": "1 x Abacus (gpu)", "deterministic": False, "cpu": cpu, "left_out": {}} | facts
+    return report.report(Results(rows=rows, metadata=facts)).text
+
+
+def contest(theirs, opponent, name):
+    sides = {"opponent": opponent, "unit": "run-step"}
+    found = {"ours": [2.0, 1.0, 1.0], "theirs": [theirs, theirs, 5.0], "sides": sides}
+    return {"contests": {name.partition(",")[0]: found}, "machine": "m", "runs": 64, "skipped": {}}
+
+
+PARTS = {
+    "mlp": {"losses": 2e-4, "equal": True},
+    "vq autoencoder": {"losses": None, "equal": False},
+    "random numbers": {"bits": 0, "normals": 9e-6, "equal": True},
+}
+MAIN_JOB = {
+    "verdicts": 4,
+    "changed": ["run0, w2: E there, N here"],
+    "seconds": 1.0,
+    "seconds_there": 189.0,
+    "curves": {"w2_squared": {"points": 25, "apart": 0, "largest": 1.25}},
+}
+
+
 def test_goals_stand_beside_numbers():
     cpu = {**rates(1e-3, 0.64e-3 * 64, runs=64), "cores": 2}
-    measured = {
-        "agreement": {"parts": outcome({
-            "mlp": {"losses": 2e-4, "equal": True}, "vq autoencoder": {"losses": None, "equal": False},
-            "random numbers": {"bits": 0, "normals": 9e-6, "equal": True},
-        })},
-        "benchmark": {"R=1024": outcome(rates(1e-5, 1024 * 1e-5)), "R=64": outcome(rates(1e-3, 64 * 1e-3, runs=64))},
-        "pytorch": {name: outcome({"contests": {name.partition(",")[0]: {
-            "ours": [2.0, 1.0, 1.0], "theirs": [theirs, theirs, 5.0], "sides": {"opponent": opponent, "unit": "run-step"}}},
-            "machine": "m", "runs": 64, "skipped": {}}) for name, theirs, opponent in (
-                ("mlp_vmap", 0.9, "eager"), ("unet_train_cifar, bfloat16", 1.5, "autocast to bfloat16"))},
-        "main_job": {"optimal_stopping": outcome({
-            "verdicts": 4, "changed": ["run0, w2: E there, N here"], "seconds": 1.0, "seconds_there": 189.0,
-            "curves": {"w2_squared": {"points": 25, "apart": 0, "largest": 1.25}},
-        })},
-        "science": {"noisy_autoencoder": outcome(None, "stopped")},
-    }  # fmt: skip
-    facts = {"code": "c", "quick": False, "deterministic": True, "device": "1 x Abacus (gpu)"}
-    text = report.table(measured, cpu, facts, {})
-    assert "Device: 1 x Abacus (gpu), deterministic kernels." in text
-    assert row(text, "mlp: losses").endswith("no") and row(text, "vq autoencoder: losses", "not finite").endswith("no")
-    assert row(text, "bits that differ").endswith("yes") and row(text, "normals").endswith("yes")
-    assert "60 %" in row(text, "R=1024: MLP, share") and row(text, "R=1024: MLP, share").endswith("yes")
-    assert ">=" not in row(text, "R=64: MLP, share")
-    assert "100" in row(text, "R=1024: MLP, times 2 cores") and row(text, "R=1024: MLP, times").endswith("yes")
-    assert "64" in row(text, "R=1024: linear scores, times 2 cores")
-    assert row(text, "eager / ours", "0.9").endswith("no")
-    assert row(text, "unet_train_cifar, bfloat16: autocast to bfloat16 / ours", ">= 1").endswith("yes")
-    assert row(text, "verdicts that changed, of 4").endswith("no") and "run0, w2: E there, N here" in text
-    assert "0, largest 1.25" in row(text, "of 25 points") and row(text, "of 25 points").endswith("yes")
-    assert "50.0, 189 there" in text and row(text, "start and compilation").endswith("yes")
-    assert "stopped after 50.0 s" in row(text, "noisy_autoencoder")
-    measured["main_job"]["optimal_stopping"]["resumed"] = True
-    assert "<=" not in row(report.table(measured, None, facts, {}), "start and compilation")
+    bfloat16 = "unet_train_cifar, bfloat16"
+    rows = [
+        row("agreement", "parts", PARTS),
+        row("benchmark", "R=1024", rates(1e-5, 1024 * 1e-5)),
+        row("benchmark", "R=64", rates(1e-3, 64 * 1e-3, runs=64)),
+        row("pytorch", "mlp_vmap", contest(0.9, "eager", "mlp_vmap")),
+        row("pytorch", bfloat16, contest(1.5, "autocast to bfloat16", bfloat16)),
+        row("main_job", "optimal_stopping", MAIN_JOB),
+        row("science", "noisy_autoencoder", None, "stopped"),
+    ]
+    text = table(rows, cpu, deterministic=True, left_out={"machine": "why"})
+
+    def told(*words):
+        return line_of(text, *words)
+
+    assert "Device: 1 x Abacus (gpu), deterministic kernels." in text and "left out, why" in told(
+        "machine", "all of it"
+    )
+    assert told("mlp: losses").endswith("no") and told("vq autoencoder: losses", "not finite").endswith("no")
+    assert told("bits that differ").endswith("yes") and told("normals").endswith("yes")
+    assert "60%" in told("R=1024: MLP, share") and told("R=1024: MLP, share").endswith("yes")
+    assert ">=" not in told("R=64: MLP, share")
+    assert "100" in told("R=1024: MLP, times 2 cores") and told("R=1024: MLP, times").endswith("yes")
+    assert "64" in told("R=1024: linear scores, times 2 cores")
+    assert told("eager / ours", "0.9").endswith("no")
+    assert told(f"{bfloat16}: autocast to bfloat16 / ours", ">= 1").endswith("yes")
+    assert told("verdicts that changed, of 4").endswith("no") and "run0, w2: E there, N here" in text
+    assert "0, largest 1.25" in told("of 25 points") and told("of 25 points").endswith("yes")
+    assert "50.0, 189 there" in text and told("start and compilation").endswith("yes")
+    assert "stopped after 50.0 s" in told("noisy_autoencoder")
+    resumed = table([row("main_job", "optimal_stopping", MAIN_JOB, resumed=True)])
+    assert "<=" not in line_of(resumed, "start and compilation")
 
 
 def benchmarked(folder, contests, skipped):
@@ -501,31 +487,29 @@ def test_rates_without_a_bound_are_reported(tmp_path):
     cpu = {**rates(1e-3, 0.64e-3 * 64, runs=64), "cores": 2}
     linear = benchmarked(tmp_path / "linear", rates(1.0, 4096 * 1e-5)["contests"], {})
     none = benchmarked(tmp_path / "none", {}, {"runs_linear": "RESOURCE_EXHAUSTED"})
-    measured = {"benchmark": {"R=4096": outcome(linear), "R=4096, command buffers": outcome(none)}}
-    text = report.table(measured, cpu, {"device": "1 x Abacus (gpu)", "deterministic": False}, {})
-    assert "left out by experiments.benchmark" in row(text, "R=4096: MLP")
-    assert "1e+05 run-steps/s" in row(text, "R=4096: linear scores ")
-    assert "64" in row(text, "R=4096: linear scores, times 2 cores (64 runs)")
-    assert "not held: RESOURCE_EXHAUSTED" in row(text, "R=4096, command buffers: runs_linear")
+    text = table([row("benchmark", "R=4096", linear), row("benchmark", "R=4096, command buffers", none)], cpu)
+    assert "left out by experiments.benchmark" in line_of(text, "R=4096: MLP")
+    assert "1e+05 run-steps/s" in line_of(text, "R=4096: linear scores ")
+    assert "64" in line_of(text, "R=4096: linear scores, times 2 cores (64 runs)")
+    assert "not held: RESOURCE_EXHAUSTED" in line_of(text, "R=4096, command buffers: runs_linear")
     with pytest.raises(KeyError, match="bounds"):  # those of the CPU must be there: others are compared with them
-        reading.read_reference_rates(tmp_path / "linear")
+        prepare.read_rates(tmp_path / "linear")
 
 
 def test_every_contest_against_pytorch_is_measured():
-    expected = [(name, "float32") for name, contest in CONTESTS.items() if contest.needs_torch]
+    expected = [(name, "float32") for name, contest in CONTESTS.items() if contest.against.startswith("PyTorch")]
     expected += [(f"unet_{work}_cifar", "bfloat16") for work in ("train", "sample")]
-    assert sorted(plan.PYTORCH) == sorted(expected)
+    assert sorted(map(tuple, stages.PYTORCH)) == sorted(expected)
 
 
 def test_steps_come_in_the_order_of_the_stages_in_folders_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "left_out", lambda stages: {})
-    for quick in (False, True):
-        places = plan.Places(scratch=tmp_path, carried=tmp_path, quick=quick)
-        chosen = plan.make_steps(plan.STAGES, places)
-        order = [plan.STAGES.index(s.stage) for s in chosen]
-        assert order == sorted(order) and {plan.STAGES[i] for i in order} == set(plan.STAGES)
+    monkeypatch.setattr(stages, "left_out", lambda asked: {})
+    for size in ("full", "small"):
+        chosen = stages.make_steps(stages.STAGES, places(tmp_path, size))
+        order = [stages.STAGES.index(s.stage) for s in chosen]
+        assert order == sorted(order) and {stages.STAGES[i] for i in order} == set(stages.STAGES)
         assert len({s.folder for s in chosen}) == len(chosen)
-    assert [s.name for s in plan.make_steps(("machine",), places)] == ["ceilings"]
+    assert [s.name for s in stages.make_steps(("machine",), places(tmp_path))] == ["ceilings"]
 
 
 @pytest.mark.slow
@@ -534,32 +518,31 @@ def test_all_of_it_runs_on_a_cpu(tmp_path):
     labels = np.arange(1000) % 10
     images = np.random.default_rng(0).integers(0, 256, (1000, 32, 32, 3)).astype(np.uint8)
     np.savez(tmp_path / "cifar.npz", images=images, labels=labels)
-    command = [sys.executable, "-m", "experiments.on_device", "--quick", f"--scratch={tmp_path / 'scratch'}"]
     options = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
-    made = [f"--prepare={tmp_path / 'carried'}", f"--cifar={tmp_path / 'cifar.npz'}"]
+    command, carried = [sys.executable, "-m"], f"{tmp_path / 'carried'}"
+    made = ["experiments.on_device.prepare", f"--cifar={tmp_path / 'cifar.npz'}", f"--workdir={carried}", "--quick"]
     done = subprocess.run([*command, *made], **options)
     assert done.returncode == 0, done.stdout + done.stderr
     workdir = tmp_path / "w"
-    measure = [*command, f"--carried={tmp_path / 'carried'}", f"--workdir={workdir}", "--seconds=3000"]
+    command += ["experiments.on_device", "--quick", f"--carried={carried}", f"--scratch={tmp_path / 'scratch'}"]
+    measure = [*command, f"--workdir={workdir}", "--seconds=3000"]
     done = subprocess.run(measure, **options)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((workdir / "results.json").read_text())["steps"]
-    assert set(found) >= set(plan.STAGES) - {"pytorch"}
-    assert {s["status"] for stage in found.values() for s in stage.values()} == {"done"}
+    rows = records.load_records(workdir)
+    assert {r["stage"] for r in rows} >= set(stages.STAGES) - {"pytorch"} and {r["status"] for r in rows} == {"done"}
     files = [path for path in workdir.rglob("*") if path.is_file()]
     assert len(files) <= 8 and sum(path.stat().st_size for path in files) < 2**20
-    parts = found["agreement"]["parts"]["result"]
-    assert set(parts) == set(agreement.PARTS) and all(row["equal"] for row in parts.values())
-    assert parts["random numbers"]["bits"] == 0 and max(row.get("losses", 0.0) for row in parts.values()) < 1e-4
-    job = found["main_job"]["optimal_stopping"]["result"]
+    found = {r["stage"]: r["result"] for r in rows}
+    parts, job = found["agreement"], found["main_job"]
+    assert set(parts) == set(agreement.PARTS) and all(part["equal"] for part in parts.values())
+    assert parts["random numbers"]["bits"] == 0 and max(part.get("losses", 0.0) for part in parts.values()) < 1e-4
     assert job["verdicts"] == 4 * job["runs"] > 0 and job["changed"] == []
-    assert all(row["apart"] == 0 for row in job["curves"].values()) and len(job["curves"]) == 4
-    assert "run-steps/s" in row(done.stdout, "R=8, command buffers: MLP, share")
-    assert found["science"]["noisy_autoencoder"]["result"]["records"]
+    assert all(curve["apart"] == 0 for curve in job["curves"].values()) and len(job["curves"]) == 4
+    assert "run-steps/s" in line_of(done.stdout, "R=8, command buffers: MLP, share")
+    assert found["science"]["records"]
     again = subprocess.run(measure, **options)
-    assert again.returncode == 0 and again.stdout.count("done before") == sum(map(len, found.values()))
-    damaged = tmp_path / "carried" / "cifar10.npz"
-    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert again.returncode == 0 and again.stdout.count("done before") == len(rows)
+    (tmp_path / "carried" / "curves.npz").write_bytes(b"")
     refused = subprocess.run([*measure, "--overwrite"], **options)
-    assert refused.returncode == 2 and refused.stdout == "" and "cifar10.npz is damaged" in refused.stderr
-    assert json.loads((workdir / "results.json").read_text())["steps"] == found
+    assert refused.returncode == 2 and refused.stdout == "" and "curves.npz" in refused.stderr
+    assert records.load_records(workdir) == rows

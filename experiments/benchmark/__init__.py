@@ -4,16 +4,15 @@ Every row is a ratio of times measured in turn (A B A B ...) in one process, aft
 rounds of theirs / ours, with the smallest and largest round. Both sides do the same mathematics in the same precision, with
 noise of its own for every run and sample; what each pair was checked to agree in is a column. The opponents are a PyTorch user
 (opponents.py: fused Adam, no host synchronisation, the best of eager and compiled; on a CPU of 1 thread and all, on a GPU of
-CUDA graphs too), a NumPy loop (numpy_loop.py), the straightforward `lax.scan`, and the expensive way to the same answer.
+CUDA graphs too), a NumPy loop (numpy_loop.py), the straightforward `lax.scan`, and the expensive way to the same answer. The
+part 'bound' says how near training comes to what the machine can do, 'growth' how costs grow with sizes.
 
     python -m experiments.benchmark                            # all; needs PyTorch: pip install -e '.[bench]'
     python -m experiments.benchmark --only=table,law           # no PyTorch needed
     python -m experiments.benchmark --spectrum=cifar10.npy     # another spectrum for the table
     python -m experiments.benchmark --runs=1024 --bound_runs=64,1024,4096 --precision=bfloat16     # on a GPU
 
-All of it takes 20 minutes on two cores; its table is in README.md. Goals that were missed: MLPs 3.8 times a PyTorch loop (4)
-and 1.8 times torch.func.vmap (2), linear scores 2.5 times vmap (3), the exact law 313 times our own sampler (1000; 1182 times
-NumPy).
+Takes 20 minutes on two cores; the numbers obtained stand in docs/results.md#benchmark.
 
 "Run after run" is one process, with the better of 1 thread and all; two processes of one thread would use two cores as well.
 What favours PyTorch: unpadded latents in its loop, no decay of the rate, no freezing of a run that diverges. Float32 is float32
@@ -27,172 +26,52 @@ about speed shows: the table's rows, the device, the precision and the versions.
 """
 
 import dataclasses
-import gc
-import time
-from collections.abc import Callable, Sequence
+import importlib.metadata
+import os
+from typing import Any
 
 import jax
-import numpy as np
+from threadpoolctl import threadpool_info
 
-from ldmjax import devices
-from ldmjax.checkpoints import NOTHING_KEPT, Store
+from experiments import launch
+from experiments.benchmark import machine
+from experiments.benchmark.contest import Sizes, hold, others_go_on, reason_of
+from experiments.benchmark.contests import CONTESTS
+from experiments.launch import Results, Stage, setting
+from ldmjax import devices, records
+from ldmjax.job import Job
 
-PAUSE = 0.2  # seconds between two measurements: threads of the side before stop spinning
-LEAST_SECONDS = 0.1
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """What to measure.
-
-    Attributes:
-      only: names of contests, keys of `contests.CONTESTS`.
-      rounds: of each pair, >= 1.
-      runs: trained at once.
-      steps: of training a round, for the MLP; linear scores take twenty times as many.
-      samples: of the sampling contests.
-      sampling_steps: of their chains.
-      precision: of the U-Nets' activations and products, "float32" or "bfloat16".
-      spectrum: ``[D]``, all above 0, of the discretisation table.
-    """
-
-    only: tuple[str, ...]
-    rounds: int
-    runs: int
-    steps: int
-    samples: int
-    sampling_steps: int
-    precision: str
-    spectrum: np.ndarray
+PARTS = (*CONTESTS, "bound", "growth")
+QUICK = {
+    "rounds": 1,
+    "runs": 8,
+    "steps": 10,
+    "samples": 512,
+    "sampling_steps": 50,
+    "bound_runs": (8,),
+    "data_dim": 256,
+}
+RECORDED = ("rounds", "runs", "steps", "samples", "sampling_steps")
+VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "XLA_FLAGS")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sides:
-    """Two ways to one result, as they are prepared.
+class Config(Sizes):
+    """What is measured."""
 
-    Attributes:
-      unit: of work.
-      options: how ours was done, as far as that is a choice.
-      opponent: which variant of theirs was the fastest.
-      agreement: how far the results differ, in the unit that ``agreement_in`` names.
-      agreement_in: the comparison, in words.
-      peak_bytes: memory (ours, theirs) where that is compared too.
-      cold_seconds: of our first call, with compilation, where that is of interest.
-    """
+    only: tuple[str, ...] = setting(PARTS, "Which contests and parts.", choices=PARTS)
+    bound_runs: tuple[int, ...] = setting((64,), "Numbers of runs of the part 'bound'.", low=1, high=1_000_000)
+    widths: tuple[int, ...] = setting((128, 512), "Widths of its MLPs.", low=1, high=100_000)
 
-    unit: str
-    options: str
-    opponent: str
-    agreement: float
-    agreement_in: str
-    peak_bytes: tuple[float, float] | None = None
-    cold_seconds: float | None = None
+    def __post_init__(self):
+        super().__post_init__()
+        if self.precision != "float32" and not any(name.startswith("unet") for name in self.only):
+            raise self.refuse("precision", "must be float32 without a contest of U-Nets in --only")
 
-
-Timer = Callable[[], float]  # does the work, returns seconds per unit
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Contest:
-    """One row of the table: ``sides`` prepares (ours, theirs, facts); ``goal`` bounds the ratio theirs / ours."""
-
-    what: str
-    against: str
-    goal: float
-    sides: Callable[[Config, Callable[[str], None]], tuple[Timer, Timer, Sides]]
-    needs_torch: bool = False
-    goal_is_ceiling: bool = False
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """A contest that was held: ``ours`` and ``theirs`` are seconds per unit, round by round."""
-
-    name: str
-    ours: list[float]
-    theirs: list[float]
-    sides: Sides
-
-    @property
-    def ratios(self) -> np.ndarray:
-        """Theirs over ours ``[rounds]``."""
-        return np.array(self.theirs) / np.array(self.ours)
-
-
-def hold(name: str, contest: Contest, config: Config, report: Callable[[str], None]) -> Outcome:
-    """Prepares both sides, runs each once unmeasured, then in turn."""
-    begin = time.perf_counter()
-    *timers, sides = contest.sides(config, report)
-    seconds = [], []
-    for round_number in range(-1, config.rounds):
-        for timer, kept in zip(timers, seconds, strict=True):
-            gc.collect()
-            time.sleep(PAUSE)
-            kept.append(timer())
-        if round_number >= 0:
-            ratio = seconds[1][-1] / seconds[0][-1]
-            elapsed = time.perf_counter() - begin
-            report(f"{name}: round {round_number + 1}/{config.rounds}, ratio {ratio:.3g}, {elapsed:.0f} s so far")
-    return Outcome(name=name, ours=seconds[0][1:], theirs=seconds[1][1:], sides=sides)
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Mean seconds of a call, over as many as fill `LEAST_SECONDS`; ``work`` waits for its own result."""
-    begin, calls = time.perf_counter(), 0
-    while calls == 0 or time.perf_counter() - begin < LEAST_SECONDS:
-        work()
-        calls += 1
-    return (time.perf_counter() - begin) / calls
-
-
-class NotHeldError(Exception):
-    """Something could not be measured; the message says why."""
-
-
-def reason_of(error: Exception) -> str:
-    """An error as a short line; of our own refusal the whole message."""
-    if isinstance(error, NotHeldError):
-        return str(error)
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"
-
-
-def others_go_on(error: Exception) -> bool:
-    """Whether only this cannot be measured, or memory ran out, or the device refused. Other errors are this program's."""
-    names = {"OutOfMemoryError", "AcceleratorError"}  # PyTorch's, which may not be there
-    return isinstance(error, NotHeldError | MemoryError | jax.errors.JaxRuntimeError) or type(error).__name__ in names
-
-
-def run(
-    contests: dict[str, Contest],
-    config: Config,
-    report: Callable[[str], None] = print,
-    store: Store = NOTHING_KEPT,
-) -> tuple[list[Outcome], dict[str, str]]:
-    """Holds the contests asked for; the function behind the command.
-
-    Args:
-      contests: by name.
-      config: what to measure.
-      report: receives progress lines.
-      store: keeps finished contests.
-
-    Returns:
-      The outcomes, and for each contest that could not be held the reason.
-    """
-    outcomes, skipped = [], {}
-    for name in config.only:
-        if contests[name].needs_torch and (reason := missing_torch()):
-            skipped[name] = reason
-            report(f"{name}: skipped, {reason}")
-            continue
-        try:
-            outcomes.append(store.piece(name, lambda name=name: hold(name, contests[name], config, report)))
-        except Exception as error:
-            if not others_go_on(error):
-                raise
-            skipped[name] = reason_of(error)
-            report(f"{name}: skipped, {skipped[name]}")
-    return outcomes, skipped
+    def load(self) -> None:
+        """No data are read; the clock of one process times the contests."""
+        if jax.process_count() > 1:
+            raise launch.SettingError("num_processes", jax.process_count(), "must be 1: its clock times the contests")
 
 
 def missing_torch() -> str:
@@ -206,27 +85,92 @@ def missing_torch() -> str:
     return ""
 
 
-def make_records(outcomes: Sequence[Outcome], contests: dict[str, Contest], config: Config) -> list[dict]:
-    """What does not vary from run to run on one machine, an object per contest."""
-    sizes = {
-        f.name: getattr(config, f.name)
-        for f in dataclasses.fields(Config)
-        if f.name not in ("only", "spectrum", "precision")
-    }
-    return [
+def hold_all(config: Config, job: Job) -> tuple[dict[str, dict], dict[str, str]]:
+    """Holds the contests asked for: what each measured, and why others could not be held, by name."""
+    outcomes, skipped = {}, {}
+    for name in config.only:
+        if name not in CONTESTS:
+            continue
+        reason = missing_torch() if CONTESTS[name].against.startswith("PyTorch") else ""
+        try:
+            if not reason:
+                outcomes[name] = job.keep(name, lambda name=name: hold(name, CONTESTS[name], config, job))
+        except Exception as error:
+            if not others_go_on(error):
+                raise
+            reason = reason_of(error)
+        if reason:
+            skipped[name] = reason
+            job.log(f"{name}: skipped, {reason}")
+    return outcomes, skipped
+
+
+def compute(config: Config, data: None, job: Job) -> Results:
+    """Holds contests, and measures the parts 'bound' and 'growth'; a row per contest that was held."""
+    del data
+    outcomes, skipped = hold_all(config, job)
+    bounds, growths, how = [], [], {"steps": config.steps, "job": job}
+    if "bound" in config.only:
+        how_often = {"rounds": config.rounds}
+        bounds = job.keep("bound", lambda: machine.measure_bounds(config.bound_runs, config.widths, **how, **how_often))
+    if "growth" in config.only:
+        how |= {"samples": config.samples, "rounds": min(config.rounds, 3)}
+        growths = job.keep("growth", lambda: machine.measure_growth(**how))
+    rows = [
         {
-            "contest": o.name,
-            "what": contests[o.name].what,
-            "against": contests[o.name].against,
-            "goal": contests[o.name].goal,
-            "unit": o.sides.unit,
-            "options": o.sides.options,
-            "agreement": o.sides.agreement,
-            "agreement_in": o.sides.agreement_in,
-            **sizes,
-            "precision": config.precision if o.name.startswith("unet") else "float32",
-            "components": len(config.spectrum),
+            "contest": name,
+            **{key: getattr(CONTESTS[name], key) for key in ("what", "against", "goal")},
+            **{key: outcome["sides"][key] for key in ("unit", "options", "agreement", "agreement_in")},
+            **{key: getattr(config, key) for key in RECORDED},
+            "precision": config.precision if name.startswith("unet") else "float32",
+            "components": len(config.variances),
             "products": devices.product_precision(),
         }
-        for o in outcomes
+        for name, outcome in outcomes.items()
+    ]
+    about = describe()
+    metadata = {
+        "machine": about["machine"],
+        "about": about,
+        "skipped": skipped,
+        "environment": {name: os.environ.get(name) for name in VARIABLES},
+        "thread_pools": threadpool_info(),
+        "measured": {"contests": outcomes, "bounds": bounds, "growth": growths},
+    }
+    return Results(rows=rows, metadata=metadata)
+
+
+def describe() -> dict[str, Any]:
+    """The machine and versions."""
+    device, torch = jax.devices()[0], None if missing_torch() else importlib.metadata.version("torch")
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "numpy")} | (
+        {"torch": torch} if torch else {}
+    )
+    kind = device.device_kind if device.platform != "cpu" else _processor()
+    return {
+        "machine": f"{jax.device_count()} x {kind}, {', '.join(f'{name} {v}' for name, v in versions.items())}",
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "platform": jax.default_backend(),
+        "products": devices.product_precision(),
+        "versions": records.versions() | {"torch": torch},
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip() + " core"
+    except (OSError, StopIteration):
+        return "CPU core"
+
+
+def plan(config: Config, data: None) -> list[Stage]:
+    """A stage per contest and part: its rounds, with the one that is not measured, and steps of those that train."""
+    del data
+    torch = not missing_torch()
+    return [
+        Stage(stage=name, runs=config.rounds + 1)
+        for name in config.only
+        if torch or name not in CONTESTS or not CONTESTS[name].against.startswith("PyTorch")
     ]

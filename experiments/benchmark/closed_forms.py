@@ -2,15 +2,16 @@
 
 import functools
 import time
-from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from experiments.benchmark import Config, Sides, Timer, numpy_loop, timed
+from experiments.benchmark import numpy_loop
+from experiments.benchmark.contest import Sides, Sizes, timed
 from experiments.benchmark.sampling import SCHEDULE, VARIANCES, gaussian_chain, uniform_grid
 from ldmjax import devices, oracle, threefry
+from ldmjax.job import Job
 
 SAMPLES, STEPS = 4096, 1000
 TABLE = {
@@ -21,9 +22,9 @@ TABLE = {
 }
 
 
-def law_sides(opponent: str, config: Config, report: Callable[[str], None]) -> tuple[Timer, Timer, Sides]:
+def law_sides(opponent: str, sizes: Sizes, job: Job) -> Sides:
     """Variances at all 1000 stops, and squared W2 from them: by recursion, or from 4096 samples ("numpy", "sampler")."""
-    del config, report
+    del sizes, job
     times = uniform_grid(STEPS)
     exact = functools.partial(
         oracle.sampler_variances, VARIANCES, SCHEDULE, times, scheme="euler_maruyama", start="standard"
@@ -37,9 +38,14 @@ def law_sides(opponent: str, config: Config, report: Callable[[str], None]) -> t
         def sampled():
             return devices.collect(program(0, keys), 1)[0]
 
+    def distances(law):
+        return oracle.w2_squared_from_variances(VARIANCES, np.asarray(law(), np.float64).T)
+
     exact_law = exact()
     error = exact_law * np.sqrt(2.0 / SAMPLES)
-    facts = Sides(
+    return Sides(
+        ours=lambda: timed(lambda: distances(exact)),
+        theirs=lambda: timed(lambda: distances(sampled)),
         unit=f"law at {STEPS} stops, d = 1..{len(VARIANCES)}",
         options="float64 NumPy, doubling",
         opponent="float64 NumPy" if opponent == "numpy" else "our sampler, float32",
@@ -47,26 +53,20 @@ def law_sides(opponent: str, config: Config, report: Callable[[str], None]) -> t
         agreement_in=f"largest difference of {exact_law.size} variances, in standard errors",
     )
 
-    def ours():
-        return timed(lambda: oracle.w2_squared_from_variances(VARIANCES, exact().T))
 
-    def theirs():
-        return timed(lambda: oracle.w2_squared_from_variances(VARIANCES, np.asarray(sampled(), np.float64).T))
-
-    return ours, theirs, facts
-
-
-def table_sides(config: Config, report: Callable[[str], None]) -> tuple[Timer, Timer, Sides]:
-    """Squared W2 at the end of 128 samplers on ``config.spectrum``; our first call, with compilation, is reported too."""
-    variances = config.spectrum
+def table_sides(sizes: Sizes, job: Job) -> Sides:
+    """Squared W2 at the end of 128 samplers on ``sizes.variances``; our first call, with compilation, is reported too."""
+    variances = sizes.variances
     ours, theirs = (
         functools.partial(make, variances, variances, SCHEDULE, **TABLE)
         for make in (oracle.discretisation_table, numpy_loop.discretisation_table)
     )
     cold = _cold_seconds(ours)
-    report(f"table: the first call took {cold:.2f} s")
+    job.log(f"table: the first call took {cold:.2f} s")
     first, second = ours(), theirs()
-    facts = Sides(
+    return Sides(
+        ours=lambda: timed(ours),
+        theirs=lambda: timed(theirs),
         unit=f"{first.size} entries, D = {len(variances)}",
         options="one float64 program over all devices, warm",
         opponent="NumPy, one thread",
@@ -74,7 +74,6 @@ def table_sides(config: Config, report: Callable[[str], None]) -> tuple[Timer, T
         agreement_in="largest relative difference",
         cold_seconds=cold,
     )
-    return lambda: timed(ours), lambda: timed(theirs), facts
 
 
 def _cold_seconds(work):

@@ -9,7 +9,7 @@ import re
 import jax
 import numpy as np
 
-from experiments.benchmark import NotHeldError, timed
+from experiments.benchmark.contest import NotHeldError, timed
 from ldmjax import devices
 
 LAUNCHES = 5000

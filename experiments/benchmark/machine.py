@@ -6,18 +6,19 @@ matrix product, in the precision that the program uses, and of a copy allow, all
 launch for each kernel that the compiled program launches in a step (launches.py; none on a CPU).
 """
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmark import others_go_on, reason_of, timed
+from experiments.benchmark.contest import others_go_on, reason_of, timed
 from experiments.benchmark.launches import launch_seconds, loop_kernels
 from experiments.benchmark.sampling import gaussian_chain, uniform_grid
-from experiments.benchmark.training import BATCH, DIM, HIDDEN, LINEAR_STEPS, sweep_of, sweep_rate
+from experiments.benchmark.sweeping import BATCH, DIM, HIDDEN, LINEAR_STEPS, runs_on_points, sweep_config, sweep_rate
 from ldmjax import devices, loops, sweeps, threefry, training
+from ldmjax.job import Job
 
 COPIES, COPIED = 10, 2**26  # COPIED: numbers per device, far beyond any cache
 # Operations of one timed call: so many that the call itself costs little.
@@ -25,70 +26,13 @@ MULTIPLIED = {"cpu": 1e10, "gpu": 4e11, "tpu": 4e11}
 STATE_BYTES = 2 * 4 * 4  # per parameter
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Ceilings:
-    """What all devices together reach.
+def measure_ceilings(hidden: int, runs: int, rounds: int) -> dict[str, Any]:
+    """What all devices together reach, the best of ``rounds``; on an accelerator with the products of all ``runs`` at once.
 
-    Attributes:
-      products: operations per second of products [256, w] x [w, w], by their precision: as JAX names it for float32 numbers, or
-        bfloat16.
-      bytes: per second, of copies.
-      launch: seconds of a kernel that does almost nothing, 0 on a CPU.
+    Returns:
+      "products", operations per second of products [256, w] x [w, w] by their precision (as JAX names it for float32 numbers,
+      or bfloat16); "bytes" per second, of copies; "launch", seconds of a kernel that does almost nothing, 0 on a CPU.
     """
-
-    products: dict[str, float]
-    bytes: float
-    launch: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Bound:
-    """How near a sweep of MLPs comes to the bound.
-
-    Attributes:
-      runs: trained at once.
-      hidden: width.
-      precision: of the products, a key of ``ceilings.products``.
-      seconds: per run-step, measured.
-      operations: per run-step.
-      bytes: per run-step.
-      kernels: that one step of all runs launches.
-      ceilings: of this machine.
-    """
-
-    runs: int
-    hidden: int
-    precision: str
-    seconds: float
-    operations: float
-    bytes: float
-    kernels: int
-    ceilings: Ceilings
-
-    @property
-    def bound(self) -> tuple[float, str]:
-        """Seconds per run-step, and what sets most of them."""
-        work = {
-            "operations": self.operations / self.ceilings.products[self.precision],
-            "memory": self.bytes / self.ceilings.bytes,
-        }
-        launches = self.kernels * self.ceilings.launch / self.runs
-        name = max(work, key=work.get)
-        return work[name] + launches, "launches" if launches > work[name] else name
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Growth:
-    """Seconds ``[K, rounds]`` of one kind of work at K sizes."""
-
-    work: str
-    axis: str
-    sizes: np.ndarray
-    seconds: np.ndarray
-
-
-def measure_ceilings(hidden: int, runs: int, rounds: int) -> Ceilings:
-    """The best of ``rounds``; on an accelerator the products of all ``runs`` at once, as in training."""
     count = jax.device_count()
     rows = count if devices.default_runs_per_batch() == 1 else devices.padded_count(runs)
     rng = np.random.default_rng(0)
@@ -117,33 +61,48 @@ def measure_ceilings(hidden: int, runs: int, rounds: int) -> Ceilings:
     names = dict.fromkeys(("highest", devices.product_precision(), "bfloat16"))
     copied = np.zeros((count, COPIED), np.float32)
     copying = best(lambda _, x: jax.lax.fori_loop(0, COPIES, lambda i, x: x + 1.0, x), copied)
-    return Ceilings(
-        products={name: multiply(name) for name in names},
-        bytes=COPIES * 2.0 * copied.nbytes / copying,
-        launch=launch_seconds(),
-    )
+    return {
+        "products": {name: multiply(name) for name in names},
+        "bytes": COPIES * 2.0 * copied.nbytes / copying,
+        "launch": launch_seconds(),
+    }
 
 
 def step_kernels(runs: int, steps: int, hidden: int) -> int:
     """Kernels that a step of a sweep of MLPs launches, counted in the program that `sweeps.train` runs; 0 on a CPU."""
     if devices.platform() == "cpu":
         return 0
-    specs, latents, config = sweep_of("mlp", runs, steps, hidden=hidden)
-    init, advance = sweeps.training_programs(config, DIM, chunk=steps)
-    stacked, sources = sweeps.stack_runs(specs, latents, DIM)
+    init, advance = sweeps.training_programs(sweep_config("mlp", steps, hidden), DIM, chunk=steps)
+    stacked, sources = sweeps.stack_runs(*runs_on_points("mlp", runs), DIM)
     bounds = jnp.asarray(0), jnp.asarray(0)
     text = advance.lower((sources, *bounds), init(0, stacked), stacked).compile().as_text()
     return loop_kernels(text, loops.steps_per_call(steps))
 
 
-def measure_bounds(
-    runs: Sequence[int], widths: Sequence[int], *, steps: int, rounds: int, report: Callable[[str], None]
-) -> list[Bound]:
-    """A row per number of runs and width of the MLP, the median of ``rounds``; one that the device refuses gives a line."""
+def with_bound(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with the least "bound_seconds" per run-step, and what they are "set_by"."""
+    ceilings = row["ceilings"]
+    work = {
+        "operations": row["operations"] / ceilings["products"][row["precision"]],
+        "memory": row["bytes"] / ceilings["bytes"],
+    }
+    launches = row["kernels"] * ceilings["launch"] / row["runs"]
+    name = max(work, key=work.get)
+    return {**row, "bound_seconds": work[name] + launches, "set_by": "launches" if launches > work[name] else name}
+
+
+def measure_bounds(runs: Sequence[int], widths: Sequence[int], *, steps: int, rounds: int, job: Job) -> list[dict]:
+    """How near sweeps of MLPs come to the bound.
+
+    Returns:
+      A row per number of runs and width ("hidden"): the median "seconds" of ``rounds``, "operations" and "bytes", all per
+      run-step; "kernels" that a step of all runs launches; "precision" of the products; "ceilings"; and what `with_bound`
+      adds. What the device refuses gives a line and no row.
+    """
     found = []
     for hidden in widths:
         few = max(1, int(steps * min(1.0, (HIDDEN / hidden) ** 2)))
-        config = training.TrainingConfig(model="mlp", steps=1, batch_size=BATCH, hidden=hidden, blocks=1)
+        config = sweep_config("mlp", 1, hidden)
         for count in runs:
             try:
                 ceilings = measure_ceilings(hidden, count, rounds)
@@ -152,21 +111,29 @@ def measure_bounds(
             except Exception as error:
                 if not others_go_on(error):
                     raise
-                report(f"bound: {count} runs of width {hidden}: left out, {reason_of(error)}")
+                job.log(f"bound: {count} runs of width {hidden}: left out, {reason_of(error)}")
                 continue
-            found.append(
-                Bound(
-                    runs=count, hidden=hidden, precision=devices.product_precision(), seconds=seconds,
-                    operations=3.0 * BATCH * training.flops(config, DIM), kernels=kernels,
-                    bytes=float(STATE_BYTES * training.parameter_count(config, DIM)), ceilings=ceilings,
-                )
-            )  # fmt: skip
-            report(f"bound: {count} runs of width {hidden}, {1 / seconds:.0f} run-steps/s")
+            row = {
+                "runs": count,
+                "hidden": hidden,
+                "precision": devices.product_precision(),
+                "seconds": seconds,
+                "operations": 3.0 * BATCH * training.flops(config, DIM),
+                "bytes": float(STATE_BYTES * training.parameter_count(config, DIM)),
+                "kernels": kernels,
+                "ceilings": ceilings,
+            }
+            found.append(with_bound(row))
+            job.log(f"bound: {count} runs of width {hidden}, {1 / seconds:.0f} run-steps/s")
     return found
 
 
-def measure_growth(*, steps: int, samples: int, rounds: int, report: Callable[[str], None]) -> list[Growth]:
-    """Cost over the number of runs, the latent dimension, the samples and the sampling steps."""
+def measure_growth(*, steps: int, samples: int, rounds: int, job: Job) -> list[dict]:
+    """Cost over the number of runs, the latent dimension, the samples and the sampling steps.
+
+    Returns:
+      A row per kind of "work" and "axis": its "sizes" and the "seconds" ``[sizes, rounds]``.
+    """
     kinds = [
         (f"training step, {name}", axis, sizes, lambda size, model=model, k=k, of=of: of(model, k * steps, size))
         for name, model, k in (("MLP", "mlp", 1), ("linear scores", "linear", LINEAR_STEPS))
@@ -182,8 +149,8 @@ def measure_growth(*, steps: int, samples: int, rounds: int, report: Callable[[s
     found = []
     for work, axis, sizes, cost in kinds:
         seconds = np.array([[cost(size) for _ in range(rounds)] for size in sizes])
-        found.append(Growth(work=work, axis=axis, sizes=np.array(sizes), seconds=seconds))
-        report(f"growth: {work} over {axis}, {seconds[:, 0].min():.2g} to {seconds[:, 0].max():.2g} s")
+        found.append({"work": work, "axis": axis, "sizes": np.array(sizes), "seconds": seconds})
+        job.log(f"growth: {work} over {axis}, {seconds[:, 0].min():.2g} to {seconds[:, 0].max():.2g} s")
     return found
 
 

@@ -1,166 +1,124 @@
-"""Contests of training: sweeps of runs, and experts, against PyTorch loops and torch.func.vmap; and their growth with runs."""
-
-import functools
-from collections.abc import Callable
+"""Contests of training against PyTorch: sweeps of runs, and experts, against its loops and torch.func.vmap."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 
-from experiments.benchmark import Config, Sides, Timer
+from experiments.benchmark import opponents
+from experiments.benchmark.contest import Sides, Sizes, Timer
+from experiments.benchmark.sweeping import (
+    BATCH,
+    CAP,
+    DIM,
+    HIDDEN,
+    LATENT_DIMS,
+    POINTS,
+    RATES,
+    options,
+    points,
+    steps_of,
+    sweep_config,
+    sweep_rate,
+)
 from experiments.benchmark.variants import fastest
-from ldmjax import devices, experts, losses, networks, schedules, sweeps, training
+from ldmjax import experts, losses, networks, schedules, training
 from ldmjax.devices import host_threads
+from ldmjax.job import Job
 
-DIM, POINTS, BATCH, LATENT_DIMS = 16, 1024, 256, (2, 4, 8, 16)
-HIDDEN, EXPERT_HIDDEN, EXPERT_BATCH, LEVELS = 128, 64, 128, 32
-RATES, CAP = {"mlp": 0.005, "linear": 0.05, "expert": 0.003}, 20.0
-LINEAR_STEPS = 20  # times those of the MLP
+EXPERT_HIDDEN, EXPERT_BATCH, LEVELS = 64, 128, 32
 EXPERT = 16  # the level at which the experts' losses are compared
 LADDER = schedules.Ladder(*schedules.karras_levels(LEVELS, sigma_min=0.002, sigma_max=80.0))
+SCHEDULE = schedules.LinearVP()
 
 
-@functools.cache
-def points(seed: int, dim: int = DIM) -> np.ndarray:
-    """Gaussian latents ``[POINTS, dim]`` with variances 1/k^1.5."""
-    normals = np.random.default_rng(seed).standard_normal((POINTS, dim))
-    return (normals / np.arange(1, dim + 1) ** 0.75).astype(np.float32)
+def tensors(*arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
+    """The same in PyTorch, in float32 on its device."""
+    return tuple(torch.tensor(np.asarray(a, np.float32), device=opponents.DEVICE) for a in arrays)
 
 
-def sweep_of(
-    model: str, runs: int, steps: int, *, hidden: int = HIDDEN, latent_dims: tuple[int, ...] = LATENT_DIMS
-) -> tuple[list[sweeps.RunSpec], dict, training.TrainingConfig]:
-    """What `sweeps.train` takes: specs, latents (one for every ``len(latent_dims)`` runs) and configuration."""
-    specs, latents, width = [], {}, max(latent_dims)
-    for i in range(runs):
-        seed, dim = divmod(i, len(latent_dims))
-        latents["gaussian", seed, POINTS] = sweeps.Latents(sample=points(seed, width), fresh_factor=np.eye(width))
-        specs.append(
-            sweeps.RunSpec(
-                model=model, data="gaussian", training_draws="sample", latent_dim=latent_dims[dim], seed=seed, n=POINTS,
-                learning_rate=RATES[model], cap=CAP if model == "linear" else np.inf,
-            )
-        )  # fmt: skip
-    return specs, latents, training.TrainingConfig(model=model, steps=steps, batch_size=BATCH, hidden=hidden, blocks=1)
-
-
-def sweep_rate(model: str, runs: int, steps: int, **sizes) -> float:
-    """Seconds per run and step of our sweep, compilation left out; ``sizes`` as in `sweep_of`."""
-    trained = sweeps.train(*sweep_of(model, runs, steps, **sizes), chunk=steps)
-    return trained.seconds / (runs * steps)
-
-
-def torch_side(kind: str, steps: int, runs: int | None, report: Callable[[str], None]) -> tuple[Timer, str]:
+def torch_side(kind: str, steps: int, runs: int | None, job: Job) -> tuple[Timer, str]:
     """The fastest of the PyTorch variants as a function that gives seconds per run and step, and its name.
 
     Args:
       kind: "mlp", "linear" or "expert".
       steps: of every run.
       runs: trained at once by torch.func.vmap; None for a loop, timed on one run of each latent dimension.
-      report: receives a line per variant.
+      job: shows a line per variant.
 
     Raises:
       NotHeldError: if every variant failed.
     """
-    import torch
-
-    from experiments.benchmark import opponents
-
     loss, lead = getattr(opponents, f"{kind}_loss"), () if runs is None else (runs,)
     if runs is not None:
         loss = torch.func.vmap(loss, in_dims=(0, 0, 0, 0 if kind == "mlp" else None, 0, 0))
-    batches = _torch_batches(kind, runs, torch, opponents.DEVICE)
-    hidden, size = (EXPERT_HIDDEN, EXPERT_BATCH) if kind == "expert" else (HIDDEN, BATCH)
-    options = {"batch": size, "rate": RATES[kind], "cap": CAP}
+    batches = torch_batches(kind, runs)
+    hidden, batch = (EXPERT_HIDDEN, EXPERT_BATCH) if kind == "expert" else (HIDDEN, BATCH)
 
     def seconds(used_loss, steps):
-        total = 0.0
+        total, how = 0.0, {"batch": batch, "steps": steps, "rate": RATES[kind], "cap": CAP}
         for (data, *rest), logsnr in batches:
             p = opponents.new_parameters(kind, data.shape[-1], hidden, lead)
-            total += opponents.train(kind, used_loss, p, data, *rest, **options, steps=steps, logsnr=logsnr)
+            total += opponents.train(kind, used_loss, p, data, *rest, **how, logsnr=logsnr)
         return total / (steps * (runs or len(batches)))
 
-    what = f"{'vmap' if runs else 'loop'}, {kind}"
-    return fastest(loss, seconds, steps, what=what, unit="run-step", report=report, thread_counts=(1, host_threads()))
+    what = {"what": f"{'vmap' if runs else 'loop'}, {kind}", "unit": "run-step"}
+    return fastest(loss, seconds, steps, **what, job=job, thread_counts=(1, host_threads()))
 
 
-def _torch_batches(kind, runs, torch, device):
+def torch_batches(kind: str, runs: int | None) -> list:
     """((data, mask, root mean square), logsnr) of each PyTorch training: all runs in one, or one for each dimension."""
-
-    def on_device(*arrays):
-        return tuple(torch.tensor(np.asarray(a, np.float32), device=device) for a in arrays)
-
     if kind == "expert":
         data, logsnr = points(0), LADDER.logsnr(np.arange(1, LEVELS + 1, 8))
-        return [(on_device(data, np.ones(DIM), np.sqrt(np.mean(data**2))), *on_device([level])) for level in logsnr]
+        return [(tensors(data, np.ones(DIM), np.sqrt(np.mean(data**2))), *tensors([level])) for level in logsnr]
     if runs is None:
         rows = [points(0)[:, :d] for d in LATENT_DIMS]
-        return [(on_device(x, np.ones(x.shape[1]), np.sqrt(np.mean(x**2))), None) for x in rows]
-    dims = np.array([LATENT_DIMS[i % len(LATENT_DIMS)] for i in range(runs)])
-    mask = np.arange(DIM) < dims[:, None]
-    sources = np.arange(runs) // len(LATENT_DIMS)
-    (data,) = on_device(np.stack([points(seed) for seed in range(sources[-1] + 1)]))
-    (mask,) = on_device(mask)
-    data = data[torch.tensor(sources, device=device)] * mask[:, None]
+        return [(tensors(x, np.ones(x.shape[1]), np.sqrt(np.mean(x**2))), None) for x in rows]
+    places, sources = np.arange(runs) % len(LATENT_DIMS), np.arange(runs) // len(LATENT_DIMS)
+    data, mask = tensors(
+        np.stack([points(seed) for seed in range(sources[-1] + 1)]),
+        np.arange(DIM) < np.take(LATENT_DIMS, places)[:, None],
+    )
+    data = data[torch.tensor(sources, device=data.device)] * mask[:, None]
     return [((data, mask, (data**2).sum((1, 2)).div(POINTS * mask.sum(1)).sqrt()), None)]
 
 
-def sweep_sides(model: str, vmapped: bool, config: Config, report: Callable[[str], None]) -> tuple[Timer, Timer, Sides]:
+def sweep_sides(model: str, vmapped: bool, sizes: Sizes, job: Job) -> Sides:
     """Our sweep against PyTorch."""
-    steps = config.steps * (LINEAR_STEPS if model == "linear" else 1)
-    theirs, opponent = torch_side(
-        model, steps if not vmapped else max(1, steps // 4), config.runs if vmapped else None, report
-    )
-    return lambda: sweep_rate(model, config.runs, steps), theirs, _facts(model, "run-step", opponent)
+    steps = steps_of(model, sizes)
+    fewer, runs = (max(1, steps // 4), sizes.runs) if vmapped else (steps, None)
+    return _sides(model, lambda: sweep_rate(model, sizes.runs, steps), torch_side(model, fewer, runs, job), "run-step")
 
 
-def expert_sides(config: Config, report: Callable[[str], None]) -> tuple[Timer, Timer, Sides]:
+def expert_sides(sizes: Sizes, job: Job) -> Sides:
     """T = 32 experts of one model against 32 PyTorch trainings, timed on four of them."""
-    steps = 4 * config.steps
-    settings = experts.ExpertsConfig(
+    steps = 4 * sizes.steps
+    config = experts.ExpertsConfig(
         ladder=LADDER, experts=LEVELS, batch_size=EXPERT_BATCH, steps=steps, hidden=EXPERT_HIDDEN
     )
     spec = experts.ModelSpec(seed=0, parameterisation="noise", learning_rate=RATES["expert"])
-    theirs, opponent = torch_side("expert", steps, None, report)
 
     def ours():
-        trained = experts.train([spec], points(0), settings, chunk=steps)
-        return trained.seconds[-1] / (LEVELS * steps)
+        return experts.train([spec], points(0), config, chunk=steps).seconds[-1] / (LEVELS * steps)
 
-    return ours, theirs, _facts("expert", "expert-step", opponent)
-
-
-def growth_sides(model: str, config: Config, report: Callable[[str], None]) -> tuple[Timer, Timer, Sides]:
-    """Four times the runs ("theirs") against as many runs: the cost of 256 over that of 64."""
-    del report
-    steps = config.steps * (LINEAR_STEPS if model == "linear" else 1)
-    facts = Sides(
-        unit="step of all runs", options=options(), opponent="the same", agreement=0.0, agreement_in="one program"
-    )
-    few, many = (lambda runs=runs: runs * sweep_rate(model, runs, steps) for runs in (config.runs, 4 * config.runs))
-    return few, many, facts
+    return _sides("expert", ours, torch_side("expert", steps, None, job), "expert-step")
 
 
-def _facts(kind, unit, opponent):
+def _sides(kind, ours, torch_side, unit):
+    theirs, opponent = torch_side
     return Sides(
-        unit=unit, options=options(), opponent=opponent, agreement=loss_difference(kind),
+        ours=ours,
+        theirs=theirs,
+        unit=unit,
+        options=options(),
+        opponent=opponent,
+        agreement=loss_difference(kind),
         agreement_in="relative difference of the two losses, same parameters and batch",
-    )  # fmt: skip
-
-
-def options() -> str:
-    """How our side trains here."""
-    at_once = "one run" if devices.default_runs_per_batch() == 1 else "all runs"
-    precision = devices.product_precision()
-    return f"runs spread over all devices, {at_once} at a time on each, float32 with products {precision}"
+    )
 
 
 def loss_difference(kind: str) -> float:
     """Relative difference between our loss and the opponent's on one batch, at random parameters, half of the latent padded."""
-    import torch
-
-    from experiments.benchmark import opponents
-
     rng = np.random.default_rng(0)
 
     def draw(*shape):
@@ -173,34 +131,44 @@ def loss_difference(kind: str) -> float:
     shapes = opponents.new_parameters(kind, DIM, EXPERT_HIDDEN if kind == "expert" else HIDDEN)
     values = {name: 0.1 * draw(*p.shape) for name, p in shapes.items()}
     logsnr = np.broadcast_to(logsnr, BATCH).astype(np.float32)
-    inputs = [torch.tensor(v, device=opponents.DEVICE) for v in (x0, noise, logsnr, std, mask)]
-    tensors = {k: torch.tensor(v, device=opponents.DEVICE) for k, v in values.items()}
-    theirs = float(getattr(opponents, f"{kind}_loss")(tensors, *inputs))
+    parameters = dict(zip(values, tensors(*values.values()), strict=True))
+    theirs = float(getattr(opponents, f"{kind}_loss")(parameters, *tensors(x0, noise, logsnr, std, mask)))
     run = networks.RunInputs(jnp.asarray(mask), jnp.inf, jnp.asarray(std))
-    ours = _our_loss(kind, values, *map(jnp.asarray, (x0, noise, logsnr)), run)
+    ours = _OUR_LOSSES[kind](values, *map(jnp.asarray, (x0, noise, logsnr)), run)
     return abs(float(ours) / theirs - 1.0)
 
 
-def _our_loss(kind, values, x0, noise, logsnr, run):
-    schedule, dim = schedules.LinearVP(), jnp.sum(run.mask)
-    if kind == "linear":
-        levels = jnp.linspace(-10.0, 9.0, 128)
-        weights = values["table"] / jax.nn.sigmoid(-levels)[:, None]
-        t = schedule.inverse_logsnr(levels)
-        return losses.linear_score_matching(weights, x0, noise, t, schedule=schedule, dim=dim)
-    if kind == "expert":
-        table = experts.level_table(LADDER, np.array([EXPERT]), "noise", float(run.data_std), timed=False)
-        size = {"features": 0, "hidden": EXPERT_HIDDEN, "blocks": 1}
-        network = networks.ResidualMLP(DIM, latent_dim=DIM, rngs=networks.nnx.Rngs(params=0), **size)
-        _set_parameters(network, values)
-        z = table.alpha * x0 + table.sigma * noise
-        return jnp.mean((network(z / table.radius) - table.target_x0 * x0 - table.target_noise * noise) ** 2)
-    config = training.TrainingConfig(model="mlp", steps=1, batch_size=BATCH, hidden=HIDDEN, blocks=1, schedule=schedule)
-    network = training.make_network(config, DIM, jax.random.key(0), DIM)
+def _linear_loss(values, x0, noise, logsnr, run):
+    levels = jnp.linspace(-10.0, 9.0, 128)
+    weights = values["table"] / jax.nn.sigmoid(-levels)[:, None]
+    t = SCHEDULE.inverse_logsnr(levels)
+    return losses.linear_score_matching(weights, x0, noise, t, schedule=SCHEDULE, dim=jnp.sum(run.mask))
+
+
+def _expert_loss(values, x0, noise, logsnr, run):
+    table = experts.level_table(LADDER, np.array([EXPERT]), "noise", float(run.data_std), timed=False)
+    size = {"features": 0, "hidden": EXPERT_HIDDEN, "blocks": 1}
+    network = networks.ResidualMLP(DIM, latent_dim=DIM, rngs=networks.nnx.Rngs(params=0), **size)
+    _set_parameters(network, values)
+    z = table.alpha * x0 + table.sigma * noise
+    return jnp.mean((network(z / table.radius) - table.target_x0 * x0 - table.target_noise * noise) ** 2)
+
+
+def _mlp_loss(values, x0, noise, logsnr, run):
+    network = training.make_network(sweep_config("mlp", 1), DIM, jax.random.key(0), DIM)
     _set_parameters(network.raw, values)
-    t = schedule.inverse_logsnr(logsnr)
-    weight, denoiser = losses.edm_weight(schedule, t, run.data_std), networks.as_denoiser(network, run)
-    return losses.denoising_score_matching(denoiser, x0, noise, t, weight, schedule=schedule, dim=dim)
+    return denoising_loss(network, x0, noise, logsnr, run)
+
+
+_OUR_LOSSES = {"linear": _linear_loss, "expert": _expert_loss, "mlp": _mlp_loss}
+
+
+def denoising_loss(network, x0, noise, logsnr, run: networks.RunInputs) -> jax.Array:
+    """Ours, of a network with time."""
+    t = SCHEDULE.inverse_logsnr(logsnr)
+    weight, denoiser = losses.edm_weight(SCHEDULE, t, run.data_std), networks.as_denoiser(network, run)
+    dim = jnp.sum(run.mask)
+    return losses.denoising_score_matching(denoiser, x0, noise, t, weight, schedule=SCHEDULE, dim=dim)
 
 
 def _set_parameters(network, values):

@@ -1,159 +1,106 @@
 """Contests of U-Nets, training and sampling, against the same network in PyTorch: maps channels last, autocast for bfloat16."""
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.benchmark import Config, Sides, Timer, timed
+from experiments.benchmark import opponents
+from experiments.benchmark.contest import Sides, Sizes, timed
 from experiments.benchmark.sampling import SCHEDULE, uniform_grid
-from experiments.benchmark.training import POINTS, points
+from experiments.benchmark.sweeping import RATES, UNETS, UNet, points, runs_on_points, unet_here
+from experiments.benchmark.training import denoising_loss, tensors
 from experiments.benchmark.variants import fastest
-from ldmjax import devices, losses, networks, samplers, sweeps, threefry, training
+from ldmjax import devices, networks, samplers, sweeps, threefry, training
 from ldmjax.devices import host_threads
+from ldmjax.job import Job
 
-RATE, DATA_STD = 0.001, 0.7
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Size:
-    """A U-Net and the most that is asked of it: maps per training step, steps a round; samples of a chain and its steps."""
-
-    map_shape: tuple[int, int, int]
-    channels: tuple[int, ...]
-    batch: int
-    steps: int
-    samples: int
-    sampling_steps: int
+DATA_STD = 0.7
 
 
-SIZES = {
-    "digits": Size(map_shape=(8, 8, 1), channels=(8, 16), batch=64, steps=1000, samples=4096, sampling_steps=200),
-    "cifar": Size(map_shape=(32, 32, 3), channels=(32, 64, 128), batch=128, steps=100, samples=512, sampling_steps=50),
-}
-# A contest on a CPU is to take less than a minute.
-ON_CPU = {
-    "digits": {"steps": 25, "samples": 512, "sampling_steps": 50},
-    "cifar": {"batch": 8, "steps": 4, "samples": 8, "sampling_steps": 10},
-}
-
-
-def size_here(name: str, config: Config) -> Size:
-    """The sizes of a contest on this device: no more than ``config`` says, and less on a CPU."""
-    size = dataclasses.replace(SIZES[name], **ON_CPU[name] if devices.platform() == "cpu" else {})
-    limits = {
-        field: min(getattr(size, field), getattr(config, field)) for field in ("steps", "samples", "sampling_steps")
-    }
-    return dataclasses.replace(size, **limits)
-
-
-def training_sides(name: str, config: Config, report: Callable[[str], None]) -> tuple[Timer, Timer, Sides]:
+def train_sides(name: str, sizes: Sizes, job: Job) -> Sides:
     """A run on each device against one PyTorch training on all cores, or the GPU: seconds per step of one run."""
-    from experiments.benchmark import opponents
-
-    size = size_here(name, config)
-    tensors = _tensors(points(0, math.prod(size.map_shape)), np.ones(math.prod(size.map_shape)), DATA_STD)
-    loss = functools.partial(opponents.mlp_loss, net=_torch_network(config))
-    options = {"batch": size.batch, "rate": RATE, "cap": np.inf, "logsnr": None, "warm_up": 2}
+    unet, precision, runs = unet_here(name, sizes), sizes.precision, jax.device_count()
+    inputs = tensors(points(0, unet.dim), np.ones(unet.dim), DATA_STD)
+    how = {"batch": unet.batch, "rate": RATES["unet"], "cap": np.inf, "logsnr": None, "warm_up": 2}
 
     def seconds(used_loss, steps):
-        p = opponents.new_unet(size.map_shape, size.channels)
-        return opponents.train("unet", used_loss, p, *tensors, **options, steps=steps) / steps
+        p = opponents.new_unet(unet.map_shape, unet.channels)
+        return opponents.train("unet", used_loss, p, *inputs, **how, steps=steps) / steps
 
-    what = {"what": f"U-Net {name}, {config.precision}", "unit": "step"}
-    theirs, opponent = fastest(loss, seconds, size.steps, **what, report=report, thread_counts=(host_threads(),))
-    facts = Sides(
-        unit=f"run-step, {size.batch} maps{_reduced(size.batch, SIZES[name].batch)}",
-        options=f"a run on each device, {_precision(config)}",
-        opponent=f"{opponent}, channels last, {_their_precision(config)}",
-        agreement=loss_difference(size, config.precision),
+    def ours():
+        specs, latents = runs_on_points("unet", runs, (unet.dim,))
+        return sweeps.train(specs, latents, unet.config(precision), chunk=unet.steps).seconds / (runs * unet.steps)
+
+    loss = functools.partial(opponents.mlp_loss, net=torch_network(precision))
+    theirs, opponent = _fastest(loss, seconds, unet.steps, f"U-Net {name}", sizes, job)
+    return Sides(
+        ours=ours,
+        theirs=theirs,
+        unit=f"run-step, {unet.batch} maps{_reduced(unet.batch, UNETS[name].batch)}",
+        options=f"a run on each device, {_precision(precision)}",
+        opponent=opponent,
+        agreement=loss_difference(unet, precision),
         agreement_in="relative difference of the two losses, same parameters and batch",
     )
-    return functools.partial(_our_training, size, config.precision), theirs, facts
 
 
-def sampling_sides(name: str, config: Config, report: Callable[[str], None]) -> tuple[Timer, Timer, Sides]:
+def sample_sides(name: str, sizes: Sizes, job: Job) -> Sides:
     """One DDIM chain from the same start with the same parameters; only the newest states are held."""
-    from experiments.benchmark import opponents
-
-    size = size_here(name, config)
-    network, values = random_network(size, config.precision)
-    start = np.random.default_rng(0).standard_normal((size.samples, math.prod(size.map_shape))).astype(np.float32)
-    ours = _our_chain(size, network, start)
-    p, (z, coefficients) = _torch_parameters(size, values), _tensors(start, _coefficients(size.sampling_steps))
-    step = functools.partial(opponents.ddim_step, std=DATA_STD, net=_torch_network(config))
+    unet = unet_here(name, sizes)
+    steps = unet.sampling_steps
+    start = np.random.default_rng(0).standard_normal((unet.samples, unet.dim)).astype(np.float32)
+    network, values = random_network(unet, sizes.precision)
+    ours, inputs = our_chain(network, start, steps), torch_chain_inputs(unet, values, start, steps)
+    step = torch_step(sizes.precision)
 
     def seconds(used_step, steps):
         def chain():
-            opponents.sample(used_step, p, z, coefficients[:steps])
+            opponents.sample(used_step, *inputs[:2], inputs[2][:steps])
             opponents.synchronised_time()
 
         chain()
         return timed(chain) / steps
 
-    what = {"what": f"U-Net {name}, sampling, {config.precision}", "unit": "step"}
-    theirs, opponent = fastest(
-        step, seconds, size.sampling_steps, **what, report=report, thread_counts=(host_threads(),)
-    )
-    first, second = ours(), opponents.sample(step, p, z, coefficients).cpu().numpy()
-    facts = Sides(
-        unit=f"step of {size.samples} samples{_reduced(size.samples, min(SIZES[name].samples, config.samples))}, "
-        f"chains of {size.sampling_steps}",
-        options=f"samples spread over all devices, {_precision(config)}",
-        opponent=f"{opponent}, channels last, {_their_precision(config)}",
+    theirs, opponent = _fastest(step, seconds, steps, f"U-Net {name}, sampling", sizes, job)
+    first, second = ours(), opponents.sample(step, *inputs).cpu().numpy()
+    reduced = _reduced(unet.samples, min(UNETS[name].samples, sizes.samples))
+    return Sides(
+        ours=lambda: timed(ours) / steps,
+        theirs=theirs,
+        unit=f"step of {unet.samples} samples{reduced}, chains of {steps}",
+        options=f"samples spread over all devices, {_precision(sizes.precision)}",
+        opponent=opponent,
         agreement=float(np.linalg.norm(first - second) / np.linalg.norm(second)),
         agreement_in="relative difference of the final states, same parameters and start",
     )
-    return lambda: timed(ours) / size.sampling_steps, theirs, facts
+
+
+def _fastest(function, seconds, steps, what, sizes, job):
+    """As `fastest`, on all cores."""
+    what = {"what": f"{what}, {sizes.precision}", "unit": "step"}
+    theirs, opponent = fastest(function, seconds, steps, **what, job=job, thread_counts=(host_threads(),))
+    precision = "float32" if sizes.precision == "float32" else f"autocast to {sizes.precision}"
+    return theirs, f"{opponent}, channels last, {precision}"
 
 
 def _reduced(used, wanted):
     return f" (a CPU's size; {wanted} on an accelerator)" if used < wanted else ""
 
 
-def _precision(config):
-    if config.precision != "float32":
-        return f"{config.precision} activations and products"
+def _precision(name):
+    if name != "float32":
+        return f"{name} activations and products"
     return f"float32 with products {jax.config.jax_default_matmul_precision}"
 
 
-def _their_precision(config):
-    return "float32" if config.precision == "float32" else f"autocast to {config.precision}"
-
-
-def training_config(size: Size, precision: str) -> training.TrainingConfig:
-    """Our side's configuration."""
-    other = {} if precision == "float32" else {"precision": precision}
-    return training.TrainingConfig(
-        model="unet", steps=size.steps, batch_size=size.batch, map_shape=size.map_shape, channels=size.channels, **other
-    )
-
-
-def _our_training(size, precision):
-    runs, dim = jax.device_count(), math.prod(size.map_shape)
-    specs = [
-        sweeps.RunSpec(
-            model="unet", data="gaussian", training_draws="sample", latent_dim=dim, seed=seed, n=POINTS, learning_rate=RATE
-        )
-        for seed in range(runs)
-    ]  # fmt: skip
-    latents = {
-        ("gaussian", seed, POINTS): sweeps.Latents(sample=points(seed, dim), fresh_factor=np.zeros((dim, 0)))
-        for seed in range(runs)
-    }
-    trained = sweeps.train(specs, latents, training_config(size, precision), chunk=size.steps)
-    return trained.seconds / (runs * size.steps)
-
-
-def random_network(size: Size, precision: str) -> tuple[nnx.Module, dict[str, np.ndarray]]:
+def random_network(unet: UNet, precision: str) -> tuple[nnx.Module, dict[str, np.ndarray]]:
     """Our network with random parameters, and these by name ("down.0.0.up"), in its own layout."""
-    dim, rng, values = math.prod(size.map_shape), np.random.default_rng(1), {}
-    network = training.make_network(training_config(size, precision), dim, threefry.key(0), dim)
+    rng, values = np.random.default_rng(1), {}
+    network = training.make_network(unet.config(precision), unet.dim, threefry.key(0), unet.dim)
     graphdef, state = nnx.split(network.raw)
 
     def draw(path, value):
@@ -170,47 +117,40 @@ def _run_inputs(dim):
     return networks.RunInputs(jnp.ones(dim), jnp.asarray(jnp.inf), jnp.asarray(DATA_STD, jnp.float32))
 
 
-def _our_chain(size, network, start):
-    times = uniform_grid(size.sampling_steps)
+def our_chain(network: nnx.Module, start: np.ndarray, steps: int):
+    """Runs DDIM from ``start [N, D]``, gives the final states."""
     graphdef, state = nnx.split(network)
+    how = {"times": uniform_grid(steps), "stops": [steps], "sampler": "ddim", "statistic": lambda z, t: z}
 
     def chain(_, params, start):
         denoiser = networks.as_denoiser(nnx.merge(graphdef, params), _run_inputs(start.shape[1]))
-        return samplers.sample(
-            denoiser, SCHEDULE, start, threefry.key(0), times=times, stops=[size.sampling_steps], sampler="ddim",
-            statistic=lambda z, t: z,
-        )[0]  # fmt: skip
+        return samplers.sample(denoiser, SCHEDULE, start, threefry.key(0), **how)[0]
 
     program, rows = devices.map_runs(chain, samples=True), (jax.tree.map(lambda x: x[None], state), start[None])
     return lambda: devices.collect(program(0, *rows), 1)[0]
 
 
-def _coefficients(steps):
-    """Log-SNR, alpha and sigma of every step, and those that it ends at ``[N, 5]``."""
+def torch_network(precision: str):
+    """The opponent's network."""
+    return functools.partial(opponents.unet, half=precision == "bfloat16")
+
+
+def torch_step(precision: str):
+    """The opponent's step of DDIM."""
+    return functools.partial(opponents.ddim_step, std=DATA_STD, net=torch_network(precision))
+
+
+def torch_chain_inputs(unet: UNet, values: dict[str, np.ndarray], start: np.ndarray, steps: int) -> tuple:
+    """Parameters, states, and of every step log-SNR, alpha and sigma, and those that it ends at ``[N, 5]``."""
     times = uniform_grid(steps)
     alpha, sigma = SCHEDULE.alpha(times), SCHEDULE.sigma(times)
-    return np.stack([SCHEDULE.logsnr(times)[:-1], alpha[:-1], sigma[:-1], alpha[1:], sigma[1:]], axis=1)
+    coefficients = [SCHEDULE.logsnr(times)[:-1], alpha[:-1], sigma[:-1], alpha[1:], sigma[1:]]
+    return _torch_parameters(unet, values), *tensors(start, np.stack(coefficients, axis=1))
 
 
-def _torch_network(config):
-    from experiments.benchmark import opponents
-
-    return functools.partial(opponents.unet, half=config.precision == "bfloat16")
-
-
-def _tensors(*arrays):
-    import torch
-
-    from experiments.benchmark import opponents
-
-    return tuple(torch.tensor(np.asarray(a, np.float32), device=opponents.DEVICE) for a in arrays)
-
-
-def _torch_parameters(size, values):
+def _torch_parameters(unet, values):
     """Our parameters in PyTorch's layout: kernels ``[9 C, C_out]`` become ``[C_out, C, 3, 3]``, positions channels first."""
-    from experiments.benchmark import opponents
-
-    parameters = opponents.new_unet(size.map_shape, size.channels)
+    parameters = opponents.new_unet(unet.map_shape, unet.channels)
     for name, own in parameters.items():
         value = values[name]
         if own.ndim == 4:
@@ -218,25 +158,17 @@ def _torch_parameters(size, values):
             value = value.reshape(height, width, c_in, c_out).transpose(3, 2, 0, 1)
         elif own.ndim == 3:
             value = value.transpose(2, 0, 1)
-        own.copy_(_tensors(value)[0])
+        own.copy_(tensors(value)[0])
     return parameters
 
 
-def loss_difference(size: Size, precision: str) -> float:
+def loss_difference(unet: UNet, precision: str) -> float:
     """Relative difference of both sides' losses on one batch, at random parameters."""
-    from experiments.benchmark import opponents
-
-    network, values = random_network(size, precision)
-    dim, rng = math.prod(size.map_shape), np.random.default_rng(2)
-    x0, noise = points(0, dim)[: size.batch], rng.standard_normal((size.batch, dim)).astype(np.float32)
-    logsnr = rng.uniform(-9.0, 8.0, size.batch).astype(np.float32)
-    net, run = functools.partial(opponents.unet, half=precision == "bfloat16"), _run_inputs(dim)
-    inputs = _tensors(x0, noise, logsnr, DATA_STD, np.ones(dim))
-    theirs = float(opponents.mlp_loss(_torch_parameters(size, values), *inputs, net=net))
-
-    def our_loss(x0, noise, logsnr):
-        t = SCHEDULE.inverse_logsnr(logsnr)
-        weight, denoiser = losses.edm_weight(SCHEDULE, t, run.data_std), networks.as_denoiser(network, run)
-        return losses.denoising_score_matching(denoiser, x0, noise, t, weight, schedule=SCHEDULE, dim=dim)
-
-    return abs(float(our_loss(*map(jnp.asarray, (x0, noise, logsnr)))) / theirs - 1.0)
+    network, values = random_network(unet, precision)
+    rng = np.random.default_rng(2)
+    x0, noise = points(0, unet.dim)[: unet.batch], rng.standard_normal((unet.batch, unet.dim)).astype(np.float32)
+    logsnr = rng.uniform(-9.0, 8.0, unet.batch).astype(np.float32)
+    inputs = tensors(x0, noise, logsnr, DATA_STD, np.ones(unet.dim))
+    theirs = float(opponents.mlp_loss(_torch_parameters(unet, values), *inputs, net=torch_network(precision)))
+    ours = denoising_loss(network, *map(jnp.asarray, (x0, noise, logsnr)), _run_inputs(unet.dim))
+    return abs(float(ours) / theirs - 1.0)

@@ -3,7 +3,11 @@
 import functools
 from collections.abc import Callable, Sequence
 
-from experiments.benchmark import NotHeldError, Timer, reason_of
+import torch
+
+from experiments.benchmark import opponents
+from experiments.benchmark.contest import NotHeldError, Timer, reason_of
+from ldmjax.job import Job
 
 TRIAL_STEPS = 20  # at most half of those that are timed, and at least one
 COMPILERS = {"eager": None, "compiled": "default", "CUDA graphs": "reduce-overhead"}
@@ -16,7 +20,7 @@ def fastest(
     *,
     what: str,
     unit: str,
-    report: Callable[[str], None],
+    job: Job,
     thread_counts: Sequence[int],
 ) -> tuple[Timer, str]:
     """The fastest variant as a function that gives seconds per unit of work, and its name.
@@ -30,15 +34,12 @@ def fastest(
       steps: to be timed later; here a quarter of them.
       what: is done, for the lines.
       unit: of work.
-      report: receives a line per variant.
+      job: shows a line per variant.
       thread_counts: of a CPU.
 
     Raises:
       NotHeldError: if every variant failed.
     """
-    import torch
-
-    from experiments.benchmark import opponents
 
     def on_threads(threads, used, steps):
         if threads is not None:
@@ -55,10 +56,10 @@ def fastest(
             work = functools.partial(on_threads, threads, used)
             try:
                 trials[label] = work(max(TRIAL_STEPS if steps > 2 * TRIAL_STEPS else 1, steps // 4)), work
-                report(f"  PyTorch {what}, {label}: {1 / trials[label][0]:.3g} {unit}s/s")
+                job.log(f"  PyTorch {what}, {label}: {1 / trials[label][0]:.3g} {unit}s/s")
             except Exception as error:  # what compilers, graphs and allocators raise has no common class
                 failures.append(f"{label}: {reason_of(error)}")
-                report(f"  PyTorch {what}, {label}: failed, {reason_of(error)}")
+                job.log(f"  PyTorch {what}, {label}: failed, {reason_of(error)}")
             opponents.release_memory()
     if not trials:
         raise NotHeldError(f"every PyTorch variant failed: {'; '.join(failures)}")

@@ -42,7 +42,7 @@ from experiments.launch.data import (
     precision_setting,
 )
 from experiments.launch.results import Report, Results, read_results, show, write_results
-from experiments.launch.settings import Range, SettingError, Settings, function, seed, seeds, setting
+from experiments.launch.settings import Range, SettingError, Settings, function, redeclared, seed, seeds, setting
 from ldmjax import chunks, devices, records
 from ldmjax.job import Job, is_live_terminal, printing
 from ldmjax.tables import table
@@ -66,6 +66,7 @@ __all__ = [
     "main",
     "per_batch_setting",
     "precision_setting",
+    "redeclared",
     "seed",
     "seeds",
     "setting",
@@ -179,8 +180,8 @@ def main(
     *,
     quick: Mapping[str, Any] | None = None,
     plan: Callable[[Any, Any], Sequence[Stage]] | None = None,
-) -> None:
-    """Runs an experiment as a command.
+) -> Results | None:
+    """Runs an experiment as a command; gives the results that were shown, if there are any.
 
     Args:
       config: its settings; ``load()``, if there is one, gives the data and refuses settings that do not suit it.
@@ -210,7 +211,7 @@ def main(
         data = settings.load() if hasattr(settings, "load") else None
         if own.dry_run:
             return _print_plan(plan(settings, data) if plan else (), directory)
-        _run(line, own, settings, data, compute, report, experiment=experiment, directory=directory, begin=begin)
+        return _run(line, own, settings, data, compute, report, experiment=experiment, directory=directory, begin=begin)
     except SettingError as error:
         _end(f"flag --{error}", EXIT_USAGE)
     except UsageError as error:
@@ -231,7 +232,7 @@ def main(
         raise
 
 
-def _run(line, own, settings, data, compute, report, *, experiment, directory, begin) -> None:
+def _run(line, own, settings, data, compute, report, *, experiment, directory, begin) -> Results:
     words = {name: word for name in _identifying(line) if (word := line.word(name))}
     identity = workdir.Identity(
         experiment=experiment,
@@ -247,14 +248,15 @@ def _run(line, own, settings, data, compute, report, *, experiment, directory, b
     seconds = time.perf_counter() - begin
     about = {"seconds": seconds, "data": getattr(data, "name", None), "data_sha256": identity.data or None}
     records.write_metadata(place, **about, **results.metadata)
-    show(report(read_results(place, settings)), place)
+    shown = read_results(place, settings)
+    show(report(shown), place)
     print(f"{len(results.rows)} records in {seconds:.0f} s; records, curves and figures are in {directory}")
+    return shown
 
 
 def _identifying(line: CommandLine) -> list[str]:
     """Flags that say what is computed."""
-    how = {field.name for field in dataclasses.fields(Launch) if field.metadata["how"]}
-    return [name for names in line.groups.values() for name in names if name not in how]
+    return [name for names in line.groups.values() for name in names if name not in line.how]
 
 
 def _print_plan(stages: Sequence[Stage], directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import itertools
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,19 +23,23 @@ REPORTS = {"report", "figures", "__main__"}  # modules of an experiment's packag
 
 def digest(compute: Callable) -> str:
     """sha256 of the sources behind ``compute``: the library, and the experiment without its report."""
+    return digest_of([Path(sys.modules[compute.__module__].__file__)])
+
+
+def digest_of(paths: Iterable[Path]) -> str:
+    """As `digest`, of several experiments by their files (of a package its ``__init__.py``), which need not be imported."""
     total = hashlib.sha256()
     library = Path(ldmjax.__file__).parent
     for path in sorted(library.rglob("*.py")):
         if path.relative_to(library).parts[0].removesuffix(".py") not in REPORTING:
             total.update(_meaning(ast.parse(path.read_text()).body).encode())
-    for path in _sources(compute):
+    for path in itertools.chain(*map(_sources, paths)):
         total.update(_meaning(_computing(ast.parse(path.read_text()).body)).encode())
     return total.hexdigest()
 
 
-def _sources(compute: Callable) -> list[Path]:
+def _sources(path: Path) -> list[Path]:
     """The experiment's file, or all of its package but the reports."""
-    path = Path(sys.modules[compute.__module__].__file__)
     if path.parent.name == "experiments" or path.stem != "__init__" and not (path.parent / "__init__.py").exists():
         return [path]
     return sorted(p for p in path.parent.rglob("*.py") if p.stem not in REPORTS)

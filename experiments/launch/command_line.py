@@ -46,15 +46,17 @@ class CommandLine:
     Attributes:
       flags: absl's, one for every setting.
       groups: names of the flags of each configuration, by its title in --help.
+      how: names of those that say only how a job is run.
     """
 
     def __init__(self, configs: Mapping[str, type[Settings]]):
-        self.flags, self.groups = flags.FlagValues(), {}
+        self.flags, self.groups, self.how = flags.FlagValues(), {}, set()
         for title, config in configs.items():
             known = parsers(config)
             self.groups[title] = list(known)
             for field in fields(config):
                 self._define(field, known[field.name])
+                self.how |= {field.name} if field.metadata["how"] else set()
 
     def _define(self, field: dataclasses.Field, parser: Parser) -> None:
         text, adapted = field.metadata["help"], _FlagParser(parser)

@@ -29,7 +29,7 @@ from ldmjax import (
     threefry,
     training,
 )
-from ldmjax.checkpoints import written_whole
+from ldmjax.files import written_whole
 
 STEPS, CHUNK = 50, 10  # of every training, and how many make one loss
 DRAWS, DIM, POINTS, BATCH = 4096, 16, 1024, 256
@@ -64,11 +64,19 @@ def sweep(model: str, latent_dims: tuple[int, ...], seeds: int, **options: Any) 
     draws = sweeps.DRAWS if model == "mlp" else ("sample",)
     specs = [
         sweeps.RunSpec(
-            model=model, data="gaussian", training_draws=draw, latent_dim=d, seed=seed, n=POINTS, learning_rate=rate,
+            model=model,
+            data="gaussian",
+            training_draws=draw,
+            latent_dim=d,
+            seed=seed,
+            n=POINTS,
+            learning_rate=rate,
             cap=20.0 if model == "linear" and seed else np.inf,
         )
-        for draw in draws for d in latent_dims for seed in range(seeds)
-    ]  # fmt: skip
+        for draw in draws
+        for d in latent_dims
+        for seed in range(seeds)
+    ]
     config = training.TrainingConfig(model=model, steps=STEPS, **({"batch_size": BATCH} | options))
     trained = sweeps.train(specs, latents, config, chunk=CHUNK)
     return {"losses": trained.losses}, trained.params
@@ -89,7 +97,7 @@ def coder(kind: str) -> Computed:
     images = data.digits().samples[:512].reshape(-1, 8, 8).astype(np.float32)
     config = autoencoders.AutoencoderConfig(kind=kind, steps=STEPS, channels=16)
     shapes = [(d,) for d in CODED_DIMS]
-    fitted = autoencoders.fit(images, shapes, config, seeds=[0] * len(shapes), report=lambda line: None)
+    fitted = autoencoders.fit(images, shapes, config, seeds=[0] * len(shapes))
     return {"losses": np.stack([f.losses for f in fitted])}, [(f.params, f.codes) for f in fitted]
 
 
@@ -102,11 +110,9 @@ def sampled() -> Computed:
 
     def chain(_, key):
         start_key, noise_key = jax.random.split(key)
-        start = threefry.normal(start_key, SAMPLES, DIM)
-        return samplers.sample(
-            denoiser, schedule, start, noise_key, times=times, stops=stops, sampler="euler_maruyama",
-            statistic=lambda z, t: metrics.block_moments(z),
-        )  # fmt: skip
+        start, how = threefry.normal(start_key, SAMPLES, DIM), {"times": times, "stops": stops}
+        measure = {"sampler": "euler_maruyama", "statistic": lambda z, t: metrics.block_moments(z)}
+        return samplers.sample(denoiser, schedule, start, noise_key, **how, **measure)
 
     mapped = devices.map_runs(chain, samples=True)(0, jax.random.split(threefry.key(3), 1))
     mean, second = (x[0] for x in devices.collect(mapped, 1))
@@ -135,7 +141,7 @@ def _normals(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def compute(file: Path, *, times: int, report: Callable[[str], None] = print) -> None:
+def compute_parts(file: Path, *, times: int) -> None:
     """Computes every part ``times`` times and writes ``file``, as the module says."""
     found: dict[str, np.ndarray] = {}
     for name, part in PARTS.items():
@@ -146,12 +152,19 @@ def compute(file: Path, *, times: int, report: Callable[[str], None] = print) ->
         found[f"{name}.seconds"] = np.array(time.perf_counter() - begin)
         with written_whole(file) as partial_file, open(partial_file, "wb") as opened:
             np.savez_compressed(opened, **found)
-        report(f"{name}: {time.perf_counter() - begin:.1f} s")
+        print(f"{name}: {time.perf_counter() - begin:.1f} s")
 
 
 def _equal(one: Computed, other: Computed) -> bool:
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
+
+
+DIFFERENCES = {
+    "bits": lambda a, b: int(np.sum(a != b)),
+    "normals": lambda a, b: float(np.max(np.abs(a - b) / np.maximum(1.0, np.abs(a)))),
+    "losses": lambda a, b: float(np.max(np.abs(b / a - 1.0))),
+}
 
 
 def compare(reference: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
@@ -167,7 +180,7 @@ def compare(reference: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]
         if f"{name}.seconds" not in found:
             continue
         row = compared[name] = {key: found[f"{name}.{key}"].item() for key in ("equal", "seconds")}
-        for key, difference in (("bits", _unequal), ("normals", _absolute), ("losses", _relative)):
+        for key, difference in DIFFERENCES.items():
             if f"{name}.{key}" in found:
                 row[key] = difference(reference[f"{name}.{key}"], found[f"{name}.{key}"])
         if f"{name}.curve" in found:
@@ -176,18 +189,6 @@ def compare(reference: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]
     return compared
 
 
-def _unequal(a, b):
-    return int(np.sum(a != b))
-
-
-def _absolute(a, b):
-    return float(np.max(np.abs(a - b) / np.maximum(1.0, np.abs(a))))
-
-
-def _relative(a, b):
-    return float(np.max(np.abs(b / a - 1.0)))
-
-
 if __name__ == "__main__":
     devices.start()
-    compute(Path(sys.argv[1]), times=int(sys.argv[2]))
+    compute_parts(Path(sys.argv[1]), times=int(sys.argv[2]))

@@ -1,6 +1,6 @@
-"""What one device can do at most. A process of its own: python -m experiments.on_device.ceilings FILE [quick].
+"""What one device can do at most. A process of its own: python -m experiments.on_device.ceilings FILE full|small|device.
 
-With "device" instead of "quick" FILE says only which device it is.
+With "device" FILE says only which device it is.
 """
 
 import json
@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldmjax import devices, records
+from ldmjax.files import write_text
 
 ROUNDS, LOOP_STEPS = 5, 2000
-SIDES = {"quick": 256, "cpu": 1024}  # of the products; elsewhere `LARGE_SIDE`
-LARGE_SIDE = 8192
-COPIED = {"quick": 2**20, "cpu": 2**24}  # numbers; elsewhere `LARGE_COPY`
-LARGE_COPY = 2**28
+# Side of the products, and numbers copied.
+SIZES = {"small": (256, 2**20), "cpu": (1024, 2**24)}
+LARGE = 8192, 2**28
 
 
 def describe() -> dict[str, Any]:
@@ -30,30 +30,27 @@ def describe() -> dict[str, Any]:
     return {"device": device.device_kind, "platform": device.platform, "devices": jax.device_count()}
 
 
-def measure(*, quick: bool) -> dict[str, Any]:
+def measure(size: str) -> dict[str, Any]:
     """Versions and rates; seconds are the best of `ROUNDS`."""
-    kind = "quick" if quick else devices.platform()
-    side, copied = SIDES.get(kind, LARGE_SIDE), COPIED.get(kind, LARGE_COPY)
-    device, array = jax.devices()[0], jnp.zeros(copied, jnp.float32)
+    side, copied = SIZES.get(size if size == "small" else devices.platform(), LARGE)
+    array = jnp.zeros(copied, jnp.float32)
+    precisions = dict.fromkeys(["highest", devices.product_precision(), "bfloat16"])
     return {
         **describe(),
-        "memory_bytes": (device.memory_stats() or {}).get("bytes_limit"),
+        "memory_bytes": (jax.devices()[0].memory_stats() or {}).get("bytes_limit"),
         "host_threads": devices.host_threads(),
         "python": sys.version.split()[0],
         "versions": records.versions(),
         "product_precision": devices.product_precision(),
         "product_side": side,
         "copy_bytes_per_second": 2.0 * array.nbytes / best_seconds(jax.jit(lambda x: x + 1.0), array),
-        "operations_per_second": {
-            name: 2.0 * side**3 / _product_seconds(name, side)
-            for name in dict.fromkeys(["highest", devices.product_precision(), "bfloat16"])
-        },
+        "operations_per_second": {name: 2.0 * side**3 / _product_seconds(name, side) for name in precisions},
         "loop_step_seconds": best_seconds(jax.jit(_loop), jnp.ones(256)) / LOOP_STEPS,
         "call_seconds": best_seconds(jax.jit(jnp.sin), jnp.ones(256)),
     }
 
 
-def _product_seconds(precision: str, side: int) -> float:
+def _product_seconds(precision, side):
     """Of one product of square matrices; "bfloat16" has such operands too, the others float32."""
     dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
     rng = np.random.default_rng(0)
@@ -79,7 +76,6 @@ def best_seconds(program: Callable, *arrays: jax.Array) -> float:
 
 if __name__ == "__main__":
     devices.start()
-    found = describe() if "device" in sys.argv[2:] else measure(quick="quick" in sys.argv[2:])
-    measured = records.plain(found)
-    records.write_text(Path(sys.argv[1]), json.dumps(measured))
-    print(measured)
+    found = records.plain(describe() if sys.argv[2] == "device" else measure(sys.argv[2]))
+    write_text(Path(sys.argv[1]), json.dumps(found))
+    print(found)

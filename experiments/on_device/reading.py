@@ -1,4 +1,4 @@
-"""What steps left in their folders, as JSON can hold it, compared with what a CPU left in the carried folder."""
+"""What steps left in their folders, compared with what a CPU left in the carried folder, a workdir of prepare.py."""
 
 import json
 from pathlib import Path
@@ -33,15 +33,9 @@ def read_benchmark(folder: Path) -> dict[str, Any]:
     return {**measured, "machine": metadata["machine"], "runs": table["runs"], "skipped": metadata["skipped"]}
 
 
-def read_reference_rates(folder: Path) -> dict[str, Any]:
-    """What others are compared with: KeyError unless both kinds of training were measured."""
-    found = read_benchmark(folder)
-    return {"bounds": found["bounds"], "runs_linear": found["contests"]["runs_linear"]}
-
-
 def compare_parts(carried: Path, file: Path) -> dict[str, Any]:
     """`agreement.compare` with the carried reference."""
-    return agreement.compare(load_arrays(carried / "agreement.npz"), load_arrays(file))
+    return agreement.compare(records.load_curves(carried), load_arrays(file))
 
 
 def read_job(folder: Path) -> dict[str, Any]:
@@ -59,8 +53,7 @@ def compare_jobs(carried: Path, folder: Path) -> dict[str, Any]:
     Raises:
       ValueError: if the runs are not the same ones.
     """
-    there, here = carried / "main_job", folder
-    pairs = list(zip(records.load_records(there), records.load_records(here), strict=True))
+    pairs = list(zip(records.load_records(carried), records.load_records(folder), strict=True))
     if any(one["name"] != other["name"] for one, other in pairs):
         raise ValueError("the runs are not those of the carried job")
     verdicts = [
@@ -68,16 +61,16 @@ def compare_jobs(carried: Path, folder: Path) -> dict[str, Any]:
         for one, other in pairs
         for metric, verdict in _verdicts(one).items()
     ]
-    reference, found = load_arrays(there / "curves.npz"), load_arrays(here / "curves.npz")
+    reference, found = records.load_curves(carried), load_arrays(folder / "curves.npz")
     metrics = [name for name in reference if f"{name}_standard_error" in reference]
-    metadata = read_json(here / "metadata.json")
+    metadata = read_json(folder / "metadata.json")
     return {
         "runs": len(pairs),
         "verdicts": len(verdicts),
         "changed": [f"{name}, {metric}: {a} there, {b} here" for name, metric, a, b in verdicts if a != b],
         "curves": {name: _apart(reference, found, name) for name in metrics},
         "seconds": metadata["seconds"],
-        "seconds_there": read_json(there / "metadata.json")["seconds"],
+        "seconds_there": read_json(carried / "metadata.json")["main_job_seconds"],
         "compilations": metadata["compilations"],
     }
 

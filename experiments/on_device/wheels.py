@@ -1,4 +1,4 @@
-"""Packages that a bare machine lacks, from the wheels in the carried folder. Needs nothing but Python, not even pip."""
+"""Packages that a bare machine lacks, from a folder of wheels. Needs nothing but Python, not even pip."""
 
 import importlib.util
 import os
@@ -9,40 +9,29 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from experiments.on_device import manifest
-
-NEEDED = (
-    "absl", "chex", "flax", "jax", "jaxtyping", "matplotlib", "numpy", "optax", "orbax.checkpoint", "PIL", "scipy",
-    "sklearn", "threadpoolctl",
-)  # fmt: skip
+FLAG = "--wheels="
+NEEDED = ("absl", "chex", "flax", "jax", "jaxtyping", "matplotlib", "numpy", "optax", "orbax.checkpoint", "pandas")
+NEEDED += ("PIL", "rich", "scipy", "sklearn", "threadpoolctl")
 
 
-def missing() -> list[str]:
-    """Modules of `NEEDED` that cannot be imported."""
-
-    def absent(name):
-        try:
-            return importlib.util.find_spec(name) is None
-        except ModuleNotFoundError:  # of the package above it
-            return True
-
-    return [name for name in NEEDED if absent(name)]
+def is_missing(name: str) -> bool:
+    """Whether a module cannot be imported."""
+    try:
+        return importlib.util.find_spec(name) is None
+    except ModuleNotFoundError:  # of the package above it
+        return True
 
 
 def offer(words: Sequence[str]) -> None:
-    """If a module is missing, unpacks carried wheels of what is not installed, for this process and its children.
+    """If a module of `NEEDED` is missing, unpacks wheels of what is not installed, for this process and its children.
 
     Args:
-      words: the command line, which may hold --carried=FOLDER. A folder that is not whole is left to who reads it later.
+      words: the command line, which may hold --wheels=FOLDER.
     """
-    folder = next((Path(word.partition("=")[2]) for word in words if word.startswith("--carried=")), None)
-    if folder is None or not (folder / "wheels").is_dir() or not missing():
+    folder = next((Path(word.removeprefix(FLAG)) for word in words if word.startswith(FLAG)), None)
+    if folder is None or not any(map(is_missing, NEEDED)):
         return
-    try:
-        manifest.read(folder)
-    except ValueError:
-        return
-    target = unpack(sorted((folder / "wheels").glob("*.whl")), Path(tempfile.mkdtemp(prefix="ldmjax-wheels-")))
+    target = unpack(sorted(folder.glob("*.whl")), Path(tempfile.mkdtemp(prefix="ldmjax-wheels-")))
     # Last: what is installed comes first.
     sys.path.append(str(target))
     os.environ["PYTHONPATH"] = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(target)])

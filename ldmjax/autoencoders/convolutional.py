@@ -156,6 +156,13 @@ class ConvolutionalNetwork(nnx.Module):
         return x[:, :height, :width].astype(z.dtype)
 
 
+def parameter_count(config: AutoencoderConfig, image_shape: tuple[int, ...], latent_shape: tuple[int, ...]) -> int:
+    """Returns the number of parameters of a trained autoencoder, its codebook left out."""
+    geometry, rng = geometry_of(image_shape, latent_shape, downsampling=config.downsampling), np.random.default_rng(0)
+    network = ConvolutionalNetwork(geometry, config, latent_dim=latent_shape[-1], rng=rng)
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)))
+
+
 def network_flops(geometry: Geometry, config: AutoencoderConfig) -> int:
     """Floating-point operations of encoding and decoding one image: 2 per multiply-add of the matrix products."""
     positions, channels = math.prod(geometry.grid), geometry.channels(config.channels)

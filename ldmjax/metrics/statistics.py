@@ -233,7 +233,7 @@ def ratio(a: ArrayLike, b: ArrayLike) -> np.ndarray:
 STATISTICS = {"w2": frechet, "mmd": mmd, "sliced_w2": sliced_w2}
 
 
-def wilson_interval(count: np.ndarray, total: int, *, confidence: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
+def wilson_interval(count: ArrayLike, total: int, *, confidence: float = 0.9) -> tuple[ArrayLike, ArrayLike]:
     """Wilson score interval of a share, from ``count`` successes in ``total`` trials."""
     z = ndtri(0.5 + 0.5 * confidence)
     share = np.asarray(count) / total
