@@ -6,8 +6,8 @@ dimension grows as noise is removed; with the exact score component d is worth k
 3 lam_d / (1 - lam_d) is the noise variance left.
 
 Time runs as in the paper: backward, 0 = noise, T = data, Ornstein-Uhlenbeck. Fig. 4's covariances, T and n are the
-paper's: left diag(1, .6, ..., .6^6, 1e-10, 1e-10), T = 2, exact score; right diag(10, .2, .2, .2, 0, 0), T = 3, n =
-1000. **Fig. 3's settings are ours** (the paper's are not public): .3 I on 6 of 10 dimensions, and .6^(i-1) on 10, each
+paper's: left diag(1, 0.6, ..., 0.6^6, 1e-10, 1e-10), T = 2, exact score; right diag(10, 0.2, 0.2, 0.2, 0, 0), T = 3, n =
+1000. **Fig. 3's settings are ours** (the paper's are not public): 0.3 I on 6 of 10 dimensions, and 0.6^(i-1) on 10, each
 with the score of n = 30 samples, T = 2. Estimated scores are diagonal, lamh_i = lam_i chi2_n / n, and the curves of
 Figs. 3 and 4 right are one draw of them: the first whose curve turns up at the counted dimension (4 in Fig. 4).
 

@@ -52,12 +52,12 @@ PANELS = {
         yscale="log",
     ),
     "fig4_left": Panel(
-        title="diag(1, .6, ..., .6^6, 1e-10, 1e-10), exact score",
+        title="diag(1, 0.6, ..., 0.6^6, 1e-10, 1e-10), exact score",
         variances=np.append(0.6 ** np.arange(7.0), [1e-10, 1e-10]),
         latent_dims=(1, 2, 3, 4, 5, 6, 7, 8),
     ),
     "fig4_right": Panel(
-        title="diag(10, .2, .2, .2, 0, 0), n = 1000",
+        title="diag(10, 0.2, 0.2, 0.2, 0, 0), n = 1000",
         variances=np.array([10.0, 0.2, 0.2, 0.2, 0.0, 0.0]),
         t_max=3.0,
         n=1000,
