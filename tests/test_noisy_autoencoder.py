@@ -134,7 +134,7 @@ def test_every_latent_is_used_equally_often():
 def test_progress_and_refusals(gaussian):
     lines = []
     run(gaussian, logsnrs=np.array([0.0, 2.0]), samples=256, report=lines.append)
-    assert len(lines) == 2 and "level 1/2" in lines[0] and "0 s left" in lines[1] and "samples/s" in lines[1]
+    assert "level 2/2" in lines[-1] and "0 s left" in lines[-1]
     for bad in ([1.0, 1.0], [2.0, 1.0], [0.0, np.nan], [np.nan], [[0.0, 1.0]]):
         with pytest.raises(ValueError, match="logsnrs must rise, got"):
             run(gaussian, logsnrs=np.array(bad))
@@ -283,15 +283,15 @@ def test_a_chain_takes_the_variance_that_its_steps_lose(sampler):
 
 
 CONFIG = noisy_autoencoder.Config(
-    autoencoder="pca", latent_dims=(2, 4, 8), seeds=(0, 1), n=300, reference=200, training_steps=7, sampling_steps=6,
-    samples=512, stops=3, sampling_batch=128, hidden=16,
+    autoencoder="pca", latent_dims=(2, 4, 8), seeds=(0, 1), n=300, reference=200, training_steps=200, sampling_steps=6,
+    samples=512, stops=3, sampling_batch=128, hidden=32, learning_rate=0.01,
 )  # fmt: skip
 
 
 def test_compared_stops_are_the_clean_ones_of_the_chain():
     assert np.all(CONFIG.logsnrs >= -3) and CONFIG.logsnrs[-1] == np.inf and np.all(np.diff(CONFIG.logsnrs) > 0)
     assert not CONFIG.compared[0] and CONFIG.compared[-1] and CONFIG.compared.sum() == len(CONFIG.logsnrs)
-    assert CONFIG.mlp.steps == 7 and CONFIG.mlp.model == "mlp"
+    assert CONFIG.mlp.steps == 200 and CONFIG.mlp.model == "mlp"
 
 
 def test_settings_that_the_data_decide():
@@ -337,7 +337,7 @@ def test_records_and_curves_agree(results, computed):
         assert row["trained"] == w2["trained"][row["seed"], row["latent_dim"]]
     counted = (w2["improvement"] < predictors.STILL_IMPROVING) & (w2["excess"] <= predictors.FAR_FROM_AUTOENCODER)
     assert not np.any(w2["trained"] & ~counted)
-    comparisons = results.of_kind("comparison") or [r for r in results.rows if r["record"] == "comparison"]
+    comparisons = [row for row in results.rows if row["record"] == "comparison"]
     assert {row["predictor"] for row in comparisons} == set(predictors.PREDICTORS)
     chosen = next(r for r in comparisons if r["scope"] == "all" and r["metric"] == "w2")
     for seed, d, at in chosen["best"]:

@@ -82,7 +82,7 @@ def _choices_table(results: Results) -> str:
         for row in results.rows
         if row["record"] == "comparison"
     ]
-    return table(rows, left=4) if rows else "No model has not diverged."
+    return table(rows, left=4) if rows else "All models diverged."
 
 
 def _claims_table(results: Results) -> str:
