@@ -44,9 +44,11 @@ class Config(launch.Settings):
     first_seed: int = launch.seed(1000, "Seed of the first draw; 0..159 set the interval's percentiles.")
     n: int = setting(100, "Samples that each estimate sees.", low=32, high=1_000_000)
     planted: str | None = setting(
-        None, f"Images: adds the planted effect (n = {PLANTED_N}, a tenth of the draws).", allowed="an .npz file of images",
+        None,
+        f"Images: adds the planted effect (n = {PLANTED_N}, a tenth of the draws).",
+        allowed="an .npz file of images",
         check=lambda path: launch.check_file(path, ".npz"),
-    )  # fmt: skip
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -50,10 +50,17 @@ def choose(choice: Choice, seed: int) -> dict:
     best = [float(problem.truth.w2().min()) for problem in problems]
     right = str(LATENT_DIMS[int(np.argmin(best))])
     return {
-        "case": choice.name, "choice": True, "seed": seed, "n": choice.n, "reference": choice.reference,
-        "exact_best": best, "best": [record["best"] for record in outcome.records],
-        "chosen": chosen["name"], "right": chosen["name"] == right, "tied": len(chosen["tied"]) > 1,
-    }  # fmt: skip
+        "case": choice.name,
+        "choice": True,
+        "seed": seed,
+        "n": choice.n,
+        "reference": choice.reference,
+        "exact_best": best,
+        "best": [record["best"] for record in outcome.records],
+        "chosen": chosen["name"],
+        "right": chosen["name"] == right,
+        "tied": len(chosen["tied"]) > 1,
+    }
 
 
 def default_cases(n: int) -> list[noisy.Case | Choice]:
@@ -63,8 +70,13 @@ def default_cases(n: int) -> list[noisy.Case | Choice]:
     return [
         *(
             noisy.Case(
-                name=f"{name}, d = {min(d, n - 1)}, n = {n}, m = {m}", law=Law(variances=variances),
-                latent_dim=min(d, n - 1), n=n, reference=m, stops=14, share=0.2,
+                name=f"{name}, d = {min(d, n - 1)}, n = {n}, m = {m}",
+                law=Law(variances=variances),
+                latent_dim=min(d, n - 1),
+                n=n,
+                reference=m,
+                stops=14,
+                share=0.2,
             )
             for name, variances in spectra.items()
             for d in (32, 128)
@@ -72,4 +84,4 @@ def default_cases(n: int) -> list[noisy.Case | Choice]:
             for m in rows
         ),
         *(Choice(name=f"choice of d, m = {m}", reference=m) for m in rows),
-    ]  # fmt: skip
+    ]

@@ -204,17 +204,28 @@ def _make_row(case, metric, seed, found, curves, exact, logsnrs):
     gain = exact[-1] - exact[best]
     key = f"{case.name}/data/{metric}"
     return {
-        "case": case.name, "metric": metric, "seed": seed, "latent_dim": case.latent_dim, "n": case.n,
+        "case": case.name,
+        "metric": metric,
+        "seed": seed,
+        "latent_dim": case.latent_dim,
+        "n": case.n,
         "reference": case.reference,
-        "interior": best < end, "exact_end": exact[-1], "exact_gain": gain / exact[-1] if exact[-1] > 0 else 0.0,
+        "interior": best < end,
+        "exact_end": exact[-1],
+        "exact_gain": gain / exact[-1] if exact[-1] > 0 else 0.0,
         "exact_logsnr_best": None if best == end else logsnrs[best],
-        "logsnr_best_low": found["low"], "logsnr_best": found["logsnr"], "logsnr_best_high": found["high"],
-        "interval_width": high - low, "covered": bool(low <= axis[best] <= high),
-        "gain_covered": bool(found["gain_low"] <= gain <= found["gain_high"]), "verdict": found["verdict"],
-        "gain_width": found["gain_high"] - found["gain_low"], "end": found["end"],
+        "logsnr_best_low": found["low"],
+        "logsnr_best": found["logsnr"],
+        "logsnr_best_high": found["high"],
+        "interval_width": high - low,
+        "covered": bool(low <= axis[best] <= high),
+        "gain_covered": bool(found["gain_low"] <= gain <= found["gain_high"]),
+        "verdict": found["verdict"],
+        "gain_width": found["gain_high"] - found["gain_low"],
+        "end": found["end"],
         "end_deviation": float((curves[key][-1] - exact[-1]) / curves[f"{key}/standard_error"][-1]),
         "worst_deviation": float(np.max(np.abs((curves[key] - exact) / curves[f"{key}/standard_error"]))),
-    }  # fmt: skip
+    }
 
 
 def default_cases(n: int) -> list[Case]:

@@ -34,11 +34,17 @@ def cases_table(frame: pd.DataFrame) -> str:
     for (case, metric), own in frame.groupby(["case", "metric"], sort=False):
         inside, at_end = own[own["interior"]], own[~own["interior"]]
         row = {
-            "case": case, "metric": metric, "draws": len(own), "inside": len(inside),
-            "inside covered": inside["covered"].mean(), "at end": len(at_end), "end covered": at_end["covered"].mean(),
-            "width": own["interval_width"].median(), "gain covered": own["gain_covered"].mean(),
+            "case": case,
+            "metric": metric,
+            "draws": len(own),
+            "inside": len(inside),
+            "inside covered": inside["covered"].mean(),
+            "at end": len(at_end),
+            "end covered": at_end["covered"].mean(),
+            "width": own["interval_width"].median(),
+            "gain covered": own["gain_covered"].mean(),
             "exact gain": own["exact_gain"].mean(),
-        }  # fmt: skip
+        }
         rows.append(row | {verdict: (own["verdict"] == verdict).mean() for verdict in VERDICTS})
     columns = dict.fromkeys(rows[0], "") | dict.fromkeys(SHARES, ".1%") | {"width": ".2f", "exact gain": ".3%"}
     return table(rows, columns, title=ABOUT, left=2)

@@ -143,16 +143,22 @@ def make_row(case: Case, seed: int, law, latent_variances: np.ndarray, moments) 
         return None if stop == end else logsnrs[stop]
 
     return {
-        "case": case.name, "metric": "w2", "seed": seed, "latent_dim": case.latent_dim, "interior": best < end,
-        "exact_logsnr_best": logsnr(best), "exact_gain": (exact[-1] - exact[best]) / exact[-1],
-        "logsnr_best_low": logsnr(result.best_stop_low), "logsnr_best": logsnr(result.best_stop),
+        "case": case.name,
+        "metric": "w2",
+        "seed": seed,
+        "latent_dim": case.latent_dim,
+        "interior": best < end,
+        "exact_logsnr_best": logsnr(best),
+        "exact_gain": (exact[-1] - exact[best]) / exact[-1],
+        "logsnr_best_low": logsnr(result.best_stop_low),
+        "logsnr_best": logsnr(result.best_stop),
         "logsnr_best_high": logsnr(result.best_stop_high),
         "interval_width": logsnrs[result.best_stop_high] - logsnrs[result.best_stop_low],
         "covered": bool(result.best_stop_low <= best <= result.best_stop_high),
         "gain_covered": bool(result.gain_low <= exact[-1] - exact[best] <= result.gain_high),
         "verdict": result.verdict,
         "worst_deviation": float(np.max(np.abs(result.curve - exact) / result.standard_error)),
-    }  # fmt: skip
+    }
 
 
 def default_cases(n: int) -> list[Case]:

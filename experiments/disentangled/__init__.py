@@ -36,9 +36,15 @@ from ldmjax.job import NO_JOB, Job
 BASELINE_LADDER = "linear_beta"
 SHARES = (0.25, 0.5, 1.0)  # of the baseline's training, after which it sets a target
 QUICK = {
-    "tasks": ("gaussian",), "experts": (1, 8, 32), "samples_per_state": (4,), "sample_budget": 2**14,
-    "learning_rates": (1e-3, 3e-3), "seeds": (0, 1), "checkpoints": 5, "many_levels": 200,
-}  # fmt: skip
+    "tasks": ("gaussian",),
+    "experts": (1, 8, 32),
+    "samples_per_state": (4,),
+    "sample_budget": 2**14,
+    "learning_rates": (1e-3, 3e-3),
+    "seeds": (0, 1),
+    "checkpoints": 5,
+    "many_levels": 200,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,11 +210,14 @@ class Trainer:
         """How a setting is trained."""
         config, steps = self.config, self.config.steps(setting.samples_per_state)
         return experts.ExpertsConfig(
-            ladder=self.chain(setting.ladder, setting.levels).trained, experts=setting.experts,
-            batch_size=-(-setting.samples_per_state * config.levels // setting.experts), steps=steps,
-            hidden=config.hidden, blocks=config.blocks,
+            ladder=self.chain(setting.ladder, setting.levels).trained,
+            experts=setting.experts,
+            batch_size=-(-setting.samples_per_state * config.levels // setting.experts),
+            steps=steps,
+            hidden=config.hidden,
+            blocks=config.blocks,
             checkpoints=tuple(steps >> i for i in range(config.checkpoints - 1, -1, -1)),
-        )  # fmt: skip
+        )
 
     def train(self, settings: list[Setting]) -> list[Run]:
         """Trains settings that differ in parameterisation, learning rate and seed only, as one program."""
@@ -346,12 +355,19 @@ def make_rows(task: tasks_lib.Task, runs: Sequence[Run], config: Config) -> list
         row = {
             "name": f"{task.name}/{s.ladder}/T{s.levels}/K{s.experts}/m{s.samples_per_state}/{s.parameterisation}"
             f"/lr{s.learning_rate:g}/seed{s.seed}",
-            "task": task.name, "role": "reported" if reported else "selection", **s._asdict(),
-            "steps": int(run.steps[-1]), "sample_gradients": int(run.sample_gradients[-1]), "parameters": run.parameters,
-            "training_bytes": run.training_bytes, "diverged": run.diverged, "primary_metric": metric,
+            "task": task.name,
+            "role": "reported" if reported else "selection",
+            **s._asdict(),
+            "steps": int(run.steps[-1]),
+            "sample_gradients": int(run.sample_gradients[-1]),
+            "parameters": run.parameters,
+            "training_bytes": run.training_bytes,
+            "diverged": run.diverged,
+            "primary_metric": metric,
             "final": {chain: {k: float(v[-1]) for k, v in errors.items()} for chain, errors in run.errors.items()},
-            "chosen": reported and s.kind == best, "sliced_floor": floor,
-        }  # fmt: skip
+            "chosen": reported and s.kind == best,
+            "sliced_floor": floor,
+        }
         if reported:
             targets = {f"{x:g}": contest.final_target(baseline[s.seed], metric, share=x) for x in SHARES}
             row["speed_up"] = {
@@ -392,8 +408,10 @@ def plan(config: Config, dataset: data.Dataset) -> list[Stage]:
                 evaluations += config.many_levels * sum(p[1] == config.many_levels for p in own)
                 stages.append(
                     Stage(
-                        stage=f"{name}, sample", runs=models * len(own), programs=new * len(own),
+                        stage=f"{name}, sample",
+                        runs=models * len(own),
+                        programs=new * len(own),
                         evaluations=models * evaluations * config.samples,
                     )
-                )  # fmt: skip
+                )
     return stages

@@ -168,12 +168,15 @@ def experts_table(outcome: Outcome) -> str:
                 kind = (outcome.ladder, config.levels, k, per_state, p)
                 runs = outcome.runs[kind]
                 row = {
-                    "predicts": p, "per state": per_state, "K": k, "parameters": runs[0].parameters,
+                    "predicts": p,
+                    "per state": per_state,
+                    "K": k,
+                    "parameters": runs[0].parameters,
                     "MB": runs[0].training_bytes / 1e6,
                     "trajectory": outcome.finals(kind, sampler, "trajectory_error").mean() if outcome.exact else None,
                     "sliced W2²": _spread(outcome.finals(kind, sampler, "sliced_w2_squared")),
                     "relFD": outcome.finals(kind, sampler, "rel_fd").mean(),
-                }  # fmt: skip
+                }
                 ratios = {n: _ratio(runs, references, sampler, metric, u, (sampler,)) for u, n in SPEED_UPS.items()}
                 rows.append(row | ratios)
     title = (
@@ -233,13 +236,16 @@ def _draw(outcome: Outcome):
     config, sampler = outcome.config, outcome.best[1]
     budgets = ", ".join(f"{m} samples per state: {config.steps(m)} steps" for m in config.samples_per_state)
     figure, axes = plotting.new_figure(
-        1, 3, width=15.5, height=5.6,
+        1,
+        3,
+        width=15.5,
+        height=5.6,
         title=f"{outcome.task}: few noise levels and independent experts against the joint model on {config.many_levels}",
         caption=f"Left and middle: lines are means, bands the range of {len(config.seeds)} seeds; every chain has "
         f"{config.levels} levels. Grey line: final quality of the baseline by the best of its chains. "
         f"Right: at the end of training, {SAMPLER_NAMES[sampler]} on {config.levels} levels of {outcome.ladder}; "
         f"{budgets}. One sample gradient is one noised sample through one expert.",
-    )  # fmt: skip
+    )
     _draw_curves(axes[0, 0], outcome, "sequential_steps", "optimiser steps in sequence")
     _draw_curves(axes[0, 1], outcome, "sample_gradients", "sample gradients, all experts")
     _draw_experts(axes[0, 2], outcome)
