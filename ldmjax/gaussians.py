@@ -13,18 +13,19 @@ Sources: docs/theory.md (4.1) and section 6; Gretton et al., JMLR 2012, for (3).
 """
 
 import numpy as np
+from jaxtyping import Float
 
 from ldmjax.typing import ArrayLike
 
 
-def covariance_factor(covariance: ArrayLike) -> np.ndarray:
+def covariance_factor(covariance: ArrayLike) -> Float[np.ndarray, "D r"]:
     """Returns L ``[D, r]`` with L L^T = ``covariance`` and r its numerical rank (columns by falling eigenvalue)."""
     values, vectors = eigh_descending(covariance)
     keep = values > 0
     return vectors[:, keep] * np.sqrt(values[keep])
 
 
-def eigh_descending(covariance: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def eigh_descending(covariance: ArrayLike) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, "D D"]]:
     """Returns eigenvalues, largest first, with those at the rank tolerance set to exactly 0, and eigenvectors as columns.
 
     Raises:
@@ -43,7 +44,7 @@ def rank_tolerance(eigenvalues: np.ndarray) -> float:
     return eigenvalues.size * np.finfo(np.float64).eps * max(float(np.max(eigenvalues)), 0.0)
 
 
-def check_covariance(name: str, covariance: ArrayLike) -> np.ndarray:
+def check_covariance(name: str, covariance: ArrayLike) -> Float[np.ndarray, "D D"]:
     """Returns ``covariance`` as float64 ``[D, D]``; ValueError unless symmetric and finite with variances >= 0."""
     covariance = np.asarray(covariance, np.float64)
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:

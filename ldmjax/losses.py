@@ -14,15 +14,24 @@ batch mean, so one batch of (x0, eps) gives the loss on every noise level at the
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from ldmjax import random
 from ldmjax.process import Denoiser, perturb
 from ldmjax.schedules import ContinuousSchedule, Schedule
+from ldmjax.typing import Scalar
 
 
 def denoising_score_matching(
-    denoiser: Denoiser, x0: jax.Array, noise: jax.Array, t: jax.Array, weight: jax.Array, *, schedule: Schedule, dim
-) -> jax.Array:
+    denoiser: Denoiser,
+    x0: Float[Array, "*#b D"],
+    noise: Float[Array, "*b D"],
+    t: Float[Array, "*#b"],
+    weight: Float[Array, "*#b"],
+    *,
+    schedule: Schedule,
+    dim: Scalar,
+) -> Float[Array, ""]:
     """Computes equation (1) on one batch.
 
     Args:
@@ -42,8 +51,14 @@ def denoising_score_matching(
 
 
 def linear_score_matching(
-    weights: jax.Array, x0: jax.Array, noise: jax.Array, t: jax.Array, *, schedule: Schedule, dim
-) -> jax.Array:
+    weights: Float[Array, "L D"],
+    x0: Float[Array, "B D"],
+    noise: Float[Array, "B D"],
+    t: Float[Array, " L"],
+    *,
+    schedule: Schedule,
+    dim: Scalar,
+) -> Float[Array, ""]:
     """Computes equation (1), noise-weighted, for a diagonal linear score, through equation (2).
 
     Args:
@@ -66,7 +81,7 @@ def linear_score_matching(
     return jnp.mean(jnp.sum(error, axis=-1)) / dim
 
 
-def edm_weight(schedule: Schedule, t: jax.Array, data_std: jax.Array) -> jax.Array:
+def edm_weight(schedule: Schedule, t: Float[Array, "*b"], data_std: Scalar) -> Float[Array, "*b"]:
     """Returns W = (alpha^2 s^2 + sigma^2) / (sigma s)^2: unit weight on the raw output of an EDM-preconditioned network."""
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     return (alpha**2 * data_std**2 + sigma**2) / (sigma * data_std) ** 2
@@ -74,15 +89,15 @@ def edm_weight(schedule: Schedule, t: jax.Array, data_std: jax.Array) -> jax.Arr
 
 def noise_prediction_errors(
     denoiser: Denoiser,
-    exact_variances: jax.Array,
-    rotation: jax.Array,
-    cap: jax.Array,
+    exact_variances: Float[Array, " D"],
+    rotation: Float[Array, "D D"],
+    cap: Scalar,
     key: jax.Array,
     *,
     schedule: ContinuousSchedule,
-    logsnrs: jax.Array,
+    logsnrs: Float[Array, " L"],
     count: int,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, " L"], Float[Array, " L"]]:
     """Returns squared error of the predicted noise -sigma * score against the exact (capped) Gaussian one, level by level.
 
     The exact law is N(0, rotation diag(exact_variances) rotation^T); z is drawn from its noise marginals.

@@ -19,6 +19,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from scipy import special
 
 from ldmjax.gaussians import eigh_descending
@@ -81,7 +82,7 @@ class GaussianMixture:
         centred = self.means - self.mean
         return np.einsum("m,mij->ij", self.weights, self.covariances) + (centred.T * self.weights) @ centred
 
-    def draws(self, count: int, *, seed: int, stream: int = 0) -> np.ndarray:
+    def draws(self, count: int, *, seed: int, stream: int = 0) -> Float[np.ndarray, "count D"]:
         """Returns ``[count, D]`` independent draws; ``stream`` separates uses of one seed."""
         if count < 1:
             raise ValueError(f"count must be >= 1, got {count}")
@@ -177,7 +178,9 @@ def mixture_denoiser(mixture: GaussianMixture, schedule: Schedule) -> Denoiser:
     return denoise
 
 
-def log_density(mixture: GaussianMixture, x: ArrayLike, *, alpha: float = 1.0, sigma: float = 0.0) -> np.ndarray:
+def log_density(
+    mixture: GaussianMixture, x: ArrayLike, *, alpha: float = 1.0, sigma: float = 0.0
+) -> Float[np.ndarray, " N"]:
     """Returns log density of alpha x_0 + sigma eps, equation (1), in nats.
 
     Args:
@@ -202,7 +205,7 @@ def log_density(mixture: GaussianMixture, x: ArrayLike, *, alpha: float = 1.0, s
 
 def bayes_noise_error(
     mixture: GaussianMixture, schedule: Schedule, t: ArrayLike, *, count: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float[np.ndarray, " L"], Float[np.ndarray, " L"]]:
     """Returns the noise-prediction error that no network gets below, E |eps - E[eps | z_t]|^2 summed over components; (4).
 
     Only the second term of (4), which component a state came from, is a Monte Carlo mean. All times share their draws.

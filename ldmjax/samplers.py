@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from ldmjax import random
 from ldmjax.devices import batch_size, platform, spread_samples
@@ -283,7 +284,7 @@ def _make_advance(step: Step, key: jax.Array, mask, updates: int, noise: Noise):
 def sample(
     denoiser: Denoiser,
     schedule: Schedule,
-    start: jax.Array,
+    start: Float[Array, "B D"],
     key: jax.Array,
     *,
     times: ArrayLike,
@@ -395,7 +396,7 @@ def _states_at(stops, advance, state, updates):
 def sample_respaced(
     denoiser: Denoiser,
     schedule: Schedule,
-    start: jax.Array,
+    start: Float[Array, "B D"],
     key: jax.Array,
     *,
     time_grids: np.ndarray,

@@ -30,6 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from scipy import stats
 from threadpoolctl import threadpool_limits
 
@@ -250,7 +251,7 @@ def _block_sums(influence, blocks, copies=1):
     return sums - sums.mean()
 
 
-def nearest_distances(samples: np.ndarray, others: np.ndarray) -> np.ndarray:
+def nearest_distances(samples: np.ndarray, others: np.ndarray) -> Float[np.ndarray, " N"]:
     """Returns the distance ``[N]`` of each sample ``[N, ...]`` to its nearest one among ``others`` ``[M, ...]``."""
     a, b = (np.reshape(x, (len(x), -1)) for x in (samples, others))
     centre = b.mean(axis=0)

@@ -43,6 +43,7 @@ Sources: Santambrogio, Optimal Transport for Applied Mathematicians, prop. 7.17 
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from scipy.special import ndtri
 
 from ldmjax.random_matrices import root_trace
@@ -122,7 +123,7 @@ def _squared_frechet(mean, own, rows, part, eigenvalues):
     return squares + trace + part_trace - 2.0 * root.value, root
 
 
-def covariance(x: np.ndarray) -> np.ndarray:
+def covariance(x: np.ndarray) -> Float[np.ndarray, "F F"]:
     """Returns covariance ``[F, F]`` of rows ``[N, F]``, divided by N - 1."""
     return np.atleast_2d(np.cov(x, rowvar=False))
 

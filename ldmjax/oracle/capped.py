@@ -13,6 +13,7 @@ where B = -log(1 - nu) / 2, v = 1/(2C-1) and V_0 = g_T (start "marginal") or 1 (
 import math
 
 import numpy as np
+from jaxtyping import Float
 
 from ldmjax.oracle.stopped import check_noise_var, check_spectra, w2_squared_from_variances
 from ldmjax.typing import ArrayLike
@@ -34,7 +35,7 @@ def check_cap(cap: float) -> float:
     return float(cap)
 
 
-def capped_score_weights(estimated_variances: ArrayLike, noise_var: ArrayLike, cap: float) -> np.ndarray:
+def capped_score_weights(estimated_variances: ArrayLike, noise_var: ArrayLike, cap: float) -> Float[np.ndarray, "D K"]:
     """Returns the minimiser of score matching over diagonal linear scores bounded by ``cap``, equation (1): ``[D, K]``.
 
     Args:
@@ -56,7 +57,7 @@ def capped_variances(
     cap: float,
     start: str,
     dynamics: str,
-) -> np.ndarray:
+) -> Float[np.ndarray, "D K"]:
     """Returns variance of each component at every time of the continuous sampler with a capped score, equations (3)-(6).
 
     Args:

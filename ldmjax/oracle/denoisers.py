@@ -11,6 +11,7 @@ What it leaves open of the noise eps = (z - alpha z_0) / sigma is the conditiona
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from ldmjax.oracle.capped import check_cap
 from ldmjax.oracle.stopped import check_spectra
@@ -47,7 +48,7 @@ def gaussian_denoiser(variances: ArrayLike, schedule: Schedule, *, cap: float = 
     return denoise
 
 
-def bayes_noise_error(variances: ArrayLike, schedule: Schedule, t: ArrayLike) -> np.ndarray:
+def bayes_noise_error(variances: ArrayLike, schedule: Schedule, t: ArrayLike) -> Float[np.ndarray, " L"]:
     """Returns the noise-prediction error that no network gets below on N(0, diag(variances)), equation (2).
 
     The prediction that attains it is `process.epsilon_from_x0` of `gaussian_denoiser`.

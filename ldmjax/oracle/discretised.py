@@ -18,6 +18,7 @@ Chains over a ladder of levels (alpha, sigma), Dn = alpha^2 lam + sigma^2, r = s
 """
 
 import numpy as np
+from jaxtyping import Float
 
 from ldmjax.oracle.capped import STARTS, capped_score_weights, capped_variances, check_choice
 from ldmjax.oracle.stopped import check_spectra, stopped_variances, w2_squared_from_variances
@@ -45,7 +46,7 @@ def sampler_variances(
     scheme: str,
     cap: float = np.inf,
     start: str,
-) -> np.ndarray:
+) -> Float[np.ndarray, "points D"]:
     """Returns variance of every component after each step of a discretised sampler, equations (1)-(4).
 
     Args:
@@ -118,7 +119,7 @@ def chain_variances(
     eta: float = 0.0,
     start: str = "standard",
     score_variances: ArrayLike | None = None,
-) -> np.ndarray:
+) -> Float[np.ndarray, "points D"]:
     """Returns variance of every component along a chain over a ladder of noise levels, last update to clean data; (5), (6).
 
     Args:
@@ -168,7 +169,7 @@ def chain_variances(
 
 def variance_kept(
     variances: ArrayLike, schedule: Schedule, steps: int, *, sampler: str
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, "N D"]]:
     """Returns what a sampler with the exact Gaussian score makes of every component's variance, when stopped after each step.
 
     The steps are evenly spaced in the schedule's time, from pure noise (variance 1) to clean data.

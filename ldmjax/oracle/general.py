@@ -10,13 +10,16 @@ Source: arXiv 2510.08409 §6, docs/theory.md (4.2).
 """
 
 import numpy as np
+from jaxtyping import Float
 
 from ldmjax.gaussians import check_covariance, covariance_factor, eigh_descending, w2_squared
 from ldmjax.oracle.stopped import check_noise_var, stopped_variances
 from ldmjax.typing import ArrayLike
 
 
-def w2_squared_projected(covariance: ArrayLike, basis: ArrayLike, generated_variances: ArrayLike) -> np.ndarray:
+def w2_squared_projected(
+    covariance: ArrayLike, basis: ArrayLike, generated_variances: ArrayLike
+) -> Float[np.ndarray, " K"]:
     """Computes equation (1) for given orthonormal directions and variances along them.
 
     Args:
@@ -37,7 +40,7 @@ def w2_squared_projected(covariance: ArrayLike, basis: ArrayLike, generated_vari
 
 def w2_squared_general(
     covariance: ArrayLike, estimated_covariance: ArrayLike, latent_dim: int, noise_var: ArrayLike
-) -> np.ndarray:
+) -> Float[np.ndarray, " K"]:
     """Returns squared W2 of the stopped sampler with PCA of the estimate as autoencoder, exact Bures distance, equation (1).
 
     Args:
@@ -70,7 +73,7 @@ def w2_squared_linear_autoencoder(
     noise_var: ArrayLike,
     *,
     latent_scale: float = 1.0,
-) -> np.ndarray:
+) -> Float[np.ndarray, " K"]:
     """Returns squared W2 of the stopped sampler behind any linear encoder P with decoder P^+ (also when P P^T is not I).
 
     The decoded covariance is P^+ [(1 - nu) P S P^T + nu c^2 I] P^{+T} with S the estimate; a whitening encoder

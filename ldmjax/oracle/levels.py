@@ -24,6 +24,7 @@ samples used at every level: one model per level needs T / N_eff times the sampl
 """
 
 import numpy as np
+from jaxtyping import Float
 from scipy import optimize
 
 from ldmjax.oracle.stopped import check_spectra
@@ -31,7 +32,7 @@ from ldmjax.schedules import Ladder, spectral_levels
 from ldmjax.typing import ArrayLike
 
 
-def discretisation_weights(alpha: ArrayLike, sigma: ArrayLike) -> np.ndarray:
+def discretisation_weights(alpha: ArrayLike, sigma: ArrayLike) -> Float[np.ndarray, " T"]:
     """Returns how much each level's assumed variance matters for the std gain of the DDIM chain, equation (4).
 
     Args:
@@ -67,7 +68,7 @@ def optimised_levels(
     *,
     initial: tuple[ArrayLike, ArrayLike] | None = None,
     pure_noise: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
     """Returns the levels from which DDIM, started from N(0, I), ends nearest to N(0, diag(variances)): a minimum of (2).
 
     The start's mismatch is part of what is minimised. It *raises* variances below 1, so unless the largest variances are

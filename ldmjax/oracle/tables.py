@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from ldmjax.devices import MappedRuns, collect, map_runs, padded_count
 from ldmjax.loops import repeat
@@ -37,7 +38,7 @@ def discretisation_table(
     t_ends: ArrayLike,
     starts: Sequence[str],
     cap: float = np.inf,
-) -> np.ndarray:
+) -> Float[np.ndarray, "schemes steps T starts"]:
     """Returns squared W2 between the data and the end of each discretised sampler, all D components kept.
 
     The same numbers as `sampler_variances` on `uniform_times` and `w2_squared_from_variances`, one call for all. The first

@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from ldmjax.typing import ArrayLike
 
@@ -189,7 +190,7 @@ class RectifiedFlow:
 
 def uniform_logsnr_times(
     schedule: ContinuousSchedule, steps: int, *, logsnr_min: float, logsnr_max: float
-) -> np.ndarray:
+) -> Float[np.ndarray, " points"]:
     """Returns sampling times, uniform in logsnr, from noise to data.
 
     Args:
@@ -211,7 +212,7 @@ def uniform_logsnr_times(
     return schedule.inverse_logsnr(np.linspace(logsnr_min, logsnr_max, steps + 1))
 
 
-def uniform_times(schedule: ContinuousSchedule, steps: int, *, t_min: float = 0.0) -> np.ndarray:
+def uniform_times(schedule: ContinuousSchedule, steps: int, *, t_min: float = 0.0) -> Float[np.ndarray, " points"]:
     """Returns sampling times ``[steps + 1]``, uniform in t from ``schedule.t_max`` down to ``t_min``, float64."""
     if steps < 1 or not 0.0 <= t_min < schedule.t_max:
         raise ValueError(f"need steps >= 1 and 0 <= t_min < {schedule.t_max}, got {steps} and {t_min}")
