@@ -84,7 +84,7 @@ def save(figure: Figure, path: str | os.PathLike, *, dpi: int = 130) -> None:
         figure.set_layout_engine(engine)
 
 
-def line_style(index: int, *, markevery: float | Sequence[int] | None = None) -> dict:
+def line_style(index: int, *, markevery: float | Sequence[int] | slice | None = None) -> dict:
     """Returns colour, line style and marker number ``index`` as keyword arguments of ``Axes.plot``."""
     style = {"color": COLOURS[index % 8], "linestyle": LINES[index % 8], "linewidth": 1.5}
     if markevery is not None:

@@ -4,14 +4,11 @@ The commands are generated from the declarations of the settings (`experiments.l
 or two settings together, refuse is listed here.
 """
 
-import functools
-import runpy
 import subprocess
 import sys
-from pathlib import Path
-from unittest import mock
 
 import pytest
+from commands import ROOT, started
 
 from experiments import launch
 from experiments.__main__ import settings_page, sources
@@ -19,7 +16,6 @@ from experiments.launch.command_line import CommandLine
 from experiments.launch.settings import ChoiceParser, ListParser, NumberParser, RangeParser, SwitchParser, WordParser
 from ldmjax import chunks, devices
 
-ROOT = Path(__file__).parent.parent
 HUGE = 10**12
 # Words whose check is their own, and values that it refuses.
 WORDS = {
@@ -178,14 +174,6 @@ def malformed_values(name, parser):
             return ["", "maybe", "2", "yes"]
         case RangeParser():
             return ["", "8", "0:4", "5:4", "1:2:3", "a:b", "nan:2"]
-
-
-@functools.cache
-def started(experiment):
-    """The arguments that the experiment's command gives to `launch.main`."""
-    with mock.patch.object(launch, "main") as main, mock.patch.object(sys, "argv", [experiment]):
-        runpy.run_module(f"experiments.{experiment}", run_name="__main__", alter_sys=True)
-    return main.call_args
 
 
 def command_line(experiment):
