@@ -344,9 +344,12 @@ def _pca_table(results: Results) -> str:
         return ""
     own = results.frame(kind="pca").groupby(["n", "latent_dim"], sort=False)
     shown = own.agg(
-        draws=("draw", "size"), end=("w2_squared_end", "mean"), best=("w2_squared_best", "mean"),
-        low=("gain_percent", "min"), high=("gain_percent", "max"),
-    )  # fmt: skip
+        draws=("draw", "size"),
+        end=("w2_squared_end", "mean"),
+        best=("w2_squared_best", "mean"),
+        low=("gain_percent", "min"),
+        high=("gain_percent", "max"),
+    )
     columns = {"n": ("n", ""), "d": ("latent_dim", ""), "draws": ("draws", ""), "W2^2": ("end", ".5g")}
     columns |= {"with the best stop": ("best", ".5g"), "gain min %": ("low", ".3f"), "gain max %": ("high", ".3f")}
     return _tabulate(shown.reset_index().to_dict("records"), columns, "PCA of n images, against images held out:")
@@ -367,9 +370,12 @@ def _draw_map(results: Results):
     for column, title, curve in zip(axes.T, titles, [arrays["exact"], *arrays["first_draw"]], strict=True):
         mesh = plotting.draw_phase_panels(column, curve, arrays["noise_var"], latent_dims=arrays["latent_dims"])
         plotting.draw_ridge(
-            column[1], arrays["tolerance_noise_var"], arrays["latent_dims"], style="--",
+            column[1],
+            arrays["tolerance_noise_var"],
+            arrays["latent_dims"],
+            style="--",
             label=f"+{100 * config.tolerance:g} % with the exact score",
-        )  # fmt: skip
+        )
         column[0].set_title(title, fontsize=10)
         for panel in column:
             plotting.add_noise_axis(panel, config.noising)
@@ -402,15 +408,23 @@ def _draw_gains(results: Results):
         )
         axes[0, 1].plot(dims, own["gain_percent_mean"].clip(1e-4), label=f"n = {n}, mean of draws", **style)
         axes[0, 1].plot(
-            dims, own["gain_percent_max"].clip(1e-4), label=f"n = {n}, largest draw",
+            dims,
+            own["gain_percent_max"].clip(1e-4),
+            label=f"n = {n}, largest draw",
             **style | {"linestyle": ":", "marker": "", "linewidth": 1.2},
-        )  # fmt: skip
+        )
         if len(of_pca):
             images = of_pca[of_pca["n"] == n]
             axes[0, 1].plot(
-                images["latent_dim"], images["gain_percent"].clip(1e-4), linestyle="none", marker=style["marker"],
-                color=style["color"], markerfacecolor="none", markersize=8, label=f"n = {n}, PCA of images",
-            )  # fmt: skip
+                images["latent_dim"],
+                images["gain_percent"].clip(1e-4),
+                linestyle="none",
+                marker=style["marker"],
+                color=style["color"],
+                markerfacecolor="none",
+                markersize=8,
+                label=f"n = {n}, PCA of images",
+            )
     axes[0, 0].set(ylabel="share of draws with a best stop before the end", ylim=(0, 1.03))
     axes[0, 1].set(yscale="log", ylabel="saved by stopping (% of squared W2 at the end)")
     for panel in axes[0]:

@@ -84,16 +84,24 @@ def plan(config: Config, problems: Problems) -> list[Stage]:
         size = {"runs": len(specs), "parameters": training.parameter_count(own, width)}
         stages += [
             Stage(
-                stage=f"train {model}", programs=1, steps=own.steps,
-                evaluations=len(specs) * own.steps * own.batch_size, **size,
+                stage=f"train {model}",
+                programs=1,
+                steps=own.steps,
+                evaluations=len(specs) * own.steps * own.batch_size,
+                **size,
             ),
             Stage(
-                stage=f"score errors {model}", programs=1,
-                evaluations=2 * len(specs) * SCORE_LEVELS * SCORE_DRAWS, **size,
+                stage=f"score errors {model}",
+                programs=1,
+                evaluations=2 * len(specs) * SCORE_LEVELS * SCORE_DRAWS,
+                **size,
             ),
             Stage(
-                stage=f"sample {model}", programs=len(sampling_widths(problems.latent_dims)), steps=config.sampling_steps,
-                evaluations=len(specs) * config.sampling_steps * config.samples, **size,
+                stage=f"sample {model}",
+                programs=len(sampling_widths(problems.latent_dims)),
+                steps=config.sampling_steps,
+                evaluations=len(specs) * config.sampling_steps * config.samples,
+                **size,
             ),
-        ]  # fmt: skip
+        ]
     return stages

@@ -12,6 +12,7 @@ from ldmjax import devices, losses, metrics, oracle, process, samplers, stopping
 from ldmjax.job import NO_JOB, Job
 
 METRIC_PREFIX = {"w2": "w2_squared", "mmd": "mmd_squared", "sliced_w2": "sliced_w2_squared", "kl": "kl"}
+SPEC_FIELDS = ("name", "model", "data", "training_draws", "latent_dim", "cap", "seed", "n", "learning_rate")
 SCORE_LEVELS, SCORE_DRAWS = 36, 256
 
 
@@ -64,11 +65,14 @@ def stopping_results(
     smallest = min(_kernel_count(config), *(len(reference.samples) for reference in references.values()))
     own = [
         metrics.latent_reference(
-            reference, problems.by_key[group].basis[:, : trained.width], count=config.samples, kernel_count=smallest,
+            reference,
+            problems.by_key[group].basis[:, : trained.width],
+            count=config.samples,
+            kernel_count=smallest,
             directions=32,
         )
         for group, reference in references.items()
-    ]  # fmt: skip
+    ]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
     chosen = jnp.asarray([groups.index((s.data, s.seed, s.n)) for s in trained.specs])
     statistics_of = _statistics(config, stacked)
@@ -78,9 +82,12 @@ def stopping_results(
         spec = trained.specs[i]
         problem = problems.of(spec)
         pseudo = metrics.pseudo_values(
-            statistics, problem.reference, problem.basis[:, : spec.latent_dim], count=config.samples,
+            statistics,
+            problem.reference,
+            problem.basis[:, : spec.latent_dim],
+            count=config.samples,
             kernel_count=smallest,
-        )  # fmt: skip
+        )
         return {metric: stopping.read_stopping_curve(values) for metric, values in pseudo.items()}
 
     results = {}
@@ -94,10 +101,11 @@ def stopping_results(
                 return pool.map(read, runs[batch], each)
 
             found = job.map(
-                compute, [f"stopping/{trained.specs[i].name}" for i in runs],
+                compute,
+                [f"stopping/{trained.specs[i].name}" for i in runs],
                 label=f"{trained.config.model}: sampled runs at latent width {width}",
                 at_once=devices.items_at_once(len(runs), _bytes_of_run(config, width), on_cpu=2),
-            )  # fmt: skip
+            )
             results |= zip(runs.tolist(), found, strict=True)
     return [results[i] for i in range(len(trained.specs))]
 
@@ -113,10 +121,16 @@ def _statistics(config: Config, references: metrics.LatentReference) -> Callable
         start = process.perturb(x0, noise, config.schedule, t)
         reference = jax.tree.map(lambda x: x[group], references)
         return samplers.sample(
-            denoiser, config.schedule, start, chain_key, times=config.times, stops=config.stop_steps,
-            sampler="euler_maruyama", mask=run.inputs.mask,
+            denoiser,
+            config.schedule,
+            start,
+            chain_key,
+            times=config.times,
+            stops=config.stop_steps,
+            sampler="euler_maruyama",
+            mask=run.inputs.mask,
             statistic=lambda z, _: metrics.sample_statistics(z, reference, run.inputs.mask, blocks=BLOCKS),
-        )  # fmt: skip
+        )
 
     return statistics_of
 
@@ -167,25 +181,31 @@ def make_record(
             return None if stop is None or stop == end else float(logsnrs[stop])
 
         return {
-            f"{prefix}_end": r.end, f"{prefix}_best": r.best, "logsnr_best": logsnr(r.best_stop),
-            "logsnr_best_low": logsnr(r.best_stop_low), "logsnr_best_high": logsnr(r.best_stop_high),
-            "gain": r.gain, "gain_low": r.gain_low, "gain_high": r.gain_high, "verdict": r.verdict,
-        }  # fmt: skip
+            f"{prefix}_end": r.end,
+            f"{prefix}_best": r.best,
+            "logsnr_best": logsnr(r.best_stop),
+            "logsnr_best_low": logsnr(r.best_stop_low),
+            "logsnr_best_high": logsnr(r.best_stop_high),
+            **{name: getattr(r, name) for name in ("gain", "gain_low", "gain_high", "verdict")},
+        }
 
     record = {
-        "name": spec.name, "model": spec.model, "data": spec.data, "training_draws": spec.training_draws,
-        "latent_dim": spec.latent_dim, "cap": spec.cap, "seed": spec.seed, "n": spec.n,
-        "learning_rate": spec.learning_rate, "samples": config.samples, "logsnr_end": config.logsnr_max,
-        "diverged_at_step": None if failed_at < 0 else int(failed_at), **errors, **fields("w2"),
-    }  # fmt: skip
+        **{name: getattr(spec, name) for name in SPEC_FIELDS},
+        "samples": config.samples,
+        "logsnr_end": config.logsnr_max,
+        "diverged_at_step": None if failed_at < 0 else int(failed_at),
+        **errors,
+        **fields("w2"),
+    }
     if exact is None:
         record |= dict.fromkeys(["oracle_w2_squared_end", "oracle_w2_squared_best", "oracle_logsnr_best"])
     else:
         best = int(np.argmin(exact))
         record |= {
-            "oracle_w2_squared_end": exact[-1], "oracle_w2_squared_best": exact[best],
+            "oracle_w2_squared_end": exact[-1],
+            "oracle_w2_squared_best": exact[best],
             "oracle_logsnr_best": None if best == len(exact) - 1 else logsnrs[best],
-        }  # fmt: skip
+        }
     return record | {"metrics": {metric: fields(metric) for metric in METRIC_PREFIX if metric != "w2"}}
 
 

@@ -117,13 +117,16 @@ def _stopping_figure(data: str, own: pd.DataFrame, results: Results):
     size = f"n = {config.n[0]}, " if len(config.n) == 1 else ""  # several n are in the name
     rows = -(-(len(dims) + 1) // columns)
     figure, axes = plotting.new_figure(
-        rows, columns, width=3.6 * columns + 1.2, height=3.1 * rows + 1.4,
+        rows,
+        columns,
+        width=3.6 * columns + 1.2,
+        height=3.1 * rows + 1.4,
         title=f"{data}: where should sampling stop? {size}seed {config.seeds[0]}",
         caption=f"Points: trained scores, {config.samples} samples, bars of two standard errors (mostly smaller than the "
         f"point). Lines: the exact law of the same {config.sampling_steps} Euler-Maruyama steps with the score that each "
         "should have learned. Bars under the curves: best stopping time with its 90 % interval; the last stop is the end "
         "of sampling. " + READOUT,
-    )  # fmt: skip
+    )
     for panel, d in zip(axes.flat, dims, strict=False):
         panel.set_title(f"d = {d}", fontsize=10)
         _draw_stopping(panel, own[own["latent_dim"] == d].drop_duplicates("label"), results)
@@ -154,9 +157,17 @@ def _draw_stopping(panel, runs: pd.DataFrame, results: Results) -> None:
     for k, r in enumerate(runs.itertuples()):
         i, style, marker = r.Index, plotting.line_style(k), plotting.MARKERS[k % 8]
         panel.errorbar(
-            logsnrs, curves[i], yerr=bars[i], fmt=marker, color=style["color"], markersize=4, markerfacecolor="white",
-            linestyle="none", elinewidth=0.8, label=f"{r.label}: learned",
-        )  # fmt: skip
+            logsnrs,
+            curves[i],
+            yerr=bars[i],
+            fmt=marker,
+            color=style["color"],
+            markersize=4,
+            markerfacecolor="white",
+            linestyle="none",
+            elinewidth=0.8,
+            label=f"{r.label}: learned",
+        )
         if np.isfinite(exact[i]).all():
             panel.plot(logsnrs, exact[i], label=f"{r.label}: exact", **style)
         stops = [r.logsnr_best_low, r.logsnr_best, r.logsnr_best_high]
@@ -169,11 +180,15 @@ def _draw_stopping(panel, runs: pd.DataFrame, results: Results) -> None:
 def _score_figure(frame: pd.DataFrame, results: Results):
     """Score error against latent dimension for every setting that has an oracle, every seed a point."""
     figure, axes = plotting.new_figure(
-        1, 1, width=9.5, height=5.2, title="How close did each score come to the one that theory gives it?",
+        1,
+        1,
+        width=9.5,
+        height=5.2,
+        title="How close did each score come to the one that theory gives it?",
         caption="Relative L2 error of the predicted noise against the oracle, all noise levels together, one point per "
         f"seed, lines through their means; n = {', '.join(map(str, results.config.n))}. Grey: before training. Linear "
         "scores are compared with the capped empirical score (Prop. 4), MLPs on fresh draws with the exact one.",
-    )  # fmt: skip
+    )
     panel, known = axes[0, 0], frame[frame["score_error"].notna()]
     for k, ((data, label), own) in enumerate(known.groupby(["of", "label"], sort=False)):
         style, marker = plotting.line_style(k), plotting.MARKERS[k % 8]

@@ -61,8 +61,10 @@ def plan(config: Config, data: None) -> list[Stage]:
     specs, ends = learned.make_specs(PANELS, config), {panel.t_max for panel in PANELS.values()}
     own = learned.training_config(PANELS, config)
     size = {"runs": len(specs), "parameters": training.parameter_count(own, max(spec.latent_dim for spec in specs))}
-    trained, sampled = (len(specs) * steps * count for steps, count in (
-        (config.steps, config.batch_size), (config.sampling_steps, config.samples)))  # fmt: skip
+    trained, sampled = (
+        len(specs) * steps * count
+        for steps, count in ((config.steps, config.batch_size), (config.sampling_steps, config.samples))
+    )
     return [
         *stages,
         Stage(stage="train", programs=1, steps=config.steps, evaluations=trained, **size),

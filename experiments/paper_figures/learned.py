@@ -28,12 +28,17 @@ def make_specs(panels: Mapping[str, Panel], config: Config) -> list[sweeps.RunSp
     """One score per panel and latent dimension drawn."""
     return [
         sweeps.RunSpec(
-            model="linear", data=name, training_draws="sample" if p.n else "fresh", latent_dim=d, seed=config.seed,
-            n=p.n or 2, learning_rate=config.learning_rate,
+            model="linear",
+            data=name,
+            training_draws="sample" if p.n else "fresh",
+            latent_dim=d,
+            seed=config.seed,
+            n=p.n or 2,
+            learning_rate=config.learning_rate,
         )
         for name, p in panels.items()
         for d in p.latent_dims
-    ]  # fmt: skip
+    ]
 
 
 def training_config(panels: Mapping[str, Panel], config: Config) -> training.TrainingConfig:
@@ -97,10 +102,16 @@ def _sampler(trained: sweeps.TrainedRuns, config: Config, t_max: float, width: i
         noise = threefry.normal(noise_key, *x0.shape) * run.inputs.mask
         t = jnp.asarray(times[0], x0.dtype)
         return samplers.sample(
-            denoiser, schedule, schedule.alpha(t) * x0 + schedule.sigma(t) * noise, chain_key, times=times,
-            stops=stops, sampler="euler_maruyama", mask=run.inputs.mask,
+            denoiser,
+            schedule,
+            schedule.alpha(t) * x0 + schedule.sigma(t) * noise,
+            chain_key,
+            times=times,
+            stops=stops,
+            sampler="euler_maruyama",
+            mask=run.inputs.mask,
             statistic=lambda z, _: metrics.block_moments(z, blocks=BLOCKS),
-        )  # fmt: skip
+        )
 
     return sweeps.map_trained(trained, moments_of, np.zeros(len(trained.specs)), width=width)
 

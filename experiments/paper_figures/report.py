@@ -31,9 +31,13 @@ def draw(names, results: Results, caption: str):
     for name, (top, bottom) in zip(names, axes.T, strict=True):
         panel, arrays = PANELS[name], arrays_of(results, name)
         plotting.draw_stopping_curves(
-            top, arrays["w2_squared"][np.array(panel.latent_dims) - 1], arrays["noise_var"],
-            latent_dims=panel.latent_dims, x=arrays["times"], points=points[name],
-        )  # fmt: skip
+            top,
+            arrays["w2_squared"][np.array(panel.latent_dims) - 1],
+            arrays["noise_var"],
+            latent_dims=panel.latent_dims,
+            x=arrays["times"],
+            points=points[name],
+        )
         top.set(xlabel=XLABEL.format(panel.t_max), ylabel=plotting.W2_LABEL, yscale=panel.yscale)
         top.set_xlim(0, 1.015 * panel.t_max)
         top.set_title(panel.title, fontsize=10)
