@@ -288,7 +288,7 @@ def test_what_is_finished_is_kept_when_the_computation_ends_early(run):
     [
         ("Squares the numbers.", "Of numbers the squares.", True),
         ('"Numbers."', '"The numbers."', True),
-        ('label="squares")', 'label="numbers squared")', False),
+        ('label="squares"', 'label="numbers squared"', False),
         ("must be <= 1 with --kind=b", "must be at most 1 with --kind=b", True),
         ("self.rate > 1", "self.rate > 1.5", False),
         (":g}", ":.3f}", True),
