@@ -90,7 +90,8 @@ def compute(config: Config, dataset: data.Dataset, job: Job) -> Results:
       ridge_sde, ridge_ode ``[C]``: C times the variance that the cap leaves in a component with lamh = 0.
     """
     variances = gaussians.eigh_descending(dataset.covariance)[0]
-    caps, law = np.sort(config.caps or np.geomspace(1.5, 1e5, 60)), {"noise_var_max": config.noise_var_max, "dynamics": config.dynamics}
+    caps = np.sort(config.caps or np.geomspace(1.5, 1e5, 60))
+    law = {"noise_var_max": config.noise_var_max, "dynamics": config.dynamics}
     estimates = np.stack(
         [twin_estimates(variances, n=n, draws=config.draws, seed=config.seed) for n in config.n]
     )  # [N, R, D]

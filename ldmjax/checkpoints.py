@@ -39,7 +39,7 @@ class TrainingCheckpoints:
         return self.directory is not None and time.perf_counter() - self._last >= self.every
 
     def restore(self, template: PyTree) -> tuple[int, PyTree] | None:
-        """(step, state) of the newest good checkpoint, or None.
+        """Returns (step, state) of the newest good checkpoint, or None.
 
         Args:
           template: a pytree of arrays or shapes like the state that was saved.
@@ -72,7 +72,7 @@ class TrainingCheckpoints:
             self._manager = None
 
     def _guarded(self, write: Callable) -> None:
-        """A checkpoint that cannot be written costs no results: training goes on, the next one may succeed."""
+        """Writes; a checkpoint that cannot be written costs no results: training goes on, the next one may succeed."""
         try:
             write()
         except Exception as error:  # of this one, or of the one that was being written in the background
@@ -85,7 +85,7 @@ class TrainingCheckpoints:
             self._delete_halves()
 
     def _delete_halves(self) -> None:
-        """What a kill, or a full disk, left of checkpoints that were being written."""
+        """Deletes what a kill, or a full disk, left of checkpoints that were being written."""
         for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -127,7 +127,7 @@ class TrainingCheckpoints:
 
 
 def digest(state: PyTree) -> str:
-    """sha256 of all leaves of a pytree of numpy arrays, with their places, types and shapes."""
+    """Returns sha256 of all leaves of a pytree of numpy arrays, with their places, types and shapes."""
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         array = np.ascontiguousarray(leaf)
@@ -137,13 +137,13 @@ def digest(state: PyTree) -> str:
 
 
 def _joined(state: PyTree) -> np.ndarray:
-    """All leaves as one vector of bytes."""
+    """Returns all leaves as one vector of bytes."""
     leaves = [np.ascontiguousarray(leaf).reshape(-1).view(np.uint8) for leaf in jax.tree.leaves(state)]
     return np.concatenate(leaves) if leaves else np.zeros(0, np.uint8)
 
 
 def _split(joined: np.ndarray, template: PyTree) -> PyTree:
-    """The inverse of `_joined`, with the shapes and types of ``template``."""
+    """Returns the inverse of `_joined`, with the shapes and types of ``template``."""
     leaves, structure = jax.tree.flatten(template)
     sizes = [int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in leaves]
     parts = np.split(joined, np.cumsum(sizes)[:-1])

@@ -43,7 +43,7 @@ class Finished:
     seconds: np.ndarray
 
     def losses_between_marks(self) -> np.ndarray:
-        """``[R, M]``, mean loss of the steps since the mark before."""
+        """Returns ``[R, M]``, mean loss of the steps since the mark before."""
         lengths = np.diff(self.chunk_ends, prepend=0)
         firsts = np.append(0, np.searchsorted(self.chunk_ends, self.marks[:-1]) + 1)
         total, steps = (np.add.reduceat(x, firsts, axis=-1) for x in (self.losses * lengths, lengths))
@@ -147,7 +147,7 @@ class _Loop:
         return time.perf_counter() - begin
 
     def step(self) -> bool:
-        """One chunk; False if memory ran out and the state had to be taken from the newest checkpoint."""
+        """Trains for one chunk; returns False if memory ran out and the state had to be taken from the newest checkpoint."""
         begin, k = time.perf_counter(), int(np.searchsorted(self.ends, self.done, side="right"))
         end, total = int(self.ends[k]), np.zeros(self.count, np.float32)
         for first in range(self.done, end, self.per_call):
@@ -204,7 +204,7 @@ _DEFERRED: list[Interruption] = []
 
 @contextlib.contextmanager
 def no_interruption() -> Iterator[Interruption]:
-    """A context in which SIGTERM and Ctrl-C, once handled by `obey_signals`, are only noted: the loop ends in order."""
+    """Gives a context in which SIGTERM and Ctrl-C, once handled by `obey_signals`, are only noted: the loop ends in order."""
     interruption = Interruption()
     _DEFERRED.append(interruption)
     try:

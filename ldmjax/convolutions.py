@@ -20,14 +20,14 @@ LARGE = LARGE_STEP / 10  # operations of one convolution: few networks with a st
 
 
 def product(x: jax.Array, matrix: jax.Array) -> jax.Array:
-    """``x @ matrix`` in the precision of x; float32 products are as exact as the process says."""
+    """Returns ``x @ matrix`` in the precision of x; float32 products are as exact as the process says."""
     if x.dtype == jnp.bfloat16:
         return jnp.matmul(x, matrix.astype(x.dtype), precision=jax.lax.Precision.DEFAULT)
     return x @ matrix
 
 
 def convolve(maps: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
-    """3x3 convolution, zero-padded.
+    """Returns the 3x3 convolution, zero-padded.
 
     Args:
       maps: ``[B, H, W, C]``.
@@ -41,7 +41,7 @@ def convolve(maps: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Arra
 
 
 def halve(maps: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolution of kernel 4, stride 2, zero border 1.
+    """Returns the convolution of kernel 4, stride 2, zero border 1.
 
     Args:
       maps: ``[B, H, W, C]``, sides even.
@@ -54,7 +54,7 @@ def halve(maps: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def double(maps: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Transposed convolution of kernel 4, stride 2, border 1: each position paints a 4 x 4 square, overlaps add up.
+    """Returns the transposed convolution: each position paints a 4 x 4 square, overlaps add up.
 
     Args:
       maps: ``[B, H, W, C]``.
@@ -80,7 +80,7 @@ def double(maps: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _convolve(maps, kernel, *, size, stride):
-    """A convolution of a square kernel, with a zero border of 1."""
+    """Returns a convolution of a square kernel, with a zero border of 1."""
     batch, height, width, channels = maps.shape
     if _natively(batch * -(-height // stride) * -(-width // stride) * kernel.size):
         return _native(maps, kernel.reshape(size, size, channels, -1), padding=1, window_strides=(stride, stride))
@@ -94,7 +94,7 @@ def _natively(multiply_adds: int) -> bool:
 
 
 def _native(maps, kernel, *, padding, window_strides=(1, 1), **options):
-    """XLA's convolution, as precise as the process's products unless that is an algorithm which only products have."""
+    """Returns XLA's convolution, as precise as the process's products unless that is an algorithm which only products have."""
     precision = None
     if maps.dtype == jnp.bfloat16:
         precision = jax.lax.Precision.DEFAULT

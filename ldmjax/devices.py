@@ -42,7 +42,7 @@ class StateLost(Exception):
 
 
 def cache_directory() -> Path:
-    """``$LDMJAX_CACHE``, or ~/.cache/ldmjax: what serves every run, compiled programs among it."""
+    """Returns ``$LDMJAX_CACHE``, or ~/.cache/ldmjax: what serves every run, compiled programs among it."""
     return Path(os.environ.get("LDMJAX_CACHE") or Path.home() / ".cache" / "ldmjax")
 
 
@@ -92,19 +92,19 @@ def _processor() -> str:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that prints and writes."""
+    """Says whether this process is the one that prints and writes."""
     return jax.process_index() == 0
 
 
 def any_process(flags: np.ndarray) -> np.ndarray:
-    """Elementwise "or" of each process's booleans ``[K]``: a decision that all of them take together."""
+    """Returns elementwise "or" of each process's booleans ``[K]``: a decision that all of them take together."""
     if jax.process_count() == 1:
         return flags
     return multihost_utils.process_allgather(np.asarray(flags)).any(axis=0)
 
 
 def from_first_process(content: bytes | None) -> bytes | None:
-    """What the first process has, on all of them."""
+    """Returns what the first process has, on all of them."""
     if jax.process_count() == 1:
         return content
     size = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if content is None else len(content))))
@@ -115,13 +115,13 @@ def from_first_process(content: bytes | None) -> bytes | None:
 
 
 def padded_count(runs: int, multiple: int | None = None) -> int:
-    """The smallest multiple of ``multiple``, by default the device count, that holds ``runs``."""
+    """Returns the smallest multiple of ``multiple``, by default the device count, that holds ``runs``."""
     multiple = multiple or jax.device_count()
     return -(-runs // multiple) * multiple
 
 
 def platform() -> str:
-    """What programs are made for: "cpu", "gpu" or "tpu"."""
+    """Returns what programs are made for: "cpu", "gpu" or "tpu"."""
     return _MADE_FOR or jax.default_backend()
 
 
@@ -130,7 +130,7 @@ _MADE_FOR: str | None = None  # while programs are made for a platform that is n
 
 @contextlib.contextmanager
 def made_for(name: str) -> Iterator[None]:
-    """A context in which programs are traced as ``name`` ("cpu", "gpu" or "tpu") wants them, wherever they are compiled."""
+    """Gives a context in which programs are traced as ``name`` ("cpu", "gpu", "tpu") wants them."""
     global _MADE_FOR
     before, _MADE_FOR = _MADE_FOR, name
     try:
@@ -140,7 +140,7 @@ def made_for(name: str) -> Iterator[None]:
 
 
 def product_precision() -> str:
-    """How linear scores and MLPs compute float32 products.
+    """Says how linear scores and MLPs compute float32 products.
 
     As the process does (JAX_DEFAULT_MATMUL_PRECISION); if that is left to this library, as in `PRODUCTS` on devices that can.
     """
@@ -151,7 +151,7 @@ def product_precision() -> str:
 
 
 def _has_tf32() -> bool:
-    """Whether the device is a GPU of compute capability 8 (NVIDIA Ampere) or more, or one that is not here."""
+    """Says whether the device is a GPU of compute capability 8 (NVIDIA Ampere) or more, or one that is not here."""
     capability = getattr(jax.local_devices()[0], "compute_capability", "")
     return _MADE_FOR is not None or (capability.replace(".", "").isdigit() and float(capability) >= 8.0)
 
@@ -174,7 +174,7 @@ def host_threads() -> int:
 
 
 def items_per_device(bytes_each: float, *, on_cpu: int) -> int:
-    """Equal items (runs sampled, chains, images) that one device best holds at once.
+    """Returns equal items (runs sampled, chains, images) that one device best holds at once.
 
     Args:
       bytes_each: memory of one while it is computed.
@@ -184,7 +184,7 @@ def items_per_device(bytes_each: float, *, on_cpu: int) -> int:
 
 
 def items_at_once(count: int, bytes_each: float, *, on_cpu: int = 1) -> int:
-    """As `items_per_device`, on all devices together: a multiple of their number, no more than hold ``count`` items."""
+    """Counts as `items_per_device` on all devices: a multiple of their number, no more than hold ``count`` items."""
     return min(items_per_device(bytes_each, on_cpu=on_cpu) * jax.device_count(), padded_count(count))
 
 
@@ -221,7 +221,7 @@ def take_rows(rows: PyTree, index: np.ndarray) -> PyTree:
 
 
 def collect(rows: PyTree, count: int) -> PyTree:
-    """The first ``count`` rows of stacked arrays, as numpy arrays, on every process."""
+    """Returns the first ``count`` rows of stacked arrays, as numpy arrays, on every process."""
 
     def one(x):
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
@@ -232,7 +232,7 @@ def collect(rows: PyTree, count: int) -> PyTree:
 
 
 def spread_samples(x: jax.Array) -> jax.Array:
-    """Inside a function that `map_runs` maps with ``samples``: spreads the first axis of ``x`` over idle devices."""
+    """Spreads the first axis of ``x`` over idle devices, in a function that `map_runs` maps with ``samples``."""
     return jax.lax.with_sharding_constraint(x, PartitionSpec(SAMPLES)) if _SAMPLES_SPREAD else x
 
 
@@ -273,7 +273,7 @@ class MappedRuns:
                     raise StateLost from error
 
     def lower(self, shared: Any, *rows: PyTree, mesh: Mesh | None = None) -> jax.stages.Lowered:
-        """The program of `__call__` before it is compiled, to be looked at: its text, its memory on each device.
+        """Returns the program of `__call__` before it is compiled, to be looked at: its text, its memory on each device.
 
         Args:
           shared: arrays, or what only has a shape and dtype.
@@ -390,7 +390,7 @@ def _put(x: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def batch_size(count: int, most: int) -> int:
-    """A divisor of ``count`` near ``most`` if there is one: a remainder would be compiled as a second program."""
+    """Returns a divisor of ``count`` near ``most`` if there is one: a remainder would be compiled as a second program."""
     largest = min(count, most)
     return next((size for size in range(largest, largest // 2, -1) if count % size == 0), most)
 

@@ -10,7 +10,8 @@ mean square of the data's components, F an expert and z = alpha x0 + sigma eps:
     (3) v         skip = alpha s^2 / R^2,   out = sigma s / R,       a = sigma / (R s),   b = -alpha s / R
 
 (3) is EDM's preconditioning in these coordinates, v-prediction up to sign where s = 1 and alpha^2 + sigma^2 = 1.
-Sources: arXiv 2508.14413 (the claim), Karras et al., arXiv 2206.00364, Salimans & Ho, arXiv 2202.00512; T_SPACE.md §2.
+Sources: arXiv 2508.14413 (the claim), Karras et al., arXiv 2206.00364, Salimans & Ho, arXiv 2202.00512; docs/t_space.md,
+section 2.
 """
 
 import dataclasses
@@ -23,14 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ldmjax import chunks, loops, threefry
+from ldmjax import chunks, loops, random
 from ldmjax.checkpoints import fingerprint
 from ldmjax.devices import collect, map_runs
 from ldmjax.job import NO_JOB, Job
 from ldmjax.networks import BUMPS, ResidualMLP, bump_features
+from ldmjax.optimiser import FlatParameters, TrainState, fresh_state, train_chunk
 from ldmjax.process import Denoiser
 from ldmjax.schedules import Ladder
-from ldmjax.training import FlatParameters, Pace, TrainState, apply_gradient, ema_decay, fresh_state
 
 PARAMETERISATIONS = ("noise", "v")
 WARM_UP = 50  # steps over which the learning rate rises to its constant value
@@ -49,7 +50,7 @@ class ExpertsConfig:
         levels j + 1 and above only.
       hidden: width of an expert.
       blocks: residual blocks of an expert.
-      ema_gamma: exponent of the power EMA (training.py).
+      ema_gamma: exponent of the power EMA (optimiser.py).
       checkpoints: steps after which the EMA parameters are kept, rising; the last step always is.
     """
 
@@ -136,7 +137,7 @@ class ExpertRun(NamedTuple):
 def level_table(
     ladder: Ladder, levels: np.ndarray, parameterisation: str, data_std: float, *, timed: bool
 ) -> LevelTable:
-    """The table of some levels that one expert owns.
+    """Returns the table of some levels that one expert owns.
 
     Args:
       ladder: all levels.
@@ -208,7 +209,7 @@ class TrainedExperts:
         return 4 * 4 * self.parameter_count
 
     def denoiser(self, model: int, *, checkpoint: int = -1) -> Denoiser:
-        """Model ``model`` as a `Denoiser` on the ladder; NaN on levels that were not trained."""
+        """Returns model ``model`` as a `Denoiser` on the ladder; NaN on levels that were not trained."""
         params = jnp.asarray(self.params[checkpoint, model])
         return _denoiser(self.config, self.width, params, _stack(self._tables(self.specs[model])))
 
@@ -242,7 +243,7 @@ class TrainedExperts:
 
 
 def _denoiser(config: ExpertsConfig, width: int, params: jax.Array, table: LevelTable) -> Denoiser:
-    """Equation (1) with the expert that owns the level; params ``[E, P]``, ``table`` padded ``[E, L]``."""
+    """Computes equation (1) with the expert that owns the level; params ``[E, P]``, ``table`` padded ``[E, L]``."""
     rebuild = _rebuild(config, width)
     owner = np.full(int(config.ladder.t_max) + 1, -1)
     row = np.zeros_like(owner)
@@ -270,7 +271,7 @@ def _denoiser(config: ExpertsConfig, width: int, params: jax.Array, table: Level
 
 
 def _without_length(config: ExpertsConfig) -> ExpertsConfig:
-    """What compiled programs depend on: they serve any number of steps."""
+    """Returns what compiled programs depend on: they serve any number of steps."""
     return dataclasses.replace(config, steps=1, checkpoints=())
 
 
@@ -285,7 +286,7 @@ def _compiled_map(function, config: ExpertsConfig, width: int):
 
 @functools.lru_cache(maxsize=32)
 def _compiled_training(config: ExpertsConfig, width: int, experts_per_batch: int | None, length: int):
-    """(initialise, advance) over stacked experts; ``length`` bounds the steps of a call."""
+    """Returns (initialise, advance) over stacked experts; ``length`` bounds the steps of a call."""
     init = map_runs(lambda _, run: _init_expert(config, width, run))
     step_chunk = functools.partial(_train_chunk, config, _rebuild(config, width), length)
     return init, map_runs(step_chunk, runs_per_batch=experts_per_batch, donate=1, small=True)
@@ -297,9 +298,15 @@ def _network(config: ExpertsConfig, width: int, key: jax.Array) -> ResidualMLP:
     return ResidualMLP(width, latent_dim=width, rngs=rngs, **size)
 
 
+def parameter_count(config: ExpertsConfig, width: int) -> int:
+    """Returns the number of parameters of one expert on data of dimension ``width``."""
+    params = nnx.split(nnx.eval_shape(lambda: _network(config, width, random.key(0))))[1]
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
 def _rebuild(config: ExpertsConfig, width: int) -> Callable[[jax.Array], ResidualMLP]:
-    """The function from flat parameters ``[P]`` to a network."""
-    graphdef, params = nnx.split(nnx.eval_shape(lambda: _network(config, width, threefry.key(0))))
+    """Returns the function from flat parameters ``[P]`` to a network."""
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: _network(config, width, random.key(0))))
     flat = FlatParameters.of(params)
     return lambda vector: nnx.merge(graphdef, flat.unravel(vector))
 
@@ -377,7 +384,7 @@ def train(
 
 
 def _stack_runs(specs: Sequence[ModelSpec], config: ExpertsConfig, data_std: float) -> ExpertRun:
-    """Every expert of every model as one row; tables padded to the longest block."""
+    """Stacks every expert of every model as one row; tables padded to the longest block."""
     seeds, names, rates, tables, counts = [], [], [], [], []
     for spec in specs:
         for k, block in config.trained_levels.items():
@@ -388,11 +395,11 @@ def _stack_runs(specs: Sequence[ModelSpec], config: ExpertsConfig, data_std: flo
             tables.append(level_table(config.ladder, block, spec.parameterisation, data_std, timed=config.timed))
             counts.append(len(block))
     table = jax.tree.map(jnp.asarray, _stack(tables))
-    return ExpertRun(threefry.named_keys(seeds, names), jnp.asarray(rates, jnp.float32), table, jnp.asarray(counts))
+    return ExpertRun(random.named_keys(seeds, names), jnp.asarray(rates, jnp.float32), table, jnp.asarray(counts))
 
 
 def _init_expert(config: ExpertsConfig, width: int, run: ExpertRun) -> TrainState:
-    params = nnx.split(_network(config, width, jax.random.fold_in(run.key, 0)))[1]
+    params = nnx.split(_network(config, width, random.stream(run.key, "initialisation")))[1]
     return fresh_state(FlatParameters.of(params).ravel(params))
 
 
@@ -401,20 +408,19 @@ def _train_chunk(config, rebuild, length, shared, state, run):
     data, first, last = shared
 
     def draws_of(step):
-        rate = run.learning_rate * jnp.minimum(1.0, (step + 1) / WARM_UP)
-        # 0 was the initialisation's.
-        key = jax.random.fold_in(run.key, step + 1)
-        return _choose_batch(config, run, len(data), key), Pace(rate, 1.0 - ema_decay(step, config.ema_gamma)).packed()
+        # The key of step 0 is the one of the stream "initialisation".
+        return _choose_batch(config, run, len(data), random.step(run.key, step + 1))
 
-    def step_of(step, draws, carry, counts):
-        (batch, pace), (state, total) = draws, carry
-        loss_of = functools.partial(_expert_loss, rebuild, run, data, batch)
-        loss, gradient = jax.value_and_grad(loss_of)(state.params)
-        state = apply_gradient(state, loss, gradient, pace=Pace(*pace), step=step, counts=counts)
-        return state, total + jnp.where(counts, loss, 0.0)
-
-    carry = state, jnp.zeros(())
-    return loops.repeat(step_of, carry, first=first, last=last, length=length, prepare=draws_of)
+    return train_chunk(
+        state,
+        first=first,
+        last=last,
+        length=length,
+        draws_of=draws_of,
+        loss_of=lambda params, memory, batch: (_expert_loss(rebuild, run, data, batch, params), memory),
+        rate_of=lambda step: run.learning_rate * jnp.minimum(1.0, (step + 1) / WARM_UP),
+        ema_gamma=config.ema_gamma,
+    )
 
 
 class _BatchDraw(NamedTuple):
@@ -435,9 +441,9 @@ def _choose_batch(config, run, rows, key):
 
 
 def _expert_loss(rebuild, run, data, draw, params):
-    """Mean squared error of F against its target on one batch."""
+    """Returns mean squared error of F against its target on one batch."""
     x0 = data[draw.index]
-    noise = threefry.normal(draw.noise_key, *x0.shape)
+    noise = random.normal(draw.noise_key, *x0.shape)
     level = jax.tree.map(lambda x: x[draw.row], run.table)
     z = level.alpha[:, None] * x0 + level.sigma[:, None] * noise
     target = level.target_x0[:, None] * x0 + level.target_noise[:, None] * noise

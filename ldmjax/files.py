@@ -26,5 +26,5 @@ def write_text(path: Path, text: str) -> None:
 
 
 def reason(error: Exception) -> str:
-    """The first line of an error, shortened, for a warning."""
+    """Returns the first line of an error, shortened, for a warning."""
     return (str(error) or type(error).__name__).splitlines()[0][:160]

@@ -9,23 +9,24 @@ With means mu and covariances A, B (positive semi-definite, possibly singular):
     (4)  sliced W2^2 = mean over directions u of the squared W2 between the laws of u.x
 
 **Rank.** An eigenvalue at or below D * eps * (largest eigenvalue of the same matrix), eps = 2.2e-16, counts as zero.
-Sources: THEORY.md §4 and §6; Gretton et al., JMLR 2012, for (3).
+Sources: docs/theory.md (4.1) and section 6; Gretton et al., JMLR 2012, for (3).
 """
 
 import numpy as np
+from jaxtyping import Float
 
 from ldmjax.typing import ArrayLike
 
 
-def covariance_factor(covariance: ArrayLike) -> np.ndarray:
+def covariance_factor(covariance: ArrayLike) -> Float[np.ndarray, "D r"]:
     """Returns L ``[D, r]`` with L L^T = ``covariance`` and r its numerical rank (columns by falling eigenvalue)."""
     values, vectors = eigh_descending(covariance)
     keep = values > 0
     return vectors[:, keep] * np.sqrt(values[keep])
 
 
-def eigh_descending(covariance: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues, largest first, with those at the rank tolerance set to exactly 0, and eigenvectors as columns.
+def eigh_descending(covariance: ArrayLike) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, "D D"]]:
+    """Returns eigenvalues, largest first, with those at the rank tolerance set to exactly 0, and eigenvectors as columns.
 
     Raises:
       ValueError: as `check_covariance`, and if an eigenvalue is negative beyond float32 rounding (1e-6 of the largest).
@@ -39,11 +40,11 @@ def eigh_descending(covariance: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rank_tolerance(eigenvalues: np.ndarray) -> float:
-    """D * eps * max eigenvalue: at or below it an eigenvalue counts as zero (numpy.linalg.matrix_rank's rule)."""
+    """Returns D * eps * max eigenvalue: at or below it an eigenvalue counts as zero (numpy.linalg.matrix_rank's rule)."""
     return eigenvalues.size * np.finfo(np.float64).eps * max(float(np.max(eigenvalues)), 0.0)
 
 
-def check_covariance(name: str, covariance: ArrayLike) -> np.ndarray:
+def check_covariance(name: str, covariance: ArrayLike) -> Float[np.ndarray, "D D"]:
     """Returns ``covariance`` as float64 ``[D, D]``; ValueError unless symmetric and finite with variances >= 0."""
     covariance = np.asarray(covariance, np.float64)
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
@@ -59,7 +60,7 @@ def check_covariance(name: str, covariance: ArrayLike) -> np.ndarray:
 
 
 def w2_squared(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov_b: ArrayLike) -> float:
-    """Squared Wasserstein-2 (Fréchet) distance between two Gaussians, equation (1).
+    """Returns squared Wasserstein-2 (Fréchet) distance between two Gaussians, equation (1).
 
     Args:
       mean_a: ``[D]``.
@@ -82,7 +83,7 @@ def w2_squared(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov_b: Ar
 
 
 def kl_divergence(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov_b: ArrayLike) -> float:
-    """KL(a || b) in nats, equation (2); +inf when the supports differ.
+    """Returns KL(a || b) in nats, equation (2); +inf when the supports differ.
 
     The supports are the same when both ranks (module docstring) are equal and the part of a's factor, and of the mean
     difference, outside b's column space is below 1e-7 of its size.
@@ -115,7 +116,7 @@ def kl_divergence(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov_b:
 
 
 def mmd_squared(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov_b: ArrayLike, *, bandwidth: float) -> float:
-    """Squared maximum mean discrepancy with the RBF kernel of width ``bandwidth`` (h), equation (3).
+    """Returns squared maximum mean discrepancy with the RBF kernel of width ``bandwidth`` (h), equation (3).
 
     Args:
       mean_a: ``[D]``.
@@ -146,7 +147,7 @@ def mmd_squared(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov_b: A
 def sliced_w2_squared(
     mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov_b: ArrayLike, *, directions: ArrayLike
 ) -> float:
-    """Squared sliced Wasserstein-2 over given unit ``directions`` ``[P, D]``, equation (4), exact for each of them."""
+    """Returns squared sliced Wasserstein-2 over given unit ``directions`` ``[P, D]``, equation (4), exact for each of them."""
     directions = np.asarray(directions, np.float64)
     cov_a, cov_b = check_covariance("cov_a", cov_a), check_covariance("cov_b", cov_b)
     shift = directions @ (np.asarray(mean_a, np.float64) - np.asarray(mean_b, np.float64))

@@ -88,7 +88,7 @@ class Job:
     def progress(
         self, label: str, total: int, *, unit: str, each: int = 1, of: str = "", done: int = 0
     ) -> Iterator["Progress"]:
-        """A context in which ``total`` units of work are done, with rate and time left shown on the way.
+        """Gives a context in which ``total`` units of work are done, with rate and time left shown on the way.
 
         Args:
           label: says what the work is.
@@ -113,7 +113,7 @@ class Job:
                 self._bars = None
 
     def keep(self, name: str, compute: Callable[[], Result]) -> Result:
-        """The piece ``name``, from disk if it was finished before.
+        """Returns the piece ``name``, from disk if it was finished before.
 
         Args:
           name: unique in the job.
@@ -126,7 +126,7 @@ class Job:
         return found
 
     def get(self, name: str) -> Any:
-        """The piece ``name``, None if it was not finished; to be called on all processes in the same order."""
+        """Returns the piece ``name``, None if it was not finished; to be called on all processes in the same order."""
         if self.directory is None:
             return None
         found = pieces.read_piece(self._path(name)) if is_first_process() else None
@@ -145,7 +145,7 @@ class Job:
     def map(
         self, compute: Callable[[list[int]], Iterable], names: Sequence[str], *, label: str, at_once: int = 1
     ) -> list[Any]:
-        """The results of many equal pieces of work, of which only the missing are computed, in the order of ``names``.
+        """Returns the results of many equal pieces of work, of which only the missing are computed, in the order of ``names``.
 
         Args:
           compute: takes ``at_once`` indices, gives their results, of which those that are asked for are read; no result may
@@ -172,7 +172,7 @@ class Job:
 
     @contextlib.contextmanager
     def training(self, name: str) -> Iterator[TrainingCheckpoints]:
-        """The checkpoints of one training; everything is on disk when the context ends."""
+        """Returns the checkpoints of one training; everything is on disk when the context ends."""
         own = None if self.directory is None else self.directory / file_name(name)
         checkpoints = TrainingCheckpoints(own, name=name, every=self.every, keep=self.keep_checkpoints)
         try:
@@ -181,7 +181,7 @@ class Job:
             checkpoints.close()
 
     def keep_result(self, name: str, train: Callable[["Job"], Result]) -> Result:
-        """As `keep`, of a training: its checkpoints are deleted once the piece is kept.
+        """Does as `keep` with a training: its checkpoints are deleted once the piece is kept.
 
         Args:
           name: unique in the job.
@@ -194,7 +194,7 @@ class Job:
         return found
 
     def is_same(self, name: str, description: Any) -> bool:
-        """Whether ``description``, JSON-ready, is what it was when the job first asked: what no setting or file says."""
+        """Says whether ``description``, JSON-ready, is what it was when the job first asked: what no setting or file says."""
         text = json.dumps(description)
         return self.keep(f"first {name}", lambda: text) == text
 
@@ -244,7 +244,7 @@ def printing(line: str) -> None:
 
 
 def is_live_terminal() -> bool:
-    """Whether a bar can be drawn: a terminal, and not a notebook."""
+    """Says whether a bar can be drawn: a terminal, and not a notebook."""
     return sys.stdout.isatty() and not Console().is_jupyter
 
 

@@ -1,4 +1,4 @@
-"""Diffusion models on autoencoders' latents: splits, feature spaces, training, sampling, stopping curves.
+"""Latent diffusion models of images: splits, autoencoders, training, sampling, stopping curves.
 
 A diffusion model learns the *standardised* latents of its training images (autoencoders/interface.py), is sampled with as
 many steps as the user wants, and each state on the way is decoded and compared with held-out images in every feature space.
@@ -8,7 +8,17 @@ Readouts (samplers.py) of a state of the rectified flow: "state" decodes it as i
 sqrt((1 - s)^2 + s^2) first. States of a variance-preserving process are "rescaled" already.
 
 All models of one seed are sampled from the same noise: a latent of d entries starts from the first d of the noise of a longer
-one. Nothing here reads flags.
+one.
+
+    splits = {seed: split_images(dataset, n=1000, reference=500, seed=seed) for seed in (0, 1)}
+    autoencoders = fit_autoencoders(splits, {"pca": [(4,), (8,)]})
+    seeds = [seed for seed, *_ in autoencoders]
+    models = train_models(
+        list(autoencoders.values()), [config] * len(seeds), [splits[seed] for seed in seeds], seeds=seeds
+    )
+    states = sample_states(models[0], SamplingConfig())
+    measures = make_measures([features.load("pixels", dataset)], splits[0].reference)
+    curves = stopping_pseudo_values(models[0], states, measures)
 """
 
 import dataclasses
@@ -20,8 +30,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import Float
 
-from ldmjax import devices, metrics, samplers, schedules, stopping, sweeps, threefry, training
+from ldmjax import devices, metrics, random, samplers, schedules, stopping, sweeps, training
 from ldmjax.autoencoders import AutoencoderConfig, FittedAutoencoder, fit
 from ldmjax.data import Dataset
 from ldmjax.features import Features
@@ -132,13 +143,15 @@ def split_images(dataset: Dataset, *, n: int, reference: int, seed: int) -> Spli
     return Split(*(dataset.images(dataset.samples[index]) for index in (train, held_out[:reference])))
 
 
-def make_measures(features: Sequence[Features], reference: np.ndarray) -> dict[str, metrics.Measure]:
-    """Feature spaces by name, with the held-out images ``[m, *image_shape]`` seen through them."""
+def make_measures(features: Sequence[Features], reference: Float[np.ndarray, "m ..."]) -> dict[str, metrics.Measure]:
+    """Returns the feature spaces by name, each with the held-out images seen through it."""
     return {f.name: metrics.Measure(f, metrics.FeatureReference(f(reference), blocks=BLOCKS)) for f in features}
 
 
-def distances_of(images: np.ndarray, measures: Mapping[str, metrics.Measure]) -> dict[tuple[str, str], np.ndarray]:
-    """Pseudo-values ``{(feature space, metric): [BLOCKS]}`` of images ``[N, ...]``, an odd last one left out.
+def distances_of(
+    images: Float[np.ndarray, "N ..."], measures: Mapping[str, metrics.Measure]
+) -> dict[tuple[str, str], np.ndarray]:
+    """Returns pseudo-values ``{(feature space, metric): [BLOCKS]}`` of images, an odd last one left out.
 
     Of the training images it is the noise floor; of what an autoencoder makes of them, the best that its latents allow.
     """
@@ -146,32 +159,60 @@ def distances_of(images: np.ndarray, measures: Mapping[str, metrics.Measure]) ->
     return metrics.measure(halves, measures)
 
 
-def memorisation(generated: np.ndarray, split: Split, *, count: int = 1000) -> float:
-    """Median distance of generated images to their nearest training image, over that of held-out ones; small: copies."""
+def mean_distances(
+    images: Float[np.ndarray, "N ..."], measures: Mapping[str, metrics.Measure]
+) -> dict[tuple[str, str], float]:
+    """Returns the bias-corrected distance of images by (feature space, metric): the mean of `distances_of`."""
+    return {key: float(pseudo.mean()) for key, pseudo in distances_of(images, measures).items()}
+
+
+def memorisation(generated: Float[np.ndarray, "N ..."], split: Split, *, count: int = 1000) -> float:
+    """Returns how near generated images are to training images: the median distance over that of held-out ones.
+
+    Args:
+      generated: images.
+      split: the model's.
+      count: of either that are looked at, from the first.
+
+    Returns:
+      About 1 for fresh draws of the law, 0 for copies.
+    """
     medians = [np.median(metrics.nearest_distances(x[:count], split.train)) for x in (generated, split.reference)]
     return float(medians[0] / medians[1])
 
 
 def fit_autoencoders(
-    split: Split,
+    splits: Mapping[int, Split],
     shapes: Mapping[str, Sequence[tuple[int, ...]]],
     *,
-    seed: int,
     job: Job = NO_JOB,
-    **options,
-) -> list[FittedAutoencoder]:
-    """Autoencoders of the training images: ``shapes`` by kind, ``options`` of `AutoencoderConfig`."""
-    return [
-        autoencoder
-        for kind, wanted in shapes.items()
-        for autoencoder in fit(
-            split.train, wanted, AutoencoderConfig(kind=kind, **options), seeds=[seed] * len(wanted), job=job
-        )
-    ]  # fmt: skip
+    **options: Any,
+) -> dict[tuple[int, str, tuple[int, ...]], FittedAutoencoder]:
+    """Fits autoencoders of every kind and latent shape to the training images of every seed.
+
+    Args:
+      splits: images by seed.
+      shapes: latent shapes by kind.
+      job: keeps checkpoints and shows progress.
+      **options: of `AutoencoderConfig`.
+
+    Returns:
+      Autoencoders by (seed, kind, latent shape), in this order.
+
+    Raises:
+      ValueError: as `autoencoders.fit`, which alone knows which latents an autoencoder of these images can have.
+    """
+    found = {}
+    for seed, split in splits.items():
+        for kind, wanted in shapes.items():
+            config = AutoencoderConfig(kind=kind, **options)
+            fitted = fit(split.train, wanted, config, seeds=[seed] * len(wanted), job=job)
+            found |= {(seed, kind, shape): one for shape, one in zip(wanted, fitted, strict=True)}
+    return found
 
 
 def precision_used(*networks: str, asked: str) -> str:
-    """What records say of the precision of ``networks``, kinds of autoencoders and model classes: all that are in use."""
+    """Returns the precisions that are in use, as records name them, in ``networks``: kinds of autoencoders, model classes."""
     used = {asked if name in MIXED else "float32" for name in networks if name != "identity"}
     return " and ".join(sorted(used))
 
@@ -200,8 +241,12 @@ class DiffusionModel:
         step = int(self.trained.failed_at[self.index])
         return None if step < 0 else step
 
-    def decode(self, states: np.ndarray) -> np.ndarray:
-        """Images ``[N, *image_shape]`` of standardised latents ``[N, d]``."""
+    def at_snapshot(self) -> "DiffusionModel":
+        """Returns the model as it was at the snapshot of its training."""
+        return dataclasses.replace(self, trained=dataclasses.replace(self.trained, params=self.trained.snapshot))
+
+    def decode(self, states: Float[np.ndarray, "N ..."]) -> np.ndarray:
+        """Returns the images ``[N, *image_shape]`` of standardised latents, flat or in their shape."""
         autoencoder = self.autoencoder
         return autoencoder.decode(autoencoder.unstandardise(states.reshape(-1, *autoencoder.latent_shape)))
 
@@ -217,7 +262,7 @@ def train_models(
     runs_per_batch: int | None = None,
     job: Job = NO_JOB,
 ) -> list[DiffusionModel]:
-    """One diffusion model per autoencoder; those with equal configurations train in one program, vectors padded.
+    """Trains one diffusion model per autoencoder; those with equal configurations in one program, vectors padded.
 
     Args:
       autoencoders: one per model, with distinct names for one seed.
@@ -236,13 +281,13 @@ def train_models(
         for i in group:
             z = autoencoders[i].standardise(autoencoders[i].encode(splits[i].train)).reshape(len(splits[i].train), -1)
             spec = sweeps.RunSpec(
-                model=config.model,
+                model=config.model_name,
                 data=autoencoders[i].name,
                 training_draws="sample",
                 latent_dim=z.shape[1],
                 seed=seeds[i],
                 n=len(z),
-                learning_rate=learning_rate or LEARNING_RATES[config.model],
+                learning_rate=learning_rate or LEARNING_RATES.get(config.model_name, LEARNING_RATES["mlp"]),
             )
             specs.append(spec)
             latents[spec.data, spec.seed, spec.n] = sweeps.Latents(sample=z, fresh_factor=np.zeros((z.shape[1], 0)))
@@ -254,23 +299,19 @@ def train_models(
     return models
 
 
-def of_each_model(
-    models: Sequence[DiffusionModel],
-    compute: Callable[[int], Any],
-    *,
-    what: str,
-    job: Job,
+def map_models(
+    compute: Callable[[int], Any], models: Sequence[DiffusionModel], *, what: str, job: Job = NO_JOB
 ) -> list[Any]:
-    """``compute(place)`` for every place in ``models``; a result is kept when it is finished.
+    """Returns ``compute(index)`` for every model; each result is kept when it is finished.
 
     Args:
+      compute: takes the index of a model, gives what a job can keep, and depends on nothing but the job.
       models: with distinct specs.
-      compute: gives what a job can keep, and depends on nothing but the job.
-      what: is done, for the names of pieces and the lines.
+      what: is done with a model, for the names of pieces and the lines.
       job: keeps results and shows progress.
     """
-    names, label = [f"{what}/{model.spec.name}" for model in models], f"models {what}"
-    return job.map(lambda places: map(compute, places), names, label=label)
+    names = [f"{what}/{model.spec.name}" for model in models]
+    return job.map(lambda indices: map(compute, indices), names, label=f"models {what}")
 
 
 @functools.lru_cache(maxsize=16)
@@ -282,7 +323,7 @@ def _chain_program(network: training.TrainingConfig, width: int, sampling: Sampl
         params, inputs = model
         start_key, chain_key = jax.random.split(key)
         # Latents of all lengths start from the same noise.
-        start = threefry.normal(start_key, sampling.chunk, width) * inputs.mask
+        start = random.normal(start_key, sampling.chunk, width) * inputs.mask
         return samplers.sample(
             as_denoiser(nnx.merge(graphdef, params), inputs), sampling.schedule, start, chain_key, times=sampling.times,
             stops=sampling.stop_steps, sampler=sampling.sampler, statistic=lambda z, t: z, mask=inputs.mask,
@@ -298,7 +339,7 @@ def sample_states(
     what: str = "chains",
     job: Job = NO_JOB,
 ) -> np.ndarray:
-    """Samples one model, as many chains at a time as the devices best hold.
+    """Samples one model, as many chains at a time as the devices hold best.
 
     Args:
       model: trained.
@@ -312,8 +353,8 @@ def sample_states(
     trained, chains = model.trained, sampling.samples // sampling.chunk
     program = _chain_program(trained.config, trained.width, sampling)
     own = jax.tree.map(lambda x: x[model.index], (trained.params, trained.runs.inputs))
-    # A key of the seed alone; 11 keeps it from those that training uses.
-    keys = jax.random.split(jax.random.fold_in(threefry.key(model.seed), 11), chains)
+    # A key of the seed alone: all models of a seed start from the same noise.
+    keys = jax.random.split(random.stream(random.key(model.seed), "chains"), chains)
     size = min(chains, devices.items_at_once(chains, _bytes_of_chain(trained.config, trained.width, sampling)))
     name, kept = f"{what}/{model.spec.name}", time.perf_counter()
     states = job.get(name) or []
@@ -329,14 +370,23 @@ def sample_states(
 
 
 def _bytes_of_chain(network: training.TrainingConfig, width: int, sampling: SamplingConfig) -> float:
-    """Roughly, of one chain: its states at all stops, and a dozen of the network's widest activations."""
+    """Estimates one chain's bytes: its states at all stops, and a dozen of the network's widest activations."""
     height, depth = network.map_shape[:2] if network.model == "unet" else (1, 1)
     widest = height * depth * max(network.channels[0] if network.channels else network.hidden, 1)
     return 4.0 * sampling.chunk * (2 * len(sampling.stop_steps) * width + 12 * widest)
 
 
-def read_out(states: np.ndarray, sampling: SamplingConfig, readout: str) -> np.ndarray:
-    """States ``[S, N, d]`` at the stops, read out."""
+def read_out(states: Float[np.ndarray, "S N d"], sampling: SamplingConfig, readout: str) -> np.ndarray:
+    """Returns states at the stops as they are decoded, ``[S, N, d]`` float32.
+
+    Args:
+      states: of `sample_states`.
+      sampling: with which they were made.
+      readout: out of ``sampling.readouts``.
+
+    Raises:
+      ValueError: for another readout.
+    """
     if readout not in sampling.readouts:
         allowed = ", ".join(sampling.readouts)
         raise ValueError(f"readout must be one of {allowed} for {sampling.process}, got {readout!r}")
@@ -346,9 +396,9 @@ def read_out(states: np.ndarray, sampling: SamplingConfig, readout: str) -> np.n
 
 
 def stopping_pseudo_values(
-    model: DiffusionModel, states: np.ndarray, measures: Mapping[str, metrics.Measure]
+    model: DiffusionModel, states: Float[np.ndarray, "S N d"], measures: Mapping[str, metrics.Measure]
 ) -> dict[tuple[str, str], np.ndarray]:
-    """Pseudo-values ``{(feature space, metric): [BLOCKS, S]}`` of decoded states ``[S, N, d]``, for `read_stopping_curve`."""
+    """Returns pseudo-values ``{(feature space, metric): [BLOCKS, S]}`` of decoded states, for `read_stopping_curve`."""
     decoded = (model.decode(z) for z in states)
     halves = (images.reshape(2, -1, *images.shape[1:]) for images in decoded)
     return metrics.measure_curves(halves, measures)

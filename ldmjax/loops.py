@@ -30,7 +30,7 @@ def repeat(
     length: int,
     prepare: Callable[[jax.Array], PyTree] = lambda step: (),
 ) -> PyTree:
-    """Inside a program: the steps first..last - 1, at most ``length`` of them.
+    """Takes, inside a program, the steps first..last - 1, at most ``length`` of them.
 
     Args:
       step_of: (step, what was prepared for it, carry, whether it counts) to carry, which a step that does not count must not

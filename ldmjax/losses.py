@@ -14,16 +14,25 @@ batch mean, so one batch of (x0, eps) gives the loss on every noise level at the
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from ldmjax import threefry
+from ldmjax import random
 from ldmjax.process import Denoiser, perturb
 from ldmjax.schedules import ContinuousSchedule, Schedule
+from ldmjax.typing import Scalar
 
 
 def denoising_score_matching(
-    denoiser: Denoiser, x0: jax.Array, noise: jax.Array, t: jax.Array, weight: jax.Array, *, schedule: Schedule, dim
-) -> jax.Array:
-    """Equation (1) on one batch.
+    denoiser: Denoiser,
+    x0: Float[Array, "*#b D"],
+    noise: Float[Array, "*b D"],
+    t: Float[Array, "*#b"],
+    weight: Float[Array, "*#b"],
+    *,
+    schedule: Schedule,
+    dim: Scalar,
+) -> Float[Array, ""]:
+    """Computes equation (1) on one batch.
 
     Args:
       denoiser: the model.
@@ -42,9 +51,15 @@ def denoising_score_matching(
 
 
 def linear_score_matching(
-    weights: jax.Array, x0: jax.Array, noise: jax.Array, t: jax.Array, *, schedule: Schedule, dim
-) -> jax.Array:
-    """Equation (1), noise-weighted, for a diagonal linear score, through equation (2).
+    weights: Float[Array, "L D"],
+    x0: Float[Array, "B D"],
+    noise: Float[Array, "B D"],
+    t: Float[Array, " L"],
+    *,
+    schedule: Schedule,
+    dim: Scalar,
+) -> Float[Array, ""]:
+    """Computes equation (1), noise-weighted, for a diagonal linear score, through equation (2).
 
     Args:
       weights: m(t) ``[L, D]``.
@@ -66,24 +81,24 @@ def linear_score_matching(
     return jnp.mean(jnp.sum(error, axis=-1)) / dim
 
 
-def edm_weight(schedule: Schedule, t: jax.Array, data_std: jax.Array) -> jax.Array:
-    """W = (alpha^2 s^2 + sigma^2) / (sigma s)^2: unit weight on the raw output of an EDM-preconditioned network."""
+def edm_weight(schedule: Schedule, t: Float[Array, "*b"], data_std: Scalar) -> Float[Array, "*b"]:
+    """Returns W = (alpha^2 s^2 + sigma^2) / (sigma s)^2: unit weight on the raw output of an EDM-preconditioned network."""
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     return (alpha**2 * data_std**2 + sigma**2) / (sigma * data_std) ** 2
 
 
 def noise_prediction_errors(
     denoiser: Denoiser,
-    exact_variances: jax.Array,
-    rotation: jax.Array,
-    cap: jax.Array,
+    exact_variances: Float[Array, " D"],
+    rotation: Float[Array, "D D"],
+    cap: Scalar,
     key: jax.Array,
     *,
     schedule: ContinuousSchedule,
-    logsnrs: jax.Array,
+    logsnrs: Float[Array, " L"],
     count: int,
-) -> tuple[jax.Array, jax.Array]:
-    """Squared error of the predicted noise -sigma * score against the exact (capped) Gaussian one, level by level.
+) -> tuple[Float[Array, " L"], Float[Array, " L"]]:
+    """Returns squared error of the predicted noise -sigma * score against the exact (capped) Gaussian one, level by level.
 
     The exact law is N(0, rotation diag(exact_variances) rotation^T); z is drawn from its noise marginals.
 
@@ -104,7 +119,7 @@ def noise_prediction_errors(
     t = jnp.repeat(schedule.inverse_logsnr(logsnrs), count)
     alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
     marginal = alpha**2 * exact_variances + sigma**2
-    own = jnp.sqrt(marginal) * threefry.normal(key, levels * count, dim)
+    own = jnp.sqrt(marginal) * random.normal(key, levels * count, dim)
     exact = sigma * jnp.minimum(cap, 1.0 / marginal) * own @ rotation.T
     z = own @ rotation.T
     error = (z - alpha * denoiser(z, t)) / sigma - exact

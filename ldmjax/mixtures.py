@@ -19,6 +19,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from scipy import special
 
 from ldmjax.gaussians import eigh_descending
@@ -81,8 +82,8 @@ class GaussianMixture:
         centred = self.means - self.mean
         return np.einsum("m,mij->ij", self.weights, self.covariances) + (centred.T * self.weights) @ centred
 
-    def draws(self, count: int, *, seed: int, stream: int = 0) -> np.ndarray:
-        """``[count, D]`` independent draws; ``stream`` separates uses of one seed."""
+    def draws(self, count: int, *, seed: int, stream: int = 0) -> Float[np.ndarray, "count D"]:
+        """Returns ``[count, D]`` independent draws; ``stream`` separates uses of one seed."""
         if count < 1:
             raise ValueError(f"count must be >= 1, got {count}")
         rng = np.random.default_rng([seed, stream])
@@ -98,7 +99,7 @@ class GaussianMixture:
 def random_mixture(
     components: int = 8, dim: int = 8, *, seed: int, within: float = 0.1, condition: float = 10.0
 ) -> GaussianMixture:
-    """A data set with structure at two scales: clusters far apart at no noise, one blob at much noise.
+    """Returns a data set with structure at two scales: clusters far apart at no noise, one blob at much noise.
 
     The mixture has mean 0 and variance 1 per dimension on average (trace = dim). Weights are uniform on [1, 3] before
     normalisation. Means are normal draws, centred and scaled; each covariance has its own random basis, eigenvalues in
@@ -133,7 +134,7 @@ def random_mixture(
 
 
 def _posteriors(mixture, z, alpha, sigma):
-    """Equations (1) and (2) in the kind and dtype of z ``[B, D]``, for alpha, sigma scalar or ``[B, 1, 1]``.
+    """Computes equations (1) and (2) in the kind and dtype of z ``[B, D]``, for alpha, sigma scalar or ``[B, 1, 1]``.
 
     Returns:
       (log w_m + log N_m ``[B, M]``, y ``[B, M, D]``, g ``[B, M, D]``).
@@ -147,7 +148,7 @@ def _posteriors(mixture, z, alpha, sigma):
 
 
 def mixture_denoiser(mixture: GaussianMixture, schedule: Schedule) -> Denoiser:
-    """The exact denoiser of a mixture, equation (3).
+    """Returns the exact denoiser of a mixture, equation (3).
 
     Where alpha = 0 the state says nothing and the result is the mixture's mean. Noise below the rounding of z cannot be
     seen, so sigma counts as at least eps * (the data's root mean square), with eps that of z's dtype: at sigma = 0 the
@@ -177,8 +178,10 @@ def mixture_denoiser(mixture: GaussianMixture, schedule: Schedule) -> Denoiser:
     return denoise
 
 
-def log_density(mixture: GaussianMixture, x: ArrayLike, *, alpha: float = 1.0, sigma: float = 0.0) -> np.ndarray:
-    """Log density of alpha x_0 + sigma eps, equation (1), in nats.
+def log_density(
+    mixture: GaussianMixture, x: ArrayLike, *, alpha: float = 1.0, sigma: float = 0.0
+) -> Float[np.ndarray, " N"]:
+    """Returns log density of alpha x_0 + sigma eps, equation (1), in nats.
 
     Args:
       mixture: law of x_0.
@@ -202,8 +205,8 @@ def log_density(mixture: GaussianMixture, x: ArrayLike, *, alpha: float = 1.0, s
 
 def bayes_noise_error(
     mixture: GaussianMixture, schedule: Schedule, t: ArrayLike, *, count: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The noise-prediction error that no network gets below, E |eps - E[eps | z_t]|^2 summed over components; (4).
+) -> tuple[Float[np.ndarray, " L"], Float[np.ndarray, " L"]]:
+    """Returns the noise-prediction error that no network gets below, E |eps - E[eps | z_t]|^2 summed over components; (4).
 
     Only the second term of (4), which component a state came from, is a Monte Carlo mean. All times share their draws.
     The prediction that attains it is `process.epsilon_from_x0` of `mixture_denoiser`.

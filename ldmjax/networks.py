@@ -8,7 +8,8 @@ All runs of a sweep share one padded width D. A run's own latent dimension enter
 
 import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ class DiagonalLinearScore(nnx.Module):
         return jnp.asarray(noise_var_from_logsnr(self.level_logsnrs), jnp.float32)[:, None]
 
     def weights(self, t: jax.Array) -> jax.Array:
-        """Score weights m, shape ``t.shape + (D,)``."""
+        """Returns score weights m, shape ``t.shape + (D,)``."""
         position = (self.schedule.logsnr(t) - self.logsnr_min) / (self.logsnr_max - self.logsnr_min) * (self.levels - 1)
         row = jnp.clip(jnp.floor(position).astype(int), 0, self.levels - 2)
         share = jnp.clip(position - row, 0.0, 1.0)[..., None]
@@ -79,13 +80,13 @@ class DiagonalLinearScore(nnx.Module):
         self.table[...] = self.table_scale * optax.projections.projection_linf_ball(weights, run.cap)
 
     def __call__(self, z: jax.Array, t: jax.Array, run: RunInputs) -> jax.Array:
-        """E[z_0 | z_t] for z ``[..., D]`` and t broadcastable to z's leading axes; padded components are 0."""
+        """Returns E[z_0 | z_t] for z ``[..., D]`` and t broadcastable to z's leading axes; padded components are 0."""
         alpha, sigma = self.schedule.alpha(t)[..., None], self.schedule.sigma(t)[..., None]
         return (1.0 - sigma**2 * self.weights(t)) / alpha * z * run.mask
 
 
 def bump_features(logsnr: jax.Array, logsnr_min: float, logsnr_max: float) -> jax.Array:
-    """Time features: Gaussian bumps in logsnr, evenly spaced over the range; shape ``logsnr.shape + (BUMPS,)``."""
+    """Returns time features: Gaussian bumps in logsnr, evenly spaced over the range; shape ``logsnr.shape + (BUMPS,)``."""
     with jax.ensure_compile_time_eval():  # numbers, not work for every step of a loop
         centres = jnp.linspace(logsnr_min, logsnr_max, BUMPS)
     return jnp.exp(-0.5 * ((logsnr[..., None] - centres) / (centres[1] - centres[0])) ** 2)
@@ -125,7 +126,7 @@ class ResidualMLP(nnx.Module):
         self.encode, self.decode = nnx.Param(self.encode[:width]), nnx.Param(self.decode[:width])
 
     def __call__(self, u: Float[Array, "b d"], features: Float[Array, "#b f"] | None = None) -> Float[Array, "b d"]:
-        """F, ``[B, D]``; ``features`` is ``[B, F]``, ``[1, F]`` for one time, and not read without a time input."""
+        """Returns F, ``[B, D]``; ``features`` is ``[B, F]``, ``[1, F]`` for one time, and not read without a time input."""
         h = u @ self.encode[...]
         for i, (up, down) in enumerate(zip(self.up[...], self.down[...], strict=True)):
             inner = h @ up
@@ -184,7 +185,7 @@ class UNet(nnx.Module):
             )
 
     def __call__(self, u: Float[Array, "b d"], features: Float[Array, "#b f"]) -> Float[Array, "b d"]:
-        """F, ``[B, D]`` with D = H W C, row by row; ``features`` is ``[B, F]``, or ``[1, F]`` for one time."""
+        """Returns F, ``[B, D]`` with D = H W C, row by row; ``features`` is ``[B, F]``, or ``[1, F]`` for one time."""
         h = convolve(u.reshape(-1, *self.map_shape).astype(self.dtype), self.encode[...])
         h = h + self.position[...].astype(h.dtype)
         skips = []
@@ -216,7 +217,7 @@ class _ConvolutionBlock(nnx.Module):
 
 
 def _of_time(factors: jax.Array, maps: jax.Array) -> jax.Array:
-    """``[B, C]`` for every position of ``maps``, in their precision."""
+    """Returns ``[B, C]`` for every position of ``maps``, in their precision."""
     return factors[:, None, None].astype(maps.dtype)
 
 
@@ -243,23 +244,66 @@ class Preconditioned(nnx.Module):
         self.raw.narrow(width)
 
     def __call__(self, z: jax.Array, t: jax.Array, run: RunInputs) -> jax.Array:
-        """E[z_0 | z_t] for z ``[B, D]``, t ``[B]``; padded components are 0."""
-        alpha, sigma = self.schedule.alpha(t)[:, None], self.schedule.sigma(t)[:, None]
-        radius = jnp.sqrt(alpha**2 * run.data_std**2 + sigma**2)
+        """Returns E[z_0 | z_t] for z ``[B, D]``, t ``[B]``; padded components are 0."""
         logsnr = jnp.clip(self.schedule.logsnr(t), self.logsnr_min, self.logsnr_max)
         features = bump_features(logsnr, self.logsnr_min, self.logsnr_max)
-        raw = self.raw(z * run.mask / radius, features) * run.mask
-        return alpha * run.data_std**2 / radius**2 * z * run.mask + sigma * run.data_std / radius * raw
+
+        def raw(u):
+            return self.raw(u, features) * run.mask
+
+        return precondition(raw, z * run.mask, t, schedule=self.schedule, data_std=run.data_std)
+
+
+def precondition(
+    raw: Callable[[jax.Array], jax.Array],
+    z: jax.Array,
+    t: jax.Array,
+    *,
+    schedule: Schedule,
+    data_std: jax.Array | float = 1.0,
+) -> jax.Array:
+    """Makes E[z_0 | z_t] of a raw network, as in `Preconditioned`: its input and its output have unit scale.
+
+    Args:
+      raw: F, ``[B, D]`` to ``[B, D]``; conditioning it on ``t`` is the caller's.
+      z: ``[B, D]``.
+      t: ``[B]``.
+      schedule: maps t to alpha, sigma.
+      data_std: root mean square s of the clean latents' components.
+    """
+    alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
+    radius = jnp.sqrt(alpha**2 * data_std**2 + sigma**2)
+    return alpha * data_std**2 / radius**2 * z + sigma * data_std / radius * raw(z / radius)
+
+
+class OwnNetwork(nnx.Module):
+    """A network of the user's in the suite's trainings: any object with ``init(key)`` and ``apply(params, z, t)``."""
+
+    def __init__(self, network: Any, *, width: int, key: jax.Array):
+        """Args: network: makes parameters, and E[z_0 | z_t] from them. width: D. key: for the parameters."""
+        leaves, self.structure = jax.tree.flatten(network.init(key))
+        self.network, self.width = network, width
+        self.leaves = nnx.List([nnx.Param(jnp.asarray(leaf)) for leaf in leaves])
+
+    def narrow(self, width: int) -> None:
+        """Refuses: the network is made for one width."""
+        if width != self.width:
+            raise ValueError(f"{type(self.network).__name__} works at width {self.width}, got {width}")
+
+    def __call__(self, z: jax.Array, t: jax.Array, run: RunInputs) -> jax.Array:
+        """Returns E[z_0 | z_t] for z ``[B, D]``, t ``[B]``."""
+        params = jax.tree.unflatten(self.structure, [leaf[...] for leaf in self.leaves])
+        return self.network.apply(params, z, jnp.broadcast_to(t, z.shape[:1]))
 
 
 def mlp_flops(latent_dim: int, *, hidden: int, blocks: int) -> int:
-    """Floating-point operations of one `ResidualMLP` on one sample: 2 per multiply-add of its matrix products."""
+    """Returns floating-point operations of one `ResidualMLP` on one sample: 2 per multiply-add of its matrix products."""
     time = BUMPS * hidden * (1 + 2 * blocks)
     return 2 * (2 * latent_dim * hidden + 2 * blocks * hidden**2 + time)
 
 
 def unet_flops(map_shape: tuple[int, int, int], *, channels: tuple[int, ...], blocks: int) -> int:
-    """Floating-point operations of one `UNet` on one map: 2 per multiply-add of its matrix products."""
+    """Returns floating-point operations of one `UNet` on one map: 2 per multiply-add of its matrix products."""
     height, width, depth = map_shape
     total = 9 * height * width * 2 * depth * channels[0] + BUMPS * channels[0]
     for r, c in enumerate(channels):
@@ -272,5 +316,5 @@ def unet_flops(map_shape: tuple[int, int, int], *, channels: tuple[int, ...], bl
 
 
 def as_denoiser(network: nnx.Module, run: RunInputs) -> Denoiser:
-    """The network of one run as a `Denoiser`, the same type as the oracle's."""
+    """Returns the network of one run as a `Denoiser`, the same type as the oracle's."""
     return lambda z, t: network(z, t, run)

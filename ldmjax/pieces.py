@@ -37,7 +37,7 @@ def write_piece(path: Path, value: Any) -> None:
 
 
 def read_piece(path: Path) -> tuple[str, bytes] | None:
-    """What `write_piece` wrote, for `from_text`; None if there is none or it is damaged."""
+    """Returns what `write_piece` wrote, for `from_text`; None if there is none or it is damaged."""
     try:
         text, arrays = _beside(path, ".json").read_text(), _beside(path, ".npz").read_bytes()
         from_text(text, arrays)
@@ -54,7 +54,7 @@ def _beside(path: Path, ending: str) -> Path:
 
 
 def to_text(value: Any) -> tuple[str, bytes]:
-    """The tree as JSON with a checksum of all, and its arrays as the bytes of an .npz.
+    """Returns the tree as JSON with a checksum of all, and its arrays as the bytes of an .npz.
 
     Raises:
       TypeError: if the tree holds anything else than what this module's text names.
@@ -68,7 +68,7 @@ def to_text(value: Any) -> tuple[str, bytes]:
 
 
 def from_text(text: str, arrays: bytes) -> Any:
-    """The inverse of `to_text`; ValueError if a checksum does not match."""
+    """Returns the inverse of `to_text`; ValueError if a checksum does not match."""
     found = json.loads(text)
     if found["sha256"] != _digest(found["tree"], arrays):
         raise ValueError("its contents do not match their sha256")

@@ -88,20 +88,20 @@ class Sampler:
     continuous: ContinuousSchedule | None = None
 
     def schedule(self, steps: int) -> Schedule:
-        """The schedule whose time N steps divide evenly: the suite's own, or a ladder of their levels; errors as `levels`."""
+        """Returns the schedule whose time N steps divide evenly: the suite's own, or a ladder; errors as `levels`."""
         noise_var = noise_var_from_logsnr(levels(self, steps))
         if self.continuous is not None:
             return self.continuous
         return Ladder(np.sqrt(1.0 - noise_var), np.sqrt(noise_var))
 
     def share(self, logsnr: ArrayLike) -> np.ndarray:
-        """Share of its steps, of very many, that lead to ``logsnr``."""
+        """Returns share of its steps, of very many, that lead to ``logsnr``."""
         levels = self.logsnrs(TIMESTEPS)
         finite = np.isfinite(levels)
         return np.asarray(np.interp(logsnr, levels[finite], (np.arange(TIMESTEPS) / TIMESTEPS)[finite], right=1.0))
 
     def sigma(self, logsnr: float) -> float:
-        """Deviation of the noise in its state."""
+        """Returns deviation of the noise in its state."""
         if self.state == "vp":
             return float(np.sqrt(noise_var_from_logsnr(logsnr)))
         if self.state == "ve":
@@ -109,7 +109,7 @@ class Sampler:
         return float(RectifiedFlow().inverse_logsnr(logsnr))
 
     def divisor(self, logsnr: float) -> float:
-        """What its state is divided by to have the variance of clean data: a of equation (2)."""
+        """Returns what its state is divided by to have the variance of clean data: a of equation (2)."""
         if self.state == "vp":
             return 1.0
         if self.state == "ve":
@@ -145,7 +145,7 @@ class Stop:
 
 
 def stop_at(sampler: Sampler, logsnr: float | None, steps: int | None = None) -> Stop:
-    """What to type so that ``sampler`` stops at a noise level.
+    """Returns what to type so that ``sampler`` stops at a noise level.
 
     Args:
       sampler: made by `make_sampler`.
@@ -186,7 +186,7 @@ def stop_at(sampler: Sampler, logsnr: float | None, steps: int | None = None) ->
 
 
 def levels(sampler: Sampler, steps: int) -> np.ndarray:
-    """Logsnr ``[N]`` at which N steps begin, rising; ValueError unless 2 <= N, and N <= 1000 with training timesteps."""
+    """Returns logsnr ``[N]`` at which N steps begin, rising; ValueError unless 2 <= N (<= 1000 with training timesteps)."""
     most = TIMESTEPS if sampler.name.startswith(("scaled_linear", "linear_beta")) else np.inf
     if not 2 <= steps <= most:
         allowed = "at least 2" if most == np.inf else f"2..{most}"
@@ -195,7 +195,7 @@ def levels(sampler: Sampler, steps: int) -> np.ndarray:
 
 
 def make_sampler(name: str, *, shift: float | None = None, tokens: int | None = None) -> Sampler:
-    """One of `NAMES`.
+    """Returns one of `NAMES`.
 
     Args:
       name: of the sampler.
@@ -222,7 +222,7 @@ def make_sampler(name: str, *, shift: float | None = None, tokens: int | None = 
 
 
 def dynamic_shift(tokens: int) -> float:
-    """Flux's shift exp(mu) for a number of tokens; infinite where that is beyond float64, ValueError unless tokens > 0."""
+    """Returns Flux's shift exp(mu) for a number of tokens; infinite beyond float64, ValueError unless tokens > 0."""
     if not tokens > 0:
         raise ValueError(f"tokens must be > 0, got {tokens}")
     (least, low), (most, high) = SHORTEST, LONGEST

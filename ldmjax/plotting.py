@@ -30,6 +30,7 @@ from ldmjax.schedules import ContinuousSchedule, logsnr_from_noise_var
 Numbers = ArrayLike | Sequence
 LOGSNR_LABEL = "logsnr at which sampling stops (noise → data)"
 W2_LABEL = "squared W2 distance (data units squared)"
+METRIC_NAMES = {"w2": "squared Fréchet distance", "mmd": "squared MMD", "sliced_w2": "squared sliced W2"}  # of features
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)), (0, (3, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7f6f00", "#56b4e9", "#888888")
@@ -83,8 +84,8 @@ def save(figure: Figure, path: str | os.PathLike, *, dpi: int = 130) -> None:
         figure.set_layout_engine(engine)
 
 
-def line_style(index: int, *, markevery: float | Sequence[int] | None = None) -> dict:
-    """Colour, line style and marker number ``index`` as keyword arguments of ``Axes.plot``."""
+def line_style(index: int, *, markevery: float | Sequence[int] | slice | None = None) -> dict:
+    """Returns colour, line style and marker number ``index`` as keyword arguments of ``Axes.plot``."""
     style = {"color": COLOURS[index % 8], "linestyle": LINES[index % 8], "linewidth": 1.5}
     if markevery is not None:
         style |= {"marker": MARKERS[index % 8], "markersize": 4.5, "markevery": markevery}
@@ -94,7 +95,7 @@ def line_style(index: int, *, markevery: float | Sequence[int] | None = None) ->
 def new_figure(
     rows: int, columns: int, *, width: float, height: float, caption: str, title: str = ""
 ) -> tuple[Figure, np.ndarray]:
-    """A figure with a grid of axes ``[rows, columns]``, a title, and under it a caption wrapped to its width."""
+    """Returns a figure with a grid of axes ``[rows, columns]``, a title, and under it a caption wrapped to its width."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
     if title:
@@ -106,7 +107,7 @@ def new_figure(
 
 
 def stop_positions(noise_var: Numbers, *, logsnr_end: float) -> np.ndarray:
-    """Where to draw each stop: its logsnr, and ``logsnr_end`` for the end of sampling and all that is beyond it."""
+    """Returns where to draw each stop: its logsnr, and ``logsnr_end`` for the end of sampling and all that is beyond it."""
     return np.minimum(logsnr_from_noise_var(np.asarray(noise_var, np.float64)), logsnr_end)
 
 
@@ -123,7 +124,7 @@ def _check_curves(w2_squared, noise_var, latent_dims):
 
 
 def percent_above(w2_squared: Numbers, best: Numbers) -> np.ndarray:
-    """100 (w2_squared / best - 1); 0 where both are 0, inf where only ``best`` is."""
+    """Returns 100 (w2_squared / best - 1); 0 where both are 0, inf where only ``best`` is."""
     w2_squared, best = np.broadcast_arrays(np.asarray(w2_squared, np.float64), np.asarray(best, np.float64))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(w2_squared == best, 0.0, 100.0 * (w2_squared - best) / best)
@@ -174,7 +175,7 @@ def draw_heat_map(
 
 
 def set_dimension_scale(axis: Axis, largest: int) -> None:
-    """A logarithmic scale with ticks at 1, 2, 4, ..., or powers of four above 512."""
+    """Returns a logarithmic scale with ticks at 1, 2, 4, ..., or powers of four above 512."""
     getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
     powers = np.arange(0, np.log2(largest) + 1e-9, 2 if largest > 512 else 1)
     axis.set_major_locator(FixedLocator(2.0**powers))
@@ -191,7 +192,7 @@ def _edges(centres: np.ndarray) -> np.ndarray:
 
 
 def _strip_centre(axes: Axes) -> float:
-    """Middle of the strip at the right of a heat map."""
+    """Returns middle of the strip at the right of a heat map."""
     left, right = axes.get_xlim()
     return right - 0.5 * END_STRIP / (1 + END_STRIP) * (right - left)
 
@@ -229,7 +230,7 @@ def add_noise_axis(axes: Axes, schedule: ContinuousSchedule | None = None) -> No
 
 
 def draw_legend(axes: Axes, *, below: bool = False, **options) -> None:
-    """A small legend, inside or under the axes."""
+    """Returns a small legend, inside or under the axes."""
     if below:
         options = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "borderaxespad": 0.0, **options}
     axes.legend(fontsize=8, handlelength=3.2, framealpha=0.9, **options)
@@ -244,7 +245,7 @@ def phase_diagram(
     title: str = "",
     caption: str = "",
 ) -> Figure:
-    """Two heat maps of one family of stopping curves, with the best choice drawn as a line on each.
+    """Draws two heat maps of one family of stopping curves, with the best choice as a line on each.
 
     Left: percent above the best latent dimension for that stopping time. Right: percent above the best stopping time
     for that latent dimension.
@@ -275,7 +276,7 @@ def phase_diagram(
 def draw_phase_panels(
     panels: Iterable[Axes], w2_squared: Numbers, noise_var: Numbers, *, latent_dims: Numbers | None = None
 ) -> QuadMesh:
-    """The two heat maps of `phase_diagram` on two given axes; returns the mesh."""
+    """Returns the two heat maps of `phase_diagram` on two given axes; returns the mesh."""
     curves, noise_var, latent_dims = _check_curves(w2_squared, noise_var, latent_dims)
     panels = list(panels)
     draw_heat_map(panels[0], percent_above(curves, curves.min(axis=0)), noise_var, latent_dims=latent_dims)
@@ -299,7 +300,7 @@ def stopping_curves(
     title: str = "",
     caption: str = "",
 ) -> Figure:
-    """Squared W2 against stopping time, one line per latent dimension, each minimum marked.
+    """Draws squared W2 against stopping time, one line per latent dimension, each minimum marked.
 
     Args:
       w2_squared: ``[D, K]``.
@@ -333,7 +334,7 @@ def draw_stopping_curves(
     x: Numbers | None = None,
     points: Sequence[Points] = (),
 ) -> None:
-    """The lines, minima (filled markers) and measured points of `stopping_curves` on given axes."""
+    """Returns the lines, minima (filled markers) and measured points of `stopping_curves` on given axes."""
     given = np.atleast_1d(np.asarray(noise_var, np.float64))
     curves, noise_var, latent_dims = _check_curves(w2_squared, given, latent_dims)
     if x is None:
@@ -366,7 +367,7 @@ def draw_lines(
     bands: Mapping[str, tuple[Numbers, Numbers]] | None = None,
     markers: bool = True,
 ) -> None:
-    """Labelled lines over a common ``x`` ``[K]``, some with a band (low ``[K]``, high ``[K]``) of the same label."""
+    """Draws labelled lines over a common ``x`` ``[K]``, some with a band (low, high ``[K]``) of the same label."""
     x = np.asarray(x, np.float64)
     for i, (label, values) in enumerate(lines.items()):
         every = max(1, x.size // 9)

@@ -85,7 +85,7 @@ def root_trace(eigenvalues: np.ndarray, *, rows: float, other_rows: float = np.i
 
 
 def _power_law_tail(t, u, rank):
-    """The integral of (1) beyond the last u, with t going on as the power that it ends with until it meets rank / u."""
+    """Returns the integral of (1) beyond the last u, with t going on as the power that it ends with until it meets rank / u."""
     before = max(len(u) - 1 - STEPS, 0)
     slope = np.clip(np.log(t[-1] / t[before]) / np.log(u[-1] / u[before]), -0.999, 0.0)
     reach = np.log(max(rank / (t[-1] * u[-1]), 1.0)) / (1.0 + slope)

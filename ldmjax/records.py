@@ -115,7 +115,7 @@ def load_curves(workdir: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def plain(value: Any) -> Any:
-    """JSON-ready: numpy scalars and arrays become Python's, NaN and infinity become None."""
+    """Returns JSON-ready: numpy scalars and arrays become Python's, NaN and infinity become None."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, np.ndarray):
@@ -142,7 +142,7 @@ def versions() -> dict[str, str | None]:
 
 
 def _git_state() -> str | None:
-    """Commit and whether the tree differs from it, or None outside a checkout."""
+    """Returns commit and whether the tree differs from it, or None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -21,13 +21,13 @@ All of it is conditional on the reference: the error of a held-out sample's own 
 the pseudo-values contain it (metrics/features.py).
 
 The **noisy autoencoder** (`noisy_autoencoder`) gives such pseudo-values without a diffusion model: encode the images, put
-the noise of level t on the latent, decode ([OS], arXiv 2510.08409 v2; THEORY.md §7). For Gaussian data and a linear autoencoder
-mean and covariance of the result are those of the latent diffusion model stopped at t, trained on the images that are
-encoded. Its law is another one, noisy atoms at these images, which noise smooths; sliced W2 and MMD would call that a gain. So
-these compare disjoint halves of the images (metrics/features.py), and all curves are those of a model that has learned the
-law of the latents, with the mean and covariance of the training images. Networks and samplers with few steps lose variance,
-and then stopping earlier may help more than the curve says; what a sampler's steps lose of a Gaussian is known, and can be
-added (``chain``). "Cannot tell" is not "no gain".
+the noise of level t on the latent, decode ([OS], arXiv 2510.08409 v2; docs/theory.md (7.1)). For Gaussian data and a linear
+autoencoder mean and covariance of the result are those of the latent diffusion model stopped at t, trained on the images that
+are encoded. Its law is another one, noisy atoms at these images, which noise smooths; sliced W2 and MMD would call that a
+gain. So these compare disjoint halves of the images (metrics/features.py), and all curves are those of a model that has
+learned the law of the latents, with the mean and covariance of the training images. Networks and samplers with few steps lose
+variance, and then stopping earlier may help more than the curve says; what a sampler's steps lose of a Gaussian is known, and
+can be added (``chain``). "Cannot tell" is not "no gain".
 """
 
 import dataclasses
@@ -78,6 +78,21 @@ class StoppingResult:
     gain_low: float
     gain_high: float
     verdict: str
+
+    def record(self, **places: np.ndarray) -> dict[str, float | str | None]:
+        """Returns the numbers and the verdict by name, and t* with its interval in every unit of ``places``.
+
+        Args:
+          **places: where the stops are, ``[S]``, by name: NAME, NAME_low and NAME_high are those of t* and its interval.
+        """
+        names = ("end", "best", "gain", "gain_low", "gain_high", "verdict")
+        stops = {"": self.best_stop, "_low": self.best_stop_low, "_high": self.best_stop_high}
+        found = {name: getattr(self, name) for name in names}
+        return found | {
+            name + ending: None if stop is None else float(values[stop])
+            for name, values in places.items()
+            for ending, stop in stops.items()
+        }
 
 
 def read_stopping_curve(
@@ -147,14 +162,14 @@ def read_stopping_curve(
 
 
 def _last_argmin(curves):
-    """Place of the smallest value along the last axis; of equally good ones the last."""
+    """Returns place of the smallest value along the last axis; of equally good ones the last."""
     least = np.min(curves, axis=-1, keepdims=True)
     good = curves <= least + EQUAL * np.maximum(np.abs(least), np.abs(curves[..., -1:]))
     return curves.shape[-1] - 1 - np.argmax(good[..., ::-1], axis=-1)
 
 
 def _end_may_be_best(studentised_gain, studentised_deviation, confidence):
-    """Whether no stop before the end beats it by more than chance."""
+    """Says whether no stop before the end beats it by more than chance."""
     rivals = studentised_gain > -2.0
     if not rivals.any():
         return True
@@ -168,7 +183,7 @@ def is_told(distance: float, standard_error: float) -> bool:
 
 
 def images_needed(result: StoppingResult, *, images: int, negligible: float = 0.01) -> tuple[int, int] | None:
-    """About how many images would turn "cannot tell" into a verdict: a range, as the true gain is not known.
+    """Estimates how many images would turn "cannot tell" into a verdict: a range, as the true gain is not known.
 
     Interval widths fall as the root of the number of images. If the true gain were g, a verdict would need the smaller of two
     numbers: that which lifts the gain's lower bound above 0, and that which brings its upper bound below ``negligible`` of the
@@ -225,7 +240,7 @@ def noisy_autoencoder(
     seed: int = 0,
     report: Callable[[str], None] = print,
 ) -> dict[tuple[str, str], np.ndarray]:
-    """Pseudo-values of the noisy autoencoder's stopping curves, one decoding per noise level.
+    """Returns pseudo-values of the noisy autoencoder's stopping curves, one decoding per noise level.
 
     Every level sees the same latents and the same noise (common random numbers). The law that is measured is that of a model
     that has learned the encoded images (module docstring).
@@ -277,7 +292,7 @@ def noisy_autoencoder(
 
 
 def _shrinking(latents, chain, logsnrs):
-    """The function (variance-preserving states ``[2, N, ...]``, alpha, logsnr) -> states with the chain's loss of variance."""
+    """Returns (variance-preserving states ``[2, N, ...]``, alpha, logsnr) -> states with the chain's loss."""
     flat = np.reshape(latents, (len(latents), -1)).astype(np.float64)
     mean = flat.mean(axis=0)
     _, singular, axes = np.linalg.svd(flat - mean, full_matrices=False)

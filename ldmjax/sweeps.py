@@ -1,13 +1,15 @@
 """Many training runs as one program: runs stacked on a leading axis, latents padded to the widest and masked.
 
 A run's random numbers come from its own seed and name, and those of its first components do not depend on the padding
-(`threefry.normal`), so run i of a batch equals run i alone, whatever its neighbours, up to float tolerance. All runs of one
+(`random.normal`), so run i of a batch equals run i alone, whatever its neighbours, up to float tolerance. All runs of one
 model class share one compiled program.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -15,23 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ldmjax import chunks, loops, threefry
+from ldmjax import chunks, loops, pieces, random
 from ldmjax.checkpoints import fingerprint
 from ldmjax.devices import MappedRuns, collect, default_runs_per_batch, map_runs, take_rows
 from ldmjax.job import NO_JOB, Job
 from ldmjax.networks import RunInputs, as_denoiser
+from ldmjax.optimiser import FlatParameters, map_parameters, train_chunk
 from ldmjax.process import Denoiser
 from ldmjax.training import (
-    FlatParameters,
-    Pace,
     TrainingConfig,
+    batch_loss,
     choose_noising,
-    ema_decay,
     flops,
     graph_definition,
     init_state,
-    map_parameters,
-    train_step,
+    make_network,
     unit_learning_rate,
 )
 
@@ -43,7 +43,7 @@ class RunSpec:
     """One training run: what it learns from and how.
 
     Attributes:
-      model: "linear", "mlp" or "unet".
+      model: "linear", "mlp" or "unet", or the name of a network's class (`TrainingConfig.model_name`).
       data: name of the data, a key of `Latents` given to `train`.
       training_draws: "sample" trains on the n latents of the data's subset, "fresh" on new draws of its Gaussian law.
       latent_dim: d >= 1.
@@ -146,7 +146,7 @@ class TrainedRuns:
     compilations: int
 
     def denoiser(self, index: int) -> Denoiser:
-        """Run ``index`` as a `Denoiser` on padded latents ``[B, D]``."""
+        """Returns run ``index`` as a `Denoiser` on padded latents ``[B, D]``."""
         graphdef = graph_definition(self.config, self.width)
         params, inputs = jax.tree.map(lambda x: x[index], (self.params, self.runs.inputs))
         return as_denoiser(nnx.merge(graphdef, params), inputs)
@@ -176,7 +176,7 @@ def stack_runs(
         raise ValueError(f"latent_dim must be <= {width}, got {dims.max()}")
     stds = [np.sqrt(np.mean(latents[(s.data, s.seed, s.n)].sample[:, : s.latent_dim] ** 2)) for s in specs]
     runs = StackedRuns(
-        key=threefry.named_keys([s.seed for s in specs], [s.name for s in specs]),
+        key=random.named_keys([s.seed for s in specs], [s.name for s in specs]),
         latent_dim=jnp.asarray(dims),
         learning_rate=jnp.asarray([s.learning_rate for s in specs], jnp.float32),
         source=jnp.asarray(source),
@@ -205,17 +205,17 @@ def choose_latents(run: StackedRuns, key: jax.Array, count: int) -> LatentDraw:
 
 
 def chosen_latents(sources: Sources, run: StackedRuns, draw: LatentDraw) -> jax.Array:
-    """The clean training latents of one run that were chosen ``[count, D]``: of its sample, or fresh Gaussian draws."""
+    """Returns the clean training latents of one run that were chosen ``[count, D]``: of its sample, or fresh Gaussian draws."""
     sampled = sources.sample.at[run.source, draw.index].get(mode="promise_in_bounds")
     # No run draws afresh. jaxlib 0.11 crashes on the empty product below, on several CPU devices.
     if sources.factor.shape[2] == 0:
         return sampled * run.inputs.mask
-    normal = threefry.normal(draw.normal_key, len(draw.index), sources.factor.shape[2])
+    normal = random.normal(draw.normal_key, len(draw.index), sources.factor.shape[2])
     return jnp.where(run.fresh, normal @ sources.factor[run.source].T, sampled) * run.inputs.mask
 
 
 def draw_latents(sources: Sources, run: StackedRuns, key: jax.Array, count: int) -> jax.Array:
-    """``count`` clean training latents of one run ``[count, D]``: uniform from its sample, or fresh Gaussian draws."""
+    """Returns ``count`` clean training latents of one run ``[count, D]``: uniform from its sample, or fresh Gaussian draws."""
     return chosen_latents(sources, run, choose_latents(run, key, count))
 
 
@@ -241,7 +241,7 @@ def train(
         `devices.default_runs_per_batch`.
       chunk: steps per dispatch; progress is shown after each.
       snapshot: keep the averaged parameters after this many steps too.
-      job: keeps checkpoints and shows progress.
+      job: keeps checkpoints and what `load_denoiser` reads, and shows progress.
 
     Returns:
       The trained runs; one that diverged holds its last finite parameters and says when.
@@ -251,29 +251,40 @@ def train(
     """
     if len({s.name for s in specs}) < len(specs):
         raise ValueError("runs must have distinct names")
-    if any(s.model != config.model for s in specs):
-        raise ValueError(f"all runs must be of model {config.model!r}")
+    if any(s.model != config.model_name for s in specs):
+        raise ValueError(f"all runs must be of model {config.model_name!r}")
     width = width or max(s.latent_dim for s in specs)
     if config.model == "unet" and {width, *(s.latent_dim for s in specs)} != {config.map_dim}:
         raise ValueError(
             f"maps {config.map_shape} have latent_dim {config.map_dim}, got {[s.latent_dim for s in specs]}"
         )
+    if not isinstance(config.model, str) and {s.latent_dim for s in specs} != {width}:
+        raise ValueError(
+            f"runs of {config.model_name} must have one latent_dim, got {[s.latent_dim for s in specs]} and width {width}"
+        )
     runs, sources = stack_runs(specs, latents, width)
     init, advance = training_programs(config, width, chunk=chunk, runs_per_batch=runs_per_batch)
+    name = f"{config.model_name}-{fingerprint(f'{specs} {config} {width}', sources)}"
     finished = chunks.train(
         advance,
         lambda: init(0, runs),
         sources,
         runs,
-        name=f"{config.model}-{fingerprint(f'{specs} {config} {width}', sources)}",
+        name=name,
         count=len(specs),
         steps=config.steps,
         chunk=chunk,
         marks=() if snapshot is None else (snapshot,),
         select=lambda state: state.ema,
         job=job,
-        label=config.model,
+        label=config.model_name,
     )
+    if job.directory is not None:
+        names = [spec.name for spec in specs]
+        parameters = jax.tree.leaves(finished.state.ema)
+        job.keep(
+            f"trained/{name}", lambda: KeptRuns(names, config, width, jax.tree.map(np.asarray, runs.inputs), parameters)
+        )
     return TrainedRuns(
         specs=tuple(specs),
         config=config,
@@ -290,11 +301,60 @@ def train(
     )
 
 
+class KeptRuns(NamedTuple):
+    """What a job keeps of a training's end: names of runs, their configuration, padded width, inputs, leaves of the EMA."""
+
+    names: list[str]
+    config: TrainingConfig
+    width: int
+    inputs: RunInputs
+    parameters: list[np.ndarray]
+
+
+def load_denoiser(workdir: str | os.PathLike, name: str) -> Denoiser:
+    """Returns a trained run of an experiment, or of any job, as a `Denoiser`, from what `train` kept.
+
+    Every training ends with a piece of the job, "trained/...", that holds the averaged parameters of all its runs.
+
+    Args:
+      workdir: of an experiment, or the directory of a `Job`.
+      name: of the run, `RunSpec.name`.
+
+    Returns:
+      The denoiser, on latents ``[B, D]`` padded to the width they were trained at.
+
+    Raises:
+      ValueError: if there is no such run, or more than one; the message names those that there are. The class of a network or
+        schedule of your own has to be imported before.
+    """
+    kept = [runs for directory in (Path(workdir) / "checkpoints", Path(workdir)) for runs in _kept_runs(directory)]
+    found = [runs for runs in kept if name in runs.names]
+    if len(found) != 1:
+        there = sorted(each for runs in kept for each in runs.names)
+        shown = ", ".join(there[:10]) + (f" and {len(there) - 10} more" if len(there) > 10 else "") or "none"
+        raise ValueError(f"{len(found)} runs are called {name!r} in {str(workdir)!r}, which holds {shown}")
+    (runs,) = found
+    row = runs.names.index(name)
+    graphdef, shapes = nnx.split(
+        nnx.eval_shape(lambda: make_network(runs.config, runs.width, random.key(0), runs.width))
+    )
+    leaves, inputs = jax.tree.map(lambda x: jnp.asarray(x[row]), (runs.parameters, runs.inputs))
+    params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+    return as_denoiser(nnx.merge(graphdef, params), inputs)
+
+
+def _kept_runs(directory: Path) -> Iterator[KeptRuns]:
+    for path in sorted(directory.glob("pieces/trained_*.json")):
+        found = pieces.read_piece(path.with_suffix(""))
+        if found is not None:
+            yield pieces.from_text(*found)
+
+
 def training_programs(
     config: TrainingConfig, width: int, *, chunk: int = 100, runs_per_batch: int | None = None
 ) -> tuple[MappedRuns, MappedRuns]:
-    """What `train` calls: (0, runs) to states, and ((sources, first, last), states, runs) to (states, sums of losses)."""
-    init = map_runs(lambda _, run: init_state(config, width, jax.random.fold_in(run.key, 0), run.latent_dim))
+    """Compiles (0, runs) to states, and ((sources, first, last), states, runs) to (states, sums of losses)."""
+    init = map_runs(lambda _, run: init_state(config, width, random.stream(run.key, "initialisation"), run.latent_dim))
     step_chunk = partial(_train_chunk, config, graph_definition(config, width), loops.steps_per_call(chunk))
     # A U-Net's maps take memory that a MLP's vectors do not: when it is large, one alone keeps an accelerator busy.
     step_flops = 3 * config.batch_size * flops(config, width) if config.model == "unet" else 0
@@ -307,22 +367,28 @@ def _train_chunk(config, graphdef, length, shared, state, run):
     sources, first, last = shared
     flat, dim = FlatParameters.in_training(state.params), run.latent_dim.astype(jnp.float32)
 
+    def network_of(vector):
+        return nnx.merge(graphdef, flat.unravel(vector))
+
+    def project(vector):
+        network = network_of(vector)
+        network.project(run.inputs)
+        return flat.ravel(nnx.split(network)[1])
+
     def draws_of(step):
-        latents_key, noising_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(run.key, 1), step))
-        rate = run.learning_rate * unit_learning_rate(step, config.steps)
-        pace = Pace(rate, 1.0 - ema_decay(step, config.ema_gamma)).packed()
-        return choose_latents(run, latents_key, config.batch_size), choose_noising(noising_key), pace
+        latents_key, noising_key = jax.random.split(random.step(random.stream(run.key, "training"), step))
+        return choose_latents(run, latents_key, config.batch_size), choose_noising(noising_key)
 
-    def step_of(step, draws, carry, counts):
-        (latents, noising, pace), (state, total) = draws, carry
-        state, loss = train_step(
-            config, graphdef, flat, state, run.inputs, x0=chosen_latents(sources, run, latents), dim=dim,
-            noising=noising, pace=Pace(*pace), step=step, counts=counts,
-        )  # fmt: skip
-        return state, total + jnp.where(counts, loss, 0.0)
+    def loss_of(vector, memory, draws):
+        latents, noising = draws
+        x0 = chosen_latents(sources, run, latents)
+        return batch_loss(config, network_of(vector), run.inputs, x0, noising, dim=dim), memory
 
-    carry = map_parameters(flat.ravel, state), jnp.zeros(())
-    state, total = loops.repeat(step_of, carry, first=first, last=last, length=length, prepare=draws_of)
+    options = {"project": project} if config.model == "linear" else {}
+    state, total = train_chunk(
+        map_parameters(flat.ravel, state), first=first, last=last, length=length, draws_of=draws_of, loss_of=loss_of,
+        rate_of=lambda step: run.learning_rate * unit_learning_rate(step, config.steps), ema_gamma=config.ema_gamma, **options,
+    )  # fmt: skip
     return map_parameters(flat.unravel, state), total
 
 

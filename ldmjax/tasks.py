@@ -1,10 +1,13 @@
-"""What T-space experiments train on and how they measure it: three tasks of unit scale, their exact scores, distances.
+"""What chains on noise levels are tried on: three laws of unit scale, their exact scores, and distances of samples to them.
 
 - mixture: 8 Gaussian clusters in 8 dimensions, exact score known
 - gaussian: 16 dimensions, spectrum exp(-k/4), exact score known
-- the data of --data: their first principal components, no exact score, compared with held-out samples
+- data: the first principal components of a data set, no exact score, compared with held-out samples
 
 Every task is centred and scaled to mean square 1 per component, the scale of the noise. Synthetic tasks train on 65,536 draws.
+Two distances: squared Fréchet distance over the total variance, and squared sliced W2 along 64 fixed directions, whose floor
+(what draws of the law itself keep) is known. `sample_summary` and `distances` give them with the error of the second;
+chains.py keeps what comparing chains in pairs needs.
 """
 
 import dataclasses
@@ -14,8 +17,9 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
-from ldmjax import data, gaussians, metrics, mixtures, oracle, samplers, schedules, threefry
+from ldmjax import data, gaussians, metrics, mixtures, oracle, random, samplers, schedules
 from ldmjax.process import Denoiser
 
 DRAWS = 65_536
@@ -37,35 +41,35 @@ class Task:
     """
 
     name: str
-    training: np.ndarray
-    reference: np.ndarray
-    covariance: np.ndarray
+    training: Float[np.ndarray, "n D"]
+    reference: Float[np.ndarray, "M D"]
+    covariance: Float[np.ndarray, "D D"]
     exact: Callable[[schedules.Schedule], Denoiser] | None
 
     @property
     def dim(self) -> int:
-        """D."""
+        """Number of components D."""
         return self.training.shape[1]
 
     @functools.cached_property
-    def directions(self) -> np.ndarray:
-        """Fixed random unit directions ``[D, P]`` of sliced W2."""
+    def directions(self) -> Float[np.ndarray, "D P"]:
+        """Random unit directions of sliced W2, the same for all tasks of one dimension."""
         unit = np.random.default_rng(0).standard_normal((self.dim, DIRECTIONS))
         return unit / np.linalg.norm(unit, axis=0)
 
     @functools.cached_property
-    def flow(self) -> Callable[[jax.Array], jax.Array]:
-        """Where the exact probability flow takes a start ``[N, D]``: DPM-Solver++(2M), exact score, 500 levels."""
+    def flow(self) -> Callable[[Array], Array]:
+        """The exact probability flow, from starts ``[N, D]`` to samples: DPM-Solver++(2M), exact score, 500 levels."""
         ladder = schedules.Ladder(*schedules.uniform_logsnr_levels(500, sigma_min=0.002, sigma_max=80.0))
         return jax.jit(lambda start: run_chain(self.exact(ladder), ladder, start, "dpmpp_2m"))
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - a handful of tasks live as long as the program
-    def quantiles(self, count: int) -> np.ndarray:
-        """Reference quantiles ``[P, count]`` along the directions."""
+    def quantiles(self, count: int) -> Float[np.ndarray, "P {count}"]:
+        """Returns the reference's quantiles along the directions, at the ranks of ``count`` samples."""
         return _quantiles(self.reference @ self.directions, count).T
 
     def sliced_floor(self, count: int) -> float:
-        """Squared sliced W2 that ``count`` samples of the true law keep from the reference, or two halves of the data.
+        """Returns the squared sliced W2 that ``count`` samples of the true law keep from the reference, or halves of the data.
 
         Synthetic: the mean over ten sets of fresh draws. Real data: the training samples against the held-out ones.
         """
@@ -78,7 +82,7 @@ class Task:
 
 
 def _quantiles(values: np.ndarray, count: int) -> np.ndarray:
-    """``[count, P]``: each column's quantiles at the ranks of ``count`` samples, as `np.quantile`, which is slow for many."""
+    """Returns ``[count, P]``: each column's quantiles at the ranks of ``count`` samples. `np.quantile` is slow for many."""
     ordered = np.sort(values, axis=0)
     place = (np.arange(count) + 0.5) / count * (len(ordered) - 1)
     low = np.minimum(place.astype(int), len(ordered) - 2)
@@ -87,7 +91,7 @@ def _quantiles(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def mixture_task(*, seed: int = 0) -> Task:
-    """The 8-D mixture."""
+    """Returns the task of the 8-D mixture."""
     law = mixtures.random_mixture(seed=seed)
     return Task(
         name="mixture",
@@ -99,7 +103,7 @@ def mixture_task(*, seed: int = 0) -> Task:
 
 
 def gaussian_task(*, seed: int = 0, dim: int = 16) -> Task:
-    """N(0, diag) with variances proportional to exp(-k/4), mean variance 1."""
+    """Returns the task of N(0, diag) with variances proportional to exp(-k/4), mean variance 1."""
     variances = data.spectrum_variances("exponential:0.25", dim)
     variances *= dim / variances.sum()
 
@@ -116,7 +120,13 @@ def gaussian_task(*, seed: int = 0, dim: int = 16) -> Task:
 
 
 def data_task(dataset: data.Dataset, *, latent_dim: int, seed: int = 0, held_out: float = 0.3) -> Task:
-    """PCA latents of samples, fitted to the training part; its share ``held_out`` is what samples are compared with.
+    """Returns the task of a data set's PCA latents, fitted to the training part.
+
+    Args:
+      dataset: has samples.
+      latent_dim: D, principal components.
+      seed: of the split.
+      held_out: share of the samples that generated ones are compared with.
 
     Raises:
       ValueError: if the data have no samples, or fewer than ``latent_dim`` useful directions.
@@ -139,7 +149,11 @@ def data_task(dataset: data.Dataset, *, latent_dim: int, seed: int = 0, held_out
 
 
 def make_tasks(names: Sequence[str], dataset: data.Dataset, *, latent_dim: int, seed: int = 0) -> list[Task]:
-    """Tasks by name: "mixture", "gaussian", and "data" for the data set's latents."""
+    """Returns tasks by name: "mixture", "gaussian", and "data" for the data set's latents.
+
+    Raises:
+      ValueError: for an unknown name, and what `data_task` refuses.
+    """
     makers = {
         "mixture": lambda: mixture_task(seed=seed),
         "gaussian": lambda: gaussian_task(seed=seed),
@@ -152,19 +166,25 @@ def make_tasks(names: Sequence[str], dataset: data.Dataset, *, latent_dim: int, 
 
 
 def run_chain(
-    denoiser: Denoiser, ladder: schedules.Ladder, start: jax.Array, sampler: str, *, stop: int = 0, seed: int = 0
-) -> jax.Array:
-    """Samples ``[N, D]`` of the chain from ``start`` down to level ``stop`` (0: clean data); traceable."""
+    denoiser: Denoiser,
+    ladder: schedules.Ladder,
+    start: Float[Array, "N D"],
+    sampler: str,
+    *,
+    stop: int = 0,
+    seed: int | Int[Array, ""] = 0,
+) -> Float[Array, "N D"]:
+    """Samples the chain from ``start`` down to level ``stop`` (0: clean data); traceable."""
     times = ladder.times[: len(ladder.times) - stop]
     states = samplers.sample(
-        denoiser, ladder, start, threefry.key(seed), times=times, stops=[len(times) - 1], statistic=lambda z, t: z,
+        denoiser, ladder, start, random.key(seed), times=times, stops=[len(times) - 1], statistic=lambda z, t: z,
         sampler=sampler,
     )  # fmt: skip
     return states[0]
 
 
-def sample_summary(samples: jax.Array, task: Task) -> dict[str, jax.Array]:
-    """What `distances` needs of samples ``[N, D]``, N a multiple of 64; traceable."""
+def sample_summary(samples: Float[Array, "N D"], task: Task) -> dict[str, jax.Array]:
+    """Reduces samples, N a multiple of 64, to what `distances` needs; traceable."""
     quantiles = jnp.asarray(task.quantiles(samples.shape[0]), jnp.float32)
     # Bias and all: the floor is what as many draws of the law itself keep.
     projected = samples @ jnp.asarray(task.directions, jnp.float32)
@@ -179,7 +199,12 @@ def sample_summary(samples: jax.Array, task: Task) -> dict[str, jax.Array]:
 
 
 def distances(summary: dict[str, np.ndarray], task: Task) -> dict[str, float]:
-    """One row of `sample_summary` on the host: adds "rel_fd", squared Fréchet distance over the data's total variance."""
+    """Returns the distances of samples from one `sample_summary` on the host.
+
+    Returns:
+      "rel_fd", squared Fréchet distance over the data's total variance, "sliced_w2_squared" and "sliced_standard_error"; all
+      infinite if a sample is not finite.
+    """
     if not np.all(np.isfinite(summary["covariance"])):
         return {"rel_fd": np.inf, "sliced_w2_squared": np.inf, "sliced_standard_error": np.inf}
     mean, covariance = (np.asarray(summary[key], np.float64) for key in ("mean", "covariance"))

@@ -25,7 +25,7 @@ QUANTILE = (
 
 
 def key(seed: int | jax.Array) -> jax.Array:
-    """The key of a seed; draws what ``jax.random.key(seed)`` draws."""
+    """Returns the key of a seed; draws what ``jax.random.key(seed)`` draws."""
     return jax.random.key(seed, impl=THREEFRY)
 
 
@@ -36,7 +36,7 @@ def named_keys(seeds: Sequence[int], names: Sequence[str]) -> jax.Array:
 
 
 def normal(key: jax.Array, count: int, width: int) -> jax.Array:
-    """Standard normals ``[count, width]``, float32, column by column: those of ``jax.random.normal(key, (width, count)).T``.
+    """Draws float32 normals ``[count, width]`` column by column: those of ``jax.random.normal(key, (width, count)).T``.
 
     They agree to 1e-5 of themselves. Column i is the same whatever ``width`` is, so a padded latent draws what an unpadded
     one draws.
@@ -60,7 +60,7 @@ def normal(key: jax.Array, count: int, width: int) -> jax.Array:
 
 
 def words(key: jax.Array) -> jax.Array:
-    """The words ``[3]`` that the rounds of a key add: the key's two, and their parity.
+    """Returns the words ``[3]`` that the rounds of a key add: the key's two, and their parity.
 
     Raises:
       ValueError: for a key of another generator.
@@ -76,7 +76,7 @@ def _with_parity(key):
 
 
 def _normal_quantile(x):
-    """sqrt(2) erf_inv(x) for float32 x in (-1, 1), to 7e-7 of itself; XLA's erf_inv takes half as long again, to 6e-6.
+    """Returns sqrt(2) erf_inv(x) for float32 x in (-1, 1), to 7e-7 of itself; XLA's erf_inv takes half as long again, to 6e-6.
 
     It is x times a rational function of w = -log(1 - x^2), fitted to the exact one on 0 < w < 16.7.
     """
@@ -91,7 +91,7 @@ def _check_size(*shape):
 
 
 def _threefry(words, high, low):
-    """Both words of the block with counter (high, low), from a key's three `words`."""
+    """Returns both words of the block with counter (high, low), from a key's three `words`."""
     a, b = high + words[0], low + words[1]
     for group in range(5):
         for rotation in ROTATIONS[group % 2]:
@@ -103,7 +103,7 @@ def _threefry(words, high, low):
 
 
 def _blocks(key, shape):
-    """Both words of one block per element of ``shape``."""
+    """Returns both words of one block per element of ``shape``."""
     _check_size(*shape)
     return _threefry(_with_parity(key), jnp.uint32(0), jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape))
 

@@ -1,28 +1,21 @@
-"""State and step of one training run: Adam, power EMA, projection onto the cap, freezing on the first NaN.
-
-Power EMA (Karras et al., arXiv 2312.02696): after step k the average moves by 1 - (1 - 1/k)^(gamma + 1), so that it always
-spans the same fraction of training, but never more than 0.9999 once training is longer than 50,000 steps ([OS]'s value).
-"""
+"""Networks, their batches and their loss: what one training run of a score is made of (optimiser.py has its steps)."""
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
-import optax
 from flax import nnx
-from jaxtyping import PyTree
 
-from ldmjax import threefry
+from ldmjax import random
 from ldmjax.convolutions import PRECISIONS
-from ldmjax.devices import platform
 from ldmjax.losses import denoising_score_matching, edm_weight, linear_score_matching
 from ldmjax.networks import (
     DiagonalLinearScore,
+    OwnNetwork,
     Preconditioned,
     ResidualMLP,
     RunInputs,
@@ -31,13 +24,11 @@ from ldmjax.networks import (
     mlp_flops,
     unet_flops,
 )
-from ldmjax.schedules import ContinuousSchedule, LinearVP
+from ldmjax.optimiser import TrainState, fresh_state
+from ldmjax.schedules import CONTINUOUS_METHODS, ContinuousSchedule, LinearVP, check_schedule, check_traceable
 
 MODELS = ("linear", "mlp", "unet")
-ADAM = optax.scale_by_adam(b2=0.99)
 DEFAULT_LEARNING_RATES = {"linear": 0.05, "mlp": 0.005, "unet": 0.005}
-EMA_LIMIT, EMA_LIMIT_AFTER = 0.9999, 50_000
-FEW_LEAVES = 8  # of a tree of parameters: an MLP's
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +36,10 @@ class TrainingConfig:
     """What all runs of one model class have in common.
 
     Attributes:
-      model: "linear" (`DiagonalLinearScore`), "mlp" (`ResidualMLP`) or "unet" (`UNet`).
+      model: "linear" (`DiagonalLinearScore`), "mlp" (`ResidualMLP`), "unet" (`UNet`), or a network of your own: a frozen
+        dataclass, whose fields name the training, with two methods. ``init(key)`` gives a pytree of parameters, and
+        ``apply(params, z, t)`` gives E[z_0 | z_t] ``[B, D]`` of z ``[B, D]`` and t ``[B]``; `networks.precondition` makes that
+        of a raw network. All runs then have D components.
       steps: optimiser steps.
       batch_size: clean latents per step; the linear class uses each on every level of its table, the others on one level.
       levels: rows of the linear class's table, >= 2.
@@ -60,7 +54,7 @@ class TrainingConfig:
       precision: of the U-Net's maps and products, "float32" or "bfloat16"; all else is in float32, and the other models are.
     """
 
-    model: str
+    model: Any
     steps: int
     batch_size: int
     levels: int = 128
@@ -75,8 +69,7 @@ class TrainingConfig:
     precision: str = "float32"
 
     def __post_init__(self):
-        if self.model not in MODELS:
-            raise ValueError(f"model must be one of {', '.join(MODELS)}, got {self.model!r}")
+        self._check_model()
         for name, least in [("steps", 1), ("batch_size", 1), ("levels", 2), ("hidden", 1), ("blocks", 0)]:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
@@ -87,6 +80,26 @@ class TrainingConfig:
             raise ValueError(f"precision {self.precision} is the U-Net's, got it with model {self.model!r}")
         if not self.logsnr_min < self.logsnr_max:
             raise ValueError(f"logsnr_min must be < logsnr_max, got {self.logsnr_min} and {self.logsnr_max}")
+
+    @property
+    def model_name(self) -> str:
+        """What runs and tables call the model: its name, or that of a network's class."""
+        return self.model if isinstance(self.model, str) else type(self.model).__name__
+
+    def _check_model(self):
+        allowed = f"model must be one of {', '.join(MODELS)}, or a network"
+        if isinstance(self.model, str):
+            if self.model not in MODELS:
+                raise ValueError(f"{allowed}, got {self.model!r}")
+            return
+        methods = {"init": "init(key)", "apply": "apply(params, z, t)"}
+        missing = [words for name, words in methods.items() if not callable(getattr(self.model, name, None))]
+        if missing:
+            raise ValueError(f"{allowed}, got {self.model_name} without {' and '.join(missing)}")
+        if not dataclasses.is_dataclass(self.model) or type(self.model).__hash__ is None:
+            raise ValueError(
+                f"{allowed} that is a frozen dataclass: its fields name a training; {self.model_name} is none"
+            )
 
     def _check_maps(self):
         if self.model != "unet":
@@ -107,22 +120,17 @@ class TrainingConfig:
         return math.prod(self.map_shape)
 
 
-class TrainState(NamedTuple):
-    """Arrays of one run: parameters, optimiser state, their power EMA, and the step at which it failed (-1: none)."""
-
-    params: PyTree
-    optimiser: optax.OptState
-    ema: PyTree
-    failed_at: jax.Array
-
-
 def make_network(config: TrainingConfig, width: int, key: jax.Array, latent_dim: jax.Array | int) -> nnx.Module:
-    """A fresh network of padded ``width`` D for a run of ``latent_dim``."""
+    """Returns a fresh network of padded ``width`` D for a run of ``latent_dim``."""
     schedule = config.schedule
+    check_schedule(schedule, CONTINUOUS_METHODS, what="training")
+    check_traceable(schedule)
     span = {"logsnr_min": config.logsnr_min, "logsnr_max": config.logsnr_max}
     if config.model == "linear":
         return DiagonalLinearScore(width, schedule=schedule, levels=config.levels, **span)
     rngs = nnx.Rngs(params=key)
+    if not isinstance(config.model, str):
+        return OwnNetwork(config.model, width=width, key=key)
     if config.model == "unet":
         size = {"channels": config.channels, "blocks": config.blocks}
         raw = UNet(config.map_shape, **size, precision=config.precision, rngs=rngs)
@@ -132,7 +140,7 @@ def make_network(config: TrainingConfig, width: int, key: jax.Array, latent_dim:
 
 
 def flops(config: TrainingConfig, latent_dim: int) -> int:
-    """Floating-point operations of the network of a run of ``latent_dim`` on one latent ("mlp" and "unet")."""
+    """Returns floating-point operations of the network of a run of ``latent_dim`` on one latent ("mlp" and "unet")."""
     if config.model == "unet":
         return unet_flops(config.map_shape, channels=config.channels, blocks=config.blocks)
     if config.model == "mlp":
@@ -141,7 +149,7 @@ def flops(config: TrainingConfig, latent_dim: int) -> int:
 
 
 def match_flops(config: TrainingConfig, latent_dim: int, target: int) -> TrainingConfig:
-    """``config`` with the width that brings its `flops` nearest to a target.
+    """Returns ``config`` with the width that brings its `flops` nearest to a target.
 
     The MLP's ``hidden`` is free; the U-Net's ``channels`` keep their proportions up to what meets the target: the first
     is free, each further one is moved by at most an eighth.
@@ -177,62 +185,19 @@ def _moved(channels: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 
 
 def graph_definition(config: TrainingConfig, width: int) -> nnx.GraphDef:
-    """The static half of the network; `nnx.merge` with parameters gives the network back."""
-    return nnx.split(nnx.eval_shape(lambda: make_network(config, width, threefry.key(0), 1)))[0]
+    """Returns the static half of the network; `nnx.merge` with parameters gives the network back."""
+    return nnx.split(nnx.eval_shape(lambda: make_network(config, width, random.key(0), 1)))[0]
 
 
 def init_state(config: TrainingConfig, width: int, key: jax.Array, latent_dim: jax.Array) -> TrainState:
-    """The state before the first step."""
+    """Returns the state before the first step."""
     return fresh_state(nnx.split(make_network(config, width, key, latent_dim))[1])
 
 
 def parameter_count(config: TrainingConfig, width: int) -> int:
     """Parameters of one network of padded ``width``; nothing is computed."""
-    state = jax.eval_shape(lambda latent_dim: init_state(config, width, threefry.key(0), latent_dim), width)
+    state = jax.eval_shape(lambda latent_dim: init_state(config, width, random.key(0), latent_dim), width)
     return sum(leaf.size for leaf in jax.tree.leaves(state.params))
-
-
-def fresh_state(params: PyTree) -> TrainState:
-    """The state before the first step, from initial parameters."""
-    return TrainState(params, ADAM.init(params), params, jnp.full((), -1, jnp.int32))
-
-
-class FlatParameters(NamedTuple):
-    """Parameters as one vector and back. A tree of one leaf needs no vector: it stands for its leaf."""
-
-    ravel: Callable[[PyTree], jax.Array]
-    unravel: Callable[[jax.Array], PyTree]
-
-    @classmethod
-    def of(cls, params: PyTree) -> "FlatParameters":
-        """For trees like ``params``, of which only shapes are read."""
-        leaves, treedef = jax.tree.flatten(params)
-        if len(leaves) == 1:
-            return cls(lambda tree: jax.tree.leaves(tree)[0], lambda leaf: jax.tree.unflatten(treedef, [leaf]))
-        ravel, back = jax.flatten_util.ravel_pytree, []
-        jax.eval_shape(lambda tree: back.append(ravel(tree)[1]), params)
-        return cls(lambda tree: ravel(tree)[0], back[0])
-
-    @classmethod
-    def in_training(cls, params: PyTree) -> "FlatParameters":
-        """For a loop of steps: `of` on a CPU, where Adam, EMA and freezing of a vector are a few operations and not dozens.
-
-        On an accelerator a tree of few leaves stays as it is: the compiler makes one kernel of the updates of all leaves, and
-        would need one more to cut each leaf out of a vector. With many leaves the check that all are finite costs more.
-        """
-        if platform() == "cpu" or len(jax.tree.leaves(params)) > FEW_LEAVES:
-            return cls.of(params)
-        return cls(lambda tree: tree, lambda tree: tree)
-
-
-def map_parameters(function: Callable[[PyTree], PyTree], state: TrainState) -> TrainState:
-    """The state with ``function`` of everything that has the shape of its parameters."""
-    adam = state.optimiser
-    return state._replace(
-        params=function(state.params),
-        optimiser=adam._replace(mu=function(adam.mu), nu=function(adam.nu)),
-        ema=function(state.ema),
-    )
 
 
 class Noising(NamedTuple):
@@ -248,27 +213,16 @@ def choose_noising(key: jax.Array) -> Noising:
     return Noising(jax.random.uniform(offset_key), noise_key)
 
 
-class Pace(NamedTuple):
-    """How far a step moves: the learning rate, and the share by which the EMA moves (1 - its decay)."""
-
-    rate: jax.Array
-    ema_share: jax.Array
-
-    def packed(self) -> jax.Array:
-        """Both as one array ``[2]``: for a loop over steps, which reads it with one kernel less."""
-        return jnp.stack(self)
-
-
 def batch_loss(
     config: TrainingConfig, network: nnx.Module, run: RunInputs, x0: jax.Array, noising: Noising, *, dim: jax.Array
 ) -> jax.Array:
-    """Denoising score matching on one batch of clean latents ``[B, D]``, ``dim`` of them not padding.
+    """Computes denoising score matching on clean latents ``[B, D]``, ``dim`` components of them not padding.
 
     Noise-weighted (linear) or EDM-weighted.
 
     The linear class sees the batch on every level of its table, the others on one level per latent, stratified over logsnr.
     """
-    noise = threefry.normal(noising.noise_key, *x0.shape) * run.mask
+    noise = random.normal(noising.noise_key, *x0.shape) * run.mask
     schedule = config.schedule
     if config.model == "linear":
         t = schedule.inverse_logsnr(jnp.asarray(network.level_logsnrs, jnp.float32))
@@ -280,75 +234,6 @@ def batch_loss(
     return denoising_score_matching(as_denoiser(network, run), x0, noise, t, weight, schedule=schedule, dim=dim)
 
 
-def train_step(
-    config: TrainingConfig,
-    graphdef: nnx.GraphDef,
-    flat: FlatParameters,
-    state: TrainState,
-    run: RunInputs,
-    *,
-    x0: jax.Array,
-    dim: jax.Array,
-    noising: Noising,
-    pace: Pace,
-    step: jax.Array,
-    counts: jax.Array | bool = True,
-) -> tuple[TrainState, jax.Array]:
-    """One optimiser step on clean latents ``x0`` ``[B, D]``; returns the new state and the loss (noise or EDM weighted).
-
-    The state's parameters are those of ``flat``; ``dim`` of the D components are not padding. A run whose loss or gradient is
-    not finite keeps its last state, for good, and remembers the step. A step that does not count changes nothing.
-    """
-
-    def build(vector):
-        return nnx.merge(graphdef, flat.unravel(vector))
-
-    def project(vector):
-        if config.model != "linear":
-            return vector
-        network = build(vector)
-        network.project(run)
-        return flat.ravel(nnx.split(network)[1])
-
-    def loss_of(vector):
-        return batch_loss(config, build(vector), run, x0, noising, dim=dim)
-
-    loss, gradient = jax.value_and_grad(loss_of)(state.params)
-    return apply_gradient(state, loss, gradient, pace=pace, step=step, project=project, counts=counts), loss
-
-
-def apply_gradient(
-    state: TrainState,
-    loss: jax.Array,
-    gradient: PyTree,
-    *,
-    pace: Pace,
-    step: jax.Array,
-    project: Callable[[PyTree], PyTree] = lambda params: params,
-    counts: jax.Array | bool = True,
-) -> TrainState:
-    """Adam, then ``project``, then the power EMA; a state that is not finite freezes.
-
-    A step that does not count (`loops.repeat`) changes nothing.
-    """
-    update, optimiser = ADAM.update(gradient, state.optimiser)
-    params = project(optax.apply_updates(state.params, jax.tree.map(lambda u: -pace.rate * u, update)))
-    ema = optax.incremental_update(params, state.ema, pace.ema_share)
-    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
-    running = (state.failed_at < 0) & counts
-    fine = finite & running
-    failed_at = jnp.where(running & ~finite, step, state.failed_at)
-    new = TrainState(params, optimiser, ema, failed_at)
-    kept = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, state)
-    return kept._replace(failed_at=failed_at)
-
-
-def ema_decay(step: jax.Array, ema_gamma: float) -> jax.Array:
-    """Decay of the power EMA after step ``step``, counted from 0; at most 0.9999 after 50,000 steps."""
-    power = (1.0 - 1.0 / (step + 1.0)) ** (ema_gamma + 1.0)
-    return jnp.where(step < EMA_LIMIT_AFTER, power, jnp.minimum(power, EMA_LIMIT))
-
-
 def unit_learning_rate(step: jax.Array, steps: int) -> jax.Array:
-    """Linear warm-up over 50 steps, constant to 30 % of training, then linear to 0; times each run's own rate."""
+    """Rises over 50 steps, is constant to 30 % of training, then falls linearly to 0; times each run's own rate."""
     return jnp.minimum(1.0, (step + 1) / 50) * jnp.minimum(1.0, (1.0 - step / steps) / 0.7)

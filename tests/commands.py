@@ -1,13 +1,18 @@
 """Experiments started as commands, several from one process or each in its own, their programs compiled quickly."""
 
+import functools
 import hashlib
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
+
+from experiments import launch
 
 ROOT = Path(__file__).parent.parent
 # XLA_FLAGS with which programs are compiled sooner: no speed is wanted of the commands that tests start.
@@ -16,11 +21,9 @@ NOT_OPTIMISED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive
 DRIVER = """
 import json, os, runpy, sys, tempfile, warnings
 import jax, matplotlib.figure, sklearn.datasets, scipy.stats
-from experiments import capped_scores, paper_figures, phase_diagram, flags
-from experiments.paper_figures import learned
-from ldmjax import plotting
-for name in ("capped_scores", "phase_diagram"):
-    del sys.modules["experiments." + name]
+import pandas
+from experiments import launch
+from ldmjax import chains, latent_diffusion, plotting, predictors, recommendation
 def start(experiment, arguments, draws=True):
     out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
     with warnings.catch_warnings():
@@ -112,3 +115,11 @@ def run_named_commands(experiment, arguments, where, *, drawn=()):
         patch.setenv("PYTHONPATH", str(where))
         results = run_commands(cases, where)
     return {name: (where / str(i), *result) for i, (name, result) in enumerate(zip(arguments, results, strict=True))}
+
+
+@functools.cache
+def started(experiment):
+    """The arguments that the experiment's command gives to `launch.main`."""
+    with mock.patch.object(launch, "main") as main, mock.patch.object(sys, "argv", [experiment]):
+        runpy.run_module(f"experiments.{experiment}", run_name="__main__", alter_sys=True)
+    return main.call_args

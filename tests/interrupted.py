@@ -11,16 +11,18 @@ class Interruption(Exception):
     """What stops a job in the middle."""
 
 
-def run_in_sessions(run: Callable[[Job], object], directory, *, at: Sequence[str]):
-    """Calls ``run(job)`` once for each of ``at``, stopped at the first line that holds it, then to its end.
+def run_in_sessions(run: Callable[[Job], object], directory, *, at: Sequence[str | int]):
+    """Calls ``run(job)`` once for each of ``at``, stopped at the first line that holds it or so many lines, then to its end.
 
     Returns:
       What the last call returned, and its lines.
     """
     for words in at:
+        seen = []
 
-        def stop(line, words=words):
-            if words in line:
+        def stop(line, words=words, seen=seen):
+            seen.append(line)
+            if words in line if isinstance(words, str) else len(seen) >= words:
                 raise Interruption
 
         with pytest.raises(Interruption):

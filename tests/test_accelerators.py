@@ -17,10 +17,9 @@ import pytest
 from experiments import optimal_stopping
 from experiments.few_states import learned, mixture
 from experiments.optimal_stopping.evaluation import stopping_results
-from experiments.optimal_stopping.setup import make_problems, make_specs
+from experiments.optimal_stopping.setup import make_specs
 from ldmjax import (
     autoencoders,
-    data,
     devices,
     experts,
     latent_diffusion,
@@ -83,13 +82,14 @@ def train_experts(count):
 def sample_main_job(**options):
     """The MLPs of the main job, drawn from and measured at every stop."""
     config = optimal_stopping.Config(latent_dims=(64,), seeds=(0,), mlp_steps=STEPS, **options)
-    problems = make_problems(data.digits(), config)
-    twins = {key: problem for key, problem in problems.by_key.items() if problem.is_twin}
+    problems = config.load()
+    twins = {key: p for key, p in problems.by_key.items() if p.is_twin}
     problems = dataclasses.replace(problems, by_key=twins)
     specs = make_specs(config, "mlp", problems)
 
     def job():
-        stopping_results(sweeps.train(specs, problems.latents, config.training("mlp")), problems, config)
+        trained = sweeps.train(specs, problems.latents, config.training("mlp"))
+        stopping_results(trained, problems, config)
 
     return ahead_of_time.recorded(job, program=TRAINING + 1)
 

@@ -1,4 +1,4 @@
-"""coverage: draws are kept one by one, and an interrupted case goes on to the same records."""
+"""coverage: laws and truths are exact, controls cannot gain, draws are kept one by one, tables count what they say."""
 
 import json
 
@@ -6,22 +6,25 @@ import numpy as np
 import pytest
 
 from experiments import coverage
-from experiments.coverage import few_rows, noisy
+from experiments.coverage import few_rows, noisy, report, sampler
 from experiments.coverage.laws import SHAPES, Law
+from experiments.launch import Results, read_results, write_results
 from ldmjax import data
-from ldmjax.checkpoints import NOTHING_KEPT, Store
+from ldmjax.job import Job
 
 COVARIANCE = np.diag(data.spectrum_variances("power:1.5", 8))
-SAMPLER = coverage.Case(name="sampler", covariance=COVARIANCE, latent_dim=3, n=40, samples=256, stops=5)
+SAMPLER = sampler.Case(name="sampler", covariance=COVARIANCE, latent_dim=3, n=40, samples=256, stops=5)
 LAW = Law(variances=np.diag(COVARIANCE))
 NOISY = noisy.Case(name="noisy", law=LAW, latent_dim=3, n=40, reference=200, stops=8, samples=256, metrics=("w2",))
 
 
 @pytest.mark.parametrize(
-    ("analysis", "case", "place"), [(coverage, SAMPLER, "_record"), (noisy, NOISY, "_draw")], ids=["sampler", "noisy"]
+    ("module", "case", "place"),
+    [(sampler, SAMPLER, "make_row"), (noisy, NOISY, "analyse")],
+    ids=["sampler", "noisy"],
 )
-def test_an_interrupted_case_goes_on_to_the_same_records(monkeypatch, tmp_path, analysis, case, place):
-    original, calls = getattr(analysis, place), []
+def test_an_interrupted_case_goes_on_to_the_same_records(monkeypatch, tmp_path, module, case, place):
+    original, calls = getattr(module, place), []
 
     def counted(*arguments):
         calls.append(arguments)
@@ -29,18 +32,34 @@ def test_an_interrupted_case_goes_on_to_the_same_records(monkeypatch, tmp_path, 
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(analysis, place, counted)
-    how = {"draws": 5, "first_seed": 7, "report": lambda line: None}
+    monkeypatch.setattr(module, place, counted)
+    how = {"draws": 5, "first_seed": 7}
     with pytest.raises(KeyboardInterrupt):
-        analysis.run_case(case, store=Store(tmp_path), **how)
-    kept = len(list((tmp_path / "pieces").iterdir()))
+        coverage.run_case(case, job=Job(tmp_path), **how)
+    kept = len(list((tmp_path / "pieces").glob("*.json")))
     assert kept >= 2
-    resumed = analysis.run_case(case, store=Store(tmp_path), **how)
+    resumed = coverage.run_case(case, job=Job(tmp_path), **how)
     assert len(calls) == 4 + 5 - kept
-    assert json.dumps(resumed, default=float) == json.dumps(
-        analysis.run_case(case, store=NOTHING_KEPT, **how), default=float
-    )
+    assert json.dumps(resumed, default=float) == json.dumps(coverage.run_case(case, **how), default=float)
     assert [row["seed"] for row in resumed] == [7, 8, 9, 10, 11]
+
+
+def test_exact_score_is_on_its_law_and_never_stops_early():
+    """The debiased curve stays within 5 standard errors of the exact discretised law at every stop."""
+    case = sampler.Case(
+        name="exact", covariance=COVARIANCE, latent_dim=3, estimate="exact", samples=1024, steps=40, stops=5
+    )
+    rows = coverage.run_case(case, draws=4)
+    assert len(rows) == 4 and max(row["worst_deviation"] for row in rows) < 5
+    assert not any(row["verdict"] == "stop early" for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", range(3))
+def test_intervals_hold_an_interior_optimum_as_often_as_they_say(index):
+    rows = coverage.run_case(sampler.default_cases(100)[index], draws=100, first_seed=5000)
+    inside = [row["covered"] for row in rows if row["interior"]]
+    assert 0.85 <= np.mean(inside) <= 0.99
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -70,15 +89,8 @@ def test_the_truth_of_a_mixture_is_that_of_closed_forms(monkeypatch, metric):
 
 @pytest.mark.parametrize("shape", SHAPES[1:])
 def test_the_model_has_the_training_covariance_and_the_points_shape(shape):
-    case = noisy.Case(
-        name="x",
-        law=Law(variances=LAW.variances, shape=shape),
-        latent_dim=3,
-        n=200,
-        reference=200,
-        stops=3,
-        samples=256,
-    )
+    law = Law(variances=LAW.variances, shape=shape)
+    case = noisy.Case(name="x", law=law, latent_dim=3, n=200, reference=200, stops=3, samples=256)
     problem = noisy.make_problem(case, 0)
     latents, law = problem.candidate.latents, problem.truth._latents
     np.testing.assert_allclose(law.covariance, np.cov(latents.T, bias=True), atol=1e-9)
@@ -98,19 +110,38 @@ def test_points_with_the_true_covariance_cannot_gain():
         assert curve[-1] == pytest.approx(0.0, abs=1e-10) and np.all(np.diff(curve) < 0)
 
 
-def test_the_better_of_two_dimensions_is_chosen_from_few_rows():
-    choice = few_rows.Choice(name="choice", reference=256)
-    rows = few_rows.run_case(choice, draws=2, report=lambda line: None)
+def shown(rows, where, analysis):
+    """The report of rows, from their files."""
+    write_results(where, Results(rows=[{"analysis": analysis, **row} for row in rows]))
+    return report.report(read_results(where, coverage.Config(analyses=(analysis,)))).text.splitlines()
+
+
+def test_the_better_of_two_dimensions_is_chosen_from_few_rows(tmp_path):
+    rows = coverage.run_case(few_rows.Choice(name="choice", reference=256), draws=2)
     assert all(row["right"] and row["exact_best"][1] < row["exact_best"][0] for row in rows)
-    assert "choice: right 100 %" in few_rows.choices(rows) and few_rows.choices([{"case": "x"}]) == ""
+    *_, names, line = shown(rows, tmp_path, "few_rows")
+    exact = np.mean([row["exact_best"] for row in rows], axis=0)
+    assert "d = 128, exactly" in names and line.split()[:3] == ["choice", "2", "100%"]
+    assert [float(word) for word in line.split()[-3::2]] == pytest.approx(exact, abs=0.006)
 
 
-def test_the_table_counts_false_and_found_claims():
+def test_the_table_counts_false_and_found_claims(tmp_path):
     row = {
         "case": "a", "metric": "w2", "interior": False, "covered": True, "interval_width": 1.0, "gain_covered": True,
         "exact_gain": 0.0, "verdict": "cannot tell",
     }  # fmt: skip
     found = row | {"exact_gain": 0.2, "verdict": "stop early", "interior": True, "covered": False}
-    lines = coverage.table([row, row, found, row | {"verdict": "stop early"}]).splitlines()
-    assert "33.3 % of 3" in lines[-1] and "100.0 % of 1" in lines[-1] and "75.0 %" in lines[-1]
-    assert coverage.table([{"choice": True}]) == ""
+    lines = shown([row, row, found, row | {"verdict": "stop early"}], tmp_path, "sampler")
+    assert "33.3% of 3" in lines[-1] and "100.0% of 1" in lines[-1] and "75.0%" in lines[-1]
+    (case,) = (line.split() for line in lines if line.startswith("a "))
+    assert case == "a w2 4 1 0.0% 3 100.0% 1.00 100.0% 5.000% 50.0% 0.0% 50.0%".split()
+
+
+def test_a_share_of_the_draws_is_never_less_than_two():
+    config = coverage.Config(draws=10, analyses=tuple(coverage.ANALYSES))
+    for name, case in config.cases(None):
+        assert config.draws_of(case) == {1.0: 10, 0.2: 2}[case.share], name
+    planted = coverage.Config(draws=10).cases(data.spectrum("power:0.5", 600))[-2:]
+    assert [(name, case.name, case.latent_dim) for name, case in planted] == [
+        ("sampler", "planted, n = 500", 499), ("noisy_autoencoder", "planted, n = 500", 499),
+    ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The contest: crossings, targets and speed-ups with known answers, selection, tables and records, the whole command."""
+"""The contest: crossings, targets and speed-ups with known answers, selection, tables and records, the whole experiment."""
 
 import dataclasses
 import json
@@ -7,20 +7,21 @@ import re
 import jax
 import numpy as np
 import pytest
-from commands import run_commands
 
-from experiments import tasks
-from experiments.disentangled import contest, report, setup
-from experiments.disentangled.setup import Config, Run, Setting
-from experiments.flags import make_ladder
-from ldmjax import data, oracle, records
-from ldmjax.checkpoints import Store
+from experiments import disentangled
+from experiments.disentangled import Config, Setting, Trainer, contest, report
+from experiments.disentangled.contest import Run
+from experiments.launch import read_results, write_results
+from ldmjax import data, oracle, records, tasks
+from ldmjax.job import NO_JOB, Job
+from ldmjax.schedules import make_ladder
 
 METRIC = "flow_error"
 KIND = ("karras", 8, 1, 2, "noise")
 STEPS = np.array([1, 2, 4, 8, 16, 32])
 TINY = Config(
-    ladders=("karras", "linear_beta"), levels=8, many_levels=40, experts=(1, 2, 8), samples_per_state=(2, 4),
+    tasks=("gaussian",), ladders=("karras", "linear_beta"), levels=8, many_levels=40, experts=(1, 2, 8),
+    samples_per_state=(2, 4),
     sample_budget=1024, checkpoints=6, learning_rates=(0.1, 0.2), seeds=(0, 1, 2), samples=64,
 )  # fmt: skip
 GAUSSIAN = tasks.gaussian_task(dim=3)
@@ -32,15 +33,11 @@ def make_run(kind=KIND, *, ddim, dpmpp_2m=None, ddim_all=None, rate=0.1, seed=0,
     curves = {"ddim": ddim, "dpmpp_2m": ddim if dpmpp_2m is None else dpmpp_2m}
     if ddim_all is not None:
         curves["ddim_all"] = [ddim_all]
-    ladder, levels, experts, samples, parameterisation = kind
     return Run(
-        setting=Setting(
-            ladder=ladder, levels=levels, experts=experts, samples_per_state=samples, learning_rate=rate, seed=seed,
-            parameterisation=parameterisation,
-        ),
+        setting=Setting(*kind, rate, seed),
         steps=steps, sample_gradients=steps * batch, seconds=steps * seconds,
         errors={s: {name: np.asarray(curve, np.float64) for name in names} for s, curve in curves.items()},
-        parameters=100 * experts, training_bytes=1600 * experts, diverged=False,
+        parameters=100 * kind[2], training_bytes=1600 * kind[2], diverged=False,
     )  # fmt: skip
 
 
@@ -155,9 +152,9 @@ def test_speed_up_is_a_bound_where_there_is_no_crossing():
 def planted(changes=()):
     """One run of every kind on the selection seed: 4 n^-1/2 but for ``changes``, {kind: (curve, samples per step)}."""
     found = {}
-    for levels_kind in contest.kinds(TINY, "karras"):
+    for program in TINY.programs("karras"):
         for p in contest.PARAMETERISATIONS:
-            kind = (*levels_kind, p)
+            kind = (*program, p)
             curve, batch = dict(changes).get(kind, (4.0 * STEPS**-0.5, 16))
             found[kind] = make_run(kind, ddim=curve, dpmpp_2m=2.0 * curve, batch=batch)
     return found
@@ -167,49 +164,52 @@ BASELINE = ("linear_beta", 40, 1, 2, "noise")
 WINNER = ("karras", 8, 2, 4, "v")
 
 
+def choose(chosen):
+    return contest.choose_setting(chosen, TINY.baseline, METRIC, levels=8)
+
+
 def test_chosen_setting_is_the_planted_one():
-    assert contest.baseline_kind(TINY) == BASELINE
+    assert TINY.baseline == BASELINE
     strong = (1.0 * STEPS**-0.5, 16)
     # As good, but of many levels: not among those that T-space chooses from.
     chosen = planted({WINNER: strong, (*BASELINE[:4], "v"): (0.5 * STEPS**-0.5, 16)})
-    assert contest.choose_setting(chosen, TINY, METRIC) == (WINNER, "ddim")
+    assert choose(chosen) == (WINNER, "ddim")
     chosen[WINNER] = make_run(WINNER, ddim=4.0 * STEPS**-0.5, dpmpp_2m=1.0 * STEPS**-0.5)
-    assert contest.choose_setting(chosen, TINY, METRIC) == (WINNER, "dpmpp_2m")
+    assert choose(chosen) == (WINNER, "dpmpp_2m")
     for order in (1, -1):
         shuffled = dict(list(chosen.items())[::order])
-        assert contest.choose_setting(shuffled, TINY, METRIC) == (WINNER, "dpmpp_2m")
+        assert choose(shuffled) == (WINNER, "dpmpp_2m")
 
 
 def test_choice_needs_speed_in_steps_and_in_samples():
     """Many times fewer steps of many times the samples lose to a setting that saves some of both."""
     steps_only = ("karras", 8, 8, 4, "v")
-    both = {unit: goal for unit, goal in contest.GOAL.items()}
-    assert set(both) == {"sequential_steps", "sample_gradients"}
+    assert set(contest.GOAL) == {"sequential_steps", "sample_gradients"}
     # 30 times fewer steps at 0.6 of the samples; 5 and 3.3 times.
     chosen = planted({steps_only: (4.0 * (30 * STEPS) ** -0.5, 16 * 50), WINNER: (4.0 * (5 * STEPS) ** -0.5, 24)})
-    assert contest.choose_setting(chosen, TINY, METRIC) == (WINNER, "ddim")
+    assert choose(chosen) == (WINNER, "ddim")
 
 
 def test_setting_that_never_gets_there_loses_to_all_that_do():
     late = {kind: (40.0 * STEPS**-0.5, 16) for kind in planted() if kind[1] == 8}
     near = ("karras", 8, 8, 2, "noise")
-    assert contest.choose_setting(planted(late | {near: (4.1 * STEPS**-0.5, 16)}), TINY, METRIC) == (near, "ddim")
+    assert choose(planted(late | {near: (4.1 * STEPS**-0.5, 16)})) == (near, "ddim")
     slow = ("karras", 8, 2, 2, "noise")
     changes = late | {near: (4.1 * STEPS**-0.5, 16), slow: (4.0 * STEPS**-0.5, 16 * 1000)}
-    assert contest.choose_setting(planted(changes), TINY, METRIC) == (slow, "ddim")
+    assert choose(planted(changes)) == (slow, "ddim")
 
 
 def test_setting_without_a_number_is_never_chosen():
     for broken in (("linear_beta", 8, 1, 2, "noise"), ("karras", 8, 1, 2, "noise"), ("karras", 8, 8, 4, "v")):
         changes = {WINNER: (1.0 * STEPS**-0.5, 16), broken: (np.full(6, np.nan), 16)}
-        assert contest.choose_setting(planted(changes), TINY, METRIC) == (WINNER, "ddim")
+        assert choose(planted(changes)) == (WINNER, "ddim")
 
 
-def test_kinds_are_the_joint_models_and_the_grid_without_repetition():
-    found = contest.kinds(TINY, "karras")
+def test_programs_are_the_joint_models_and_the_grid_without_repetition():
+    found = TINY.programs("karras")
     assert found[:2] == [("linear_beta", 40, 1, 2), ("linear_beta", 8, 1, 2)]
     assert found[2:] == [("karras", 8, k, m) for m in (2, 4) for k in (1, 2, 8)]
-    same = contest.kinds(TINY, "linear_beta")
+    same = TINY.programs("linear_beta")
     assert same[:2] == found[:2] and len(same) == len(set(same)) == 7
 
 
@@ -217,7 +217,7 @@ def test_kinds_are_the_joint_models_and_the_grid_without_repetition():
 @pytest.mark.parametrize("levels", [8, 40, 41])
 def test_sampled_levels_are_levels_that_were_trained(name, levels):
     """Level k of the chain is level numbers[k] of the trained ladder, the noisiest among them; 0 is clean data."""
-    chain = setup.Trainer(GAUSSIAN, TINY, print).chain(name, levels)
+    chain = Trainer(GAUSSIAN, TINY).chain(name, levels)
     assert chain.trained.t_max == levels and chain.sampled.t_max == 8 and chain.numbers.shape == (9,)
     np.testing.assert_array_equal(chain.trained.alpha(chain.numbers), chain.sampled.alpha(np.arange(9)))
     np.testing.assert_array_equal(chain.trained.sigma(chain.numbers), chain.sampled.sigma(np.arange(9)))
@@ -229,13 +229,13 @@ def test_sampled_levels_are_levels_that_were_trained(name, levels):
 
 def test_ladder_is_the_one_whose_exact_chain_is_closest():
     config = dataclasses.replace(TINY, ladders=("scaled_linear", "karras", "spectral", "cosine"))
-    trainer = setup.Trainer(GAUSSIAN, config, print)
-    name, scores = contest.choose_ladder(trainer)
+    trainer = Trainer(GAUSSIAN, config)
+    name, scores = disentangled.choose_ladder(trainer)
     lam = np.linalg.eigvalsh(GAUSSIAN.training.T @ GAUSSIAN.training / len(GAUSSIAN.training))
     expected = {}
     for ladder_name in config.ladders:
         ladder = make_ladder(ladder_name, 8, lam)
-        for sampler in setup.SAMPLERS:
+        for sampler in contest.SAMPLERS:
             law = oracle.chain_variances(lam, ladder.alpha_levels, ladder.sigma_levels, sampler=sampler)[-1]
             error = np.sqrt(np.sum((np.sqrt(law) - np.sqrt(lam)) ** 2) / np.sum(lam))
             assert scores[ladder_name][sampler] == pytest.approx(error, rel=1e-6)
@@ -245,12 +245,12 @@ def test_ladder_is_the_one_whose_exact_chain_is_closest():
 
 def test_ladder_is_chosen_by_its_better_sampler():
     """Karras is better for DDIM, but 2M on uniform logsnr is best of all four."""
-    trainer = setup.Trainer(GAUSSIAN, dataclasses.replace(TINY, ladders=("karras", "uniform_logsnr")), print)
-    name, scores = contest.choose_ladder(trainer)
+    trainer = Trainer(GAUSSIAN, dataclasses.replace(TINY, ladders=("karras", "uniform_logsnr")))
+    name, scores = disentangled.choose_ladder(trainer)
     assert scores["karras"]["ddim"] < scores["uniform_logsnr"]["ddim"] and name == "uniform_logsnr"
 
 
-class Planned(setup.Trainer):
+class Planned(Trainer):
     """Trains nothing. Rate 0.2 beats 0.1, 0.3 beats both by DDIM only, 0.4 has no number, 0.5 froze at a good one.
 
     v is better than noise by a fifth; K = 8 with v by another factor of 4.
@@ -276,16 +276,18 @@ class Planned(setup.Trainer):
 
 @pytest.fixture
 def planned(monkeypatch):
-    monkeypatch.setattr(contest, "Trainer", Planned)
+    monkeypatch.setattr(disentangled, "Trainer", Planned)
     Planned.calls = []
     return Planned
 
 
+KARRAS = dataclasses.replace(TINY, ladders=("karras",))
+
+
 def test_rates_and_setting_are_chosen_on_the_selection_seed_and_reported_on_others(planned):
     lines = []
-    config = dataclasses.replace(TINY, ladders=("karras",))
-    outcome = contest.run_task(GAUSSIAN, config, lines.append)
-    count = len(contest.kinds(config, "karras"))
+    runs = disentangled.run_task(GAUSSIAN, KARRAS, Job(show=lines.append))
+    count = len(KARRAS.programs("karras"))
     assert len(planned.calls) == 2 * count and "karras" in lines[0]
     for settings in planned.calls[:count]:
         assert {(s.seed, s.learning_rate, s.parameterisation) for s in settings} == {
@@ -293,34 +295,32 @@ def test_rates_and_setting_are_chosen_on_the_selection_seed_and_reported_on_othe
         }
     for settings in planned.calls[count:]:
         assert {(s.seed, s.learning_rate) for s in settings} == {(seed, 0.2) for seed in (0, 1, 2)}
-    assert len(outcome.selection) == 4 * count and len(outcome.reported) == 2 * count
-    for kind, runs in outcome.reported.items():
-        assert [run.setting.seed for run in runs] == [0, 1, 2] and {run.setting.kind for run in runs} == {kind}
-    kind, sampler = outcome.best
-    assert (kind[2], kind[4], sampler, outcome.ladder) == (8, "v", "ddim", "karras")
+    selection, reported = runs[: 4 * count], runs[4 * count :]
+    assert {run.setting.seed for run in selection} == {100} and len(reported) == 6 * count
+    for i in range(0, len(reported), 3):
+        own = [run.setting for run in reported[i : i + 3]]
+        assert [s.seed for s in own] == [0, 1, 2] and len({s.kind for s in own}) == 1
 
 
-def test_an_interrupted_contest_trains_only_what_is_missing(monkeypatch, tmp_path, planned):
+def test_an_interrupted_contest_trains_only_what_is_missing(monkeypatch, tmp_path):
     calls = []
 
-    def train(self, settings, store):
+    def train(self, settings, job):
         calls.append(settings)
-        assert (store.directory is None) == (self.store.directory is None)
+        assert (job.directory is None) == (self.job.directory is None)
         if len(calls) == 8:
             raise KeyboardInterrupt
-        return [planned.run(self, s) for s in settings]
+        return [Planned.run(self, s) for s in settings]
 
-    monkeypatch.setattr(contest, "Trainer", setup.Trainer)
-    monkeypatch.setattr(setup.Trainer, "_train", train)
-    config = dataclasses.replace(TINY, ladders=("karras",))
+    monkeypatch.setattr(Trainer, "_train", train)
     with pytest.raises(KeyboardInterrupt):
-        contest.run_task(GAUSSIAN, config, lambda line: None, Store(tmp_path))
-    resumed = contest.run_task(GAUSSIAN, config, lambda line: None, Store(tmp_path))
+        disentangled.run_task(GAUSSIAN, KARRAS, Job(tmp_path))
+    resumed = disentangled.run_task(GAUSSIAN, KARRAS, Job(tmp_path))
     # Six sets of the grid and two of the joint models, chosen and reported: each once, the eighth twice.
     assert len(calls) == 2 * 8 + 1 and calls[7] == calls[8]
-    plain = contest.run_task(GAUSSIAN, config, lambda line: None)
-    assert json.dumps(records.plain(report.make_records(resumed, config))) == json.dumps(
-        records.plain(report.make_records(plain, config))
+    plain = disentangled.run_task(GAUSSIAN, KARRAS)
+    assert json.dumps(records.plain(disentangled.make_rows(GAUSSIAN, resumed, KARRAS))) == json.dumps(
+        records.plain(disentangled.make_rows(GAUSSIAN, plain, KARRAS))
     )
 
 
@@ -328,8 +328,8 @@ def test_an_interrupted_contest_trains_only_what_is_missing(monkeypatch, tmp_pat
     ("rates", "best"), [((0.1, 0.4), 0.1), ((0.4, 0.1), 0.1), ((0.2, 0.3), 0.3), ((0.5, 0.1), 0.1)]
 )
 def test_rate_is_the_best_by_the_better_sampler_and_never_one_that_diverges(planned, rates, best):
-    outcome = contest.run_task(GAUSSIAN, dataclasses.replace(TINY, learning_rates=rates), lambda line: None)
-    assert {run.setting.learning_rate for runs in outcome.reported.values() for run in runs} == {best}
+    runs = disentangled.run_task(GAUSSIAN, dataclasses.replace(TINY, learning_rates=rates))
+    assert {run.setting.learning_rate for run in runs if run.setting.seed != 100} == {best}
 
 
 @pytest.mark.parametrize(("levels", "count", "samples"), [(8, 1, 2), (8, 8, 2), (8, 3, 4), (40, 1, 4)])
@@ -337,7 +337,7 @@ def test_trainer_trains_what_the_setting_says(monkeypatch, levels, count, sample
     """Batch, steps and checkpoints handed to `experts.train`, and what of its result becomes whose run."""
     asked = {}
 
-    def train(specs, data, config, *, experts_per_batch, store, report):
+    def train(specs, data, config, *, experts_per_batch, job):
         asked.update(specs=specs, data=data, config=config, experts_per_batch=experts_per_batch)
         marks = np.array(config.checkpoints)
         failed_at = np.full((len(specs), config.experts), -1)
@@ -345,8 +345,8 @@ def test_trainer_trains_what_the_setting_says(monkeypatch, levels, count, sample
         params = np.broadcast_to(np.arange(len(marks))[:, None, None], (len(marks), len(specs), 1))
         return FakeTrained(marks, params, 3.0 * marks, 123, 456, failed_at)
 
-    monkeypatch.setattr(setup.experts, "train", train)
-    trainer = setup.Trainer(GAUSSIAN, dataclasses.replace(TINY, experts_per_batch=5), print)
+    monkeypatch.setattr(disentangled.experts, "train", train)
+    trainer = Trainer(GAUSSIAN, dataclasses.replace(TINY, experts_per_batch=5))
     settings = [
         Setting(ladder="karras", levels=levels, experts=count, samples_per_state=samples, parameterisation=p,
                 learning_rate=0.1, seed=seed)
@@ -378,7 +378,7 @@ def test_trainer_trains_what_the_setting_says(monkeypatch, levels, count, sample
 
 @dataclasses.dataclass
 class FakeTrained:
-    """What `setup.Trainer` reads of `experts.TrainedExperts`."""
+    """What `Trainer` reads of `experts.TrainedExperts`."""
 
     checkpoints: np.ndarray
     params: np.ndarray
@@ -399,20 +399,19 @@ class FakeTrained:
             }  # fmt: skip
 
         both = {"ddim": summary(0.0), "dpmpp_2m": summary(0.5)}
-        return summary(0.0) if "measure_all" in function.__name__ else both
+        return {"ddim_all": summary(0.0)} if "measure_all" in function.__name__ else both
 
 
 def test_error_of_samples_that_are_not_finite_is_infinite():
-    trainer = setup.Trainer(GAUSSIAN, TINY, print)
     summary = {"mean": np.full(3, np.nan), "covariance": np.full((3, 3), np.nan), "sliced_w2_squared": np.array(np.nan),
                "sliced_standard_error": np.array(np.nan), "flow_error": np.array(np.nan),
                "trajectory_error": np.array(np.nan)}  # fmt: skip
-    assert set(trainer._error(summary).values()) == {np.inf}
+    assert set(disentangled.errors_of(summary, GAUSSIAN).values()) == {np.inf}
 
 
 def test_measured_errors_of_the_exact_model_are_the_closed_form():
     """An exact denoiser on 40 levels sampled on 8: no error along its own chain, the chain's own error to the flow."""
-    trainer = setup.Trainer(GAUSSIAN, TINY, print)
+    trainer = Trainer(GAUSSIAN, TINY)
     chain = trainer.chain("linear_beta", 40)
     start = trainer.starts(3)
     assert start.shape == (64, 3) and np.all(start == trainer.starts(3)) and np.all(start != trainer.starts(4))
@@ -425,28 +424,53 @@ def test_measured_errors_of_the_exact_model_are_the_closed_form():
     for summary, ladder, sampler in [
         (measured[0]["ddim"], chain.sampled, "ddim"),
         (measured[0]["dpmpp_2m"], chain.sampled, "dpmpp_2m"),
-        (measured[1], chain.trained, "ddim"),
+        (measured[1]["ddim_all"], chain.trained, "ddim"),
     ]:
         law = oracle.chain_variances(lam, ladder.alpha_levels, ladder.sigma_levels, sampler=sampler)[-1]
         expected = np.sqrt(np.mean((start * (np.sqrt(law) - flow)) ** 2))
         assert float(summary["flow_error"]) == pytest.approx(expected, rel=0.01)
         assert float(summary.get("trajectory_error", 0.0)) < 1e-4
         np.testing.assert_allclose(np.var(start, axis=0) * law, np.diag(summary["covariance"]), rtol=1e-3)
-    assert "trajectory_error" not in measured[1] and "trajectory_error" in measured[0]["ddim"]
+    assert "trajectory_error" not in measured[1]["ddim_all"] and "trajectory_error" in measured[0]["ddim"]
+
+
+def read_again(results, config, where):
+    """Results as a report sees them."""
+    write_results(where, results)
+    records.write_metadata(where, **results.metadata)
+    return read_results(where, config)
 
 
 @pytest.fixture
-def outcome(planned):
-    return contest.run_task(GAUSSIAN, dataclasses.replace(TINY, ladders=("karras",)), lambda line: None)
+def results(planned, monkeypatch, tmp_path):
+    monkeypatch.setattr(tasks, "make_tasks", lambda *names, **how: [GAUSSIAN])
+    return read_again(disentangled.compute(KARRAS, None, NO_JOB), KARRAS, tmp_path)
+
+
+@pytest.fixture
+def outcome(results):
+    return report.read_outcomes(results)[0]
+
+
+def test_runs_are_read_from_the_files_as_they_were(outcome, planned):
+    for kind, runs in outcome.runs.items():
+        for run in runs:
+            made = planned.run(planned, run.setting)
+            assert run.setting.kind == kind and (run.parameters, run.diverged) == (made.parameters, made.diverged)
+            for unit, cost in made.costs.items():
+                np.testing.assert_array_equal(run.costs[unit], cost)
+            for chain, errors in made.errors.items():
+                for metric, curve in errors.items():
+                    np.testing.assert_array_equal(run.errors[chain][metric], curve)
+    assert (outcome.best, outcome.ladder) == ((("karras", 8, 8, 2, "v"), "ddim"), "karras")
 
 
 def test_ingredients_lead_from_the_baseline_to_the_chosen_setting(outcome):
-    choices = [(kind, s) for kind in outcome.reported if kind[1] == 8 for s in setup.SAMPLERS]
+    choices = [(kind, s) for kind in outcome.runs if kind[1] == 8 for s in contest.SAMPLERS]
     for best in choices:
-        changed = dataclasses.replace(outcome, best=best, ladder="karras")
-        steps = report.ingredients(changed, TINY)
+        steps = report.ingredients(outcome._replace(best=best))
         assert steps[0][1:] == (BASELINE, "ddim") and best in [step[1:] for step in steps]
-        assert all(step[1] in outcome.reported for step in steps)
+        assert all(step[1] in outcome.runs for step in steps)
         assert all(a[1:] != b[1:] for a, b in zip(steps, steps[1:], strict=False))
         # Up to the chosen setting one thing changes at a time.
         path = steps[: [step[1:] for step in steps].index(best) + 1]
@@ -454,27 +478,35 @@ def test_ingredients_lead_from_the_baseline_to_the_chosen_setting(outcome):
             assert sum(a != b for a, b in zip((*kind, sampler), (*after, sampler_after), strict=True)) == 1
 
 
-def test_tables_show_known_speed_ups(outcome):
+def test_tables_show_known_speed_ups(results):
     """K = 8 with v needs 1/16 of the steps of the joint v model, 1/25 of the baseline's; K matters for nothing else."""
-    text = report.tables(outcome, TINY)
-    lines = text.splitlines()
+    text = report.report(results).text
     states, experts, table = text.split("\n\n")
     assert "8 levels against 40" in states and "K experts on the 8 levels of karras" in experts and "contest" in table
-    chosen = next(line for line in lines if line.startswith("+ K = 8") and "chosen" in line)
+    chosen = next(line for line in table.splitlines() if line.startswith("+ K = 8") and "chosen" in line)
     assert chosen.count("25 [25, 25]") == 3 and " 0.2 " in chosen
-    rows = [line.split() for line in experts.splitlines()[2:-1]]
+    lines = experts.splitlines()[2:-1]
+    rows = [line.split() for line in lines]
     assert [(r[0], r[1], r[2]) for r in rows] == [
         (p, m, k) for p in ("noise", "v") for m in ("2", "4") for k in ("1", "2", "8")
     ]
     assert [r[3] for r in rows[:3]] == ["100", "200", "800"]
-    assert "1 [1, 1]" in experts and all(("16 [16, 16]" in line) == (line.split()[2] == "8" and line.split()[0] == "v")
-                                        for line in experts.splitlines()[2:-1])  # fmt: skip
+    assert "1 [1, 1]" in experts
+    assert all(("16 [16, 16]" in line) == (r[2] == "8" and r[0] == "v") for line, r in zip(lines, rows, strict=True))
     # Mean and half range over seeds of 1, 1.01 and 1.02 times 32^-1/2.
     assert "0.1785 ±0.0018" in states
 
 
-def test_records_of_known_runs(outcome):
-    rows = report.make_records(outcome, TINY)
+def test_report_without_times_at_checkpoints_shows_the_other_units(results):
+    """Workdirs of version 0.6."""
+    of_all = {name: seconds[-1] for name, seconds in results.metadata["training_seconds"].items()}
+    old = dataclasses.replace(results, metadata={"training_seconds": of_all})
+    chosen = next(line for line in report.report(old).text.splitlines() if "chosen" in line)
+    assert chosen.count("25 [25, 25]") == 2 and "not kept" in chosen
+
+
+def test_records_of_known_runs(results):
+    rows, arrays = results.rows, results.arrays
     assert len(rows) == 16 * 2 + 16 * 3 and len({row["name"] for row in rows}) == len(rows)
     chosen = [row for row in rows if row["chosen"]]
     assert [row["seed"] for row in chosen] == [0, 1, 2] and {row["role"] for row in chosen} == {"reported"}
@@ -493,71 +525,28 @@ def test_records_of_known_runs(outcome):
         assert row["speed_up"]["ddim"]["1"]["sample_gradients_bound"] is None
     assert "speed_up" not in rows[0] and rows[0]["role"] == "selection" and rows[0]["seed"] == 100
     assert "wall" not in json.dumps(rows) and "seconds" not in json.dumps(rows)
-    arrays = report.curve_arrays([outcome])
     assert arrays["name"].tolist() == [row["name"] for row in rows]
     np.testing.assert_allclose(arrays["ddim_flow_error"][:, -1], [row["final"]["ddim"]["flow_error"] for row in rows])
-    assert list(report.seconds_of([outcome])) == arrays["name"].tolist()
+    assert list(results.metadata["training_seconds"]) == arrays["name"].tolist()
 
 
-def test_diverged_seed_of_the_baseline_spoils_neither_tables_nor_figure(outcome, tmp_path):
+def test_diverged_seed_of_the_baseline_spoils_neither_tables_nor_figure(planned, monkeypatch, tmp_path):
     """Hours of training come before them."""
-    first, *others = outcome.reported[BASELINE]
-    broken = make_run(BASELINE, ddim=np.full(6, np.inf), ddim_all=np.inf, seed=first.setting.seed, rate=0.2)
-    reported = outcome.reported | {BASELINE: [dataclasses.replace(broken, diverged=True), *others]}
-    spoilt = dataclasses.replace(outcome, reported=reported)
-    assert "its chain of 8" in report.tables(spoilt, TINY) and len(report.make_records(spoilt, TINY)) == 80
-    report.save_figure(tmp_path, spoilt, TINY)
-    assert (tmp_path / "contest_gaussian.png").read_bytes().startswith(b"\x89PNG")
+    original = planned.run
 
+    def run(self, s):
+        made = original(self, s)
+        if (s.kind, s.seed) != (BASELINE, 0):
+            return made
+        broken = make_run(BASELINE, ddim=np.full(6, np.inf), ddim_all=np.inf, seed=0, rate=0.2)
+        return dataclasses.replace(broken, diverged=True)
 
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [([3.0], (3, 3, 3)), ([5.0, 1.0, 2.0], (2, 1, 5)), ([4.0, 1.0], (2.5, 1, 4)), ([4.0, 1.0, 2.0, 9.0], (3, 1, 9))],
-)
-def test_median_and_range(values, expected):
-    assert contest.median_and_range(values) == pytest.approx(expected)
-
-
-def test_defaults_of_the_command_are_those_of_the_configuration():
-    """Read from the flags' definitions, since the library reads none."""
-    from absl import flags as absl_flags
-
-    from experiments.disentangled import __main__ as command
-
-    own = absl_flags.FlagValues()
-    mocked = pytest.MonkeyPatch()
-    with mocked.context() as patch:
-        for name in ("DEFINE", "DEFINE_flag"):
-            define = getattr(absl_flags, name)
-            patch.setattr(absl_flags, name, lambda *a, define=define, **k: define(*a, flag_values=own, **k))
-        command.define_flags()
-    for field in dataclasses.fields(Config):
-        value = own[field.name].value
-        assert (tuple(value) if isinstance(value, list) else value) == field.default, field.name
-
-
-def test_quick_version_is_allowed():
-    from experiments.disentangled.__main__ import QUICK
-
-    quick = Config(**{name: tuple(value) if isinstance(value, list) else value for name, value in QUICK.items()})
-    assert quick.sample_budget < Config().sample_budget
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"samples": 65}, "samples must be a multiple of 64"),
-        ({"many_levels": 8}, "many_levels must be > 8"),
-        ({"experts": (1, 9)}, "experts must be 1..8"),
-        ({"experts": (2, 8)}, "include 1"),
-        ({"selection_seed": 2}, "selection_seed must not be among"),
-        ({"sample_budget": 100}, "sample_budget must be >= "),
-        ({"checkpoints": 20}, "sample_budget must be >= "),
-    ],
-)
-def test_bad_configurations_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(TINY, **changes)
+    monkeypatch.setattr(planned, "run", run)
+    monkeypatch.setattr(tasks, "make_tasks", lambda *names, **how: [GAUSSIAN])
+    spoilt = read_again(disentangled.compute(KARRAS, None, NO_JOB), KARRAS, tmp_path)
+    assert sum(row["diverged"] for row in spoilt.rows) == 1 and len(spoilt.rows) == 80
+    made = report.report(spoilt)
+    assert "its chain of 8" in made.text and list(made.figures) == ["contest_gaussian"]
 
 
 @pytest.mark.parametrize("changes", [{}, {"samples_per_state": (2,)}, {"large_batch_budgets": 1}])
@@ -576,65 +565,22 @@ def test_steps_spend_the_budget():
     assert [config.steps(m) for m in (2, 4, 16)] == [4096 // 16, 3 * 4096 // 32, 3 * 4096 // 128]
 
 
-SMALL = (
-    "--tasks=gaussian --ladders=linear_beta --levels=8 --many_levels=40 --experts=1,8 --samples_per_state=2"
-    " --sample_budget=512 --checkpoints=3 --learning_rates=0.003,0.01 --seeds=0,1 --samples=64 --hidden=8"
-    " --experts_per_batch=2"
-).split()
-REFUSED = [
-    ("--experts=1,9", "1..8"), ("--experts=8", "include 1"), ("--experts=1,1", "none twice"),
-    ("--samples=100", "multiple of 64"), ("--sample_budget=63", ">= 64"), ("--seeds=100", "among the seeds"),
-    ("--selection_seed=1", "among the seeds"), ("--tasks=moons", "mixture, gaussian, data"),
-    ("--tasks=data --spectrum=power:1", "--spectrum=power:1"), ("--tasks=data --latent_dim=65", "1..61"),
-    ("--latent_dim=0", "latent_dim"), ("--many_levels=8", "> 8"), ("--many_levels=1001", "1_000"),
-    ("--ladders=cosine,steps", "karras, uniform_logsnr"), ("--ladders=karras,karras", "none twice"),
-    ("--ladders=rectified_flow", "rectified_flow"), ("--sigma_min=81", "< --sigma_max"), ("--sigma_min=nan", "> 0"),
-    ("--levels=12 --many_levels=12", "> 12"), ("--learning_rates=0", "> 0"),
-    ("--checkpoints=1", "checkpoints"), ("--blocks=-1", "blocks"), ("--tasks=data --data=faces", "faces"),
-    ("stray", "stray"), ("--nonsense=1", "nonsense"), ("--workdir=/dev/null/x", "/dev/null/x"),
-]  # fmt: skip
+SMALL = Config(
+    tasks=("gaussian",), ladders=("linear_beta",), levels=8, many_levels=40, experts=(1, 8), samples_per_state=(2,),
+    sample_budget=512, checkpoints=3, learning_rates=(0.003, 0.01), seeds=(0, 1), samples=64, hidden=8, experts_per_batch=2,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory):
-    """The command and every refusal."""
-    where = tmp_path_factory.mktemp("disentangled")
-    cases = [
-        ("disentangled", [*SMALL, f"--workdir={where / f'refused{i}'}", *case[0].split()])
-        for i, case in enumerate(REFUSED)
-    ]
-    first, *refused = run_commands([("disentangled", [*SMALL, f"--workdir={where / 'a'}"]), *cases], where)
-    return where, first, refused
+def small(tmp_path_factory):
+    """A contest that is trained."""
+    results = disentangled.compute(SMALL, data.digits(), Job(tmp_path_factory.mktemp("job")))
+    return read_again(results, SMALL, tmp_path_factory.mktemp("files"))
 
 
-def test_command_writes_its_files(commands):
-    where, (status, _, error), _ = commands
-    assert status == 0 and error == "", error
-    assert sorted(p.name for p in (where / "a").iterdir()) == [
-        "checkpoints", "contest_gaussian.png", "curves.npz", "flags.txt", "metadata.json", "records.jsonl",
-    ]  # fmt: skip
-    assert (where / "a/contest_gaussian.png").read_bytes().startswith(b"\x89PNG")
-    assert "workdir" not in (where / "a/flags.txt").read_text()
-    metadata = json.loads((where / "a/metadata.json").read_text())
-    assert metadata["data_sha256"] == data.digits().digest and metadata["seconds"] > 0
-    assert all(seconds > 0 for seconds in metadata["training_seconds"].values())
-
-
-@pytest.mark.slow
-def test_command_reruns_to_the_same_bytes(commands):
-    where = commands[0]
-    arguments = [f"--flagfile={where / 'a/flags.txt'}", f"--workdir={where / 'b'}"]
-    ((status, _, error),) = run_commands([("disentangled", arguments, False)], where)
-    assert status == 0 and error == "", error
-    for name in ("records.jsonl", "flags.txt"):
-        assert (where / "a" / name).read_bytes() == (where / "b" / name).read_bytes(), name
-
-
-def test_command_keeps_a_record_and_curves_of_every_run(commands):
-    where = commands[0]
-    rows = records.load_records(where / "a")
-    selection = [row for row in rows if row["role"] == "selection"]
-    reported = [row for row in rows if row["role"] == "reported"]
+def test_every_run_has_its_record(small):
+    selection = [row for row in small.rows if row["role"] == "selection"]
+    reported = [row for row in small.rows if row["role"] == "reported"]
     programs = {(40, 1), (8, 1), (8, 8)}
     assert {(row["levels"], row["experts"], row["parameterisation"], row["seed"]) for row in reported} == {
         (t, k, p, seed) for t, k in programs for p in ("noise", "v") for seed in (0, 1)
@@ -644,7 +590,7 @@ def test_command_keeps_a_record_and_curves_of_every_run(commands):
         same = [other for other in selection if row["name"].split("/lr")[0] == other["name"].split("/lr")[0]]
         best = min(same, key=lambda other: min(other["final"][s][METRIC] for s in ("ddim", "dpmpp_2m")))
         assert len(same) == 2 and row["learning_rate"] == best["learning_rate"]
-    for row in rows:
+    for row in small.rows:
         # 512 samples in steps of 2 for each of 8 levels; the long ladder gets as many.
         assert row["steps"] == 32 and row["sample_gradients"] == 512 and row["learning_rate"] in (0.003, 0.01)
         timed = 3 * 16 * 8 if row["experts"] == 1 else 0
@@ -657,37 +603,32 @@ def test_command_keeps_a_record_and_curves_of_every_run(commands):
             "rel_fd", "sliced_w2_squared", "sliced_standard_error", "flow_error", "trajectory_error",
         }  # fmt: skip
         assert all(0 < value < np.inf for value in row["final"]["dpmpp_2m"].values())
-    assert {row["levels"] for row in rows if row["chosen"]} == {8} and sum(row["chosen"] for row in rows) == 2
+    assert {row["levels"] for row in small.rows if row["chosen"]} == {8} and sum(
+        row["chosen"] for row in small.rows
+    ) == 2
     assert all(set(row["speed_up"]["ddim"]) == {"0.25", "0.5", "1"} for row in reported)
-    with np.load(where / "a/curves.npz") as curves:
-        assert curves["name"].tolist() == [row["name"] for row in rows]
-        assert curves["sequential_steps"].tolist() == [[8, 16, 32]] * 24
-        assert curves["sample_gradients"].tolist() == [[128, 256, 512]] * 24
-        for sampler in ("ddim", "dpmpp_2m"):
-            finals = [row["final"][sampler][METRIC] for row in rows]
-            np.testing.assert_allclose(curves[f"{sampler}_flow_error"][:, -1], finals)
-        # Training helps v, which starts at a sensible place.
-        v = [row["parameterisation"] == "v" for row in rows]
-        assert np.all(curves["ddim_flow_error"][v, -1] < curves["ddim_flow_error"][v, 0])
-    finals = [row["final"]["ddim"][METRIC] for row in reported
-              if (row["levels"], row["experts"], row["parameterisation"]) == (8, 1, "v")]  # fmt: skip
-    assert f"{np.mean(finals):.4f} ±{abs(finals[0] - finals[1]) / 2:.4f}" in commands[1][1]
+    assert all(np.all(np.diff([0, *seconds]) > 0) for seconds in small.metadata["training_seconds"].values())
 
 
-def test_command_prints_its_three_tables(commands):
-    out = commands[1][1]
-    assert "gaussian: 8 levels against 40, joint model on linear_beta" in out
-    assert "gaussian: K experts on the 8 levels of linear_beta" in out
-    assert "gaussian: the contest. Chosen on seed 100, reported on seeds 0,1" in out
-    assert "24 models in" in out and str(commands[0] / "a") in out
-    assert "T = 40, K = 1, 2 samples per state: 4 models, 32 steps" in out
+def test_every_run_has_its_curves(small):
+    rows, curves = small.rows, small.arrays
+    assert curves["name"].tolist() == [row["name"] for row in rows]
+    assert curves["sequential_steps"].tolist() == [[8, 16, 32]] * 24
+    assert curves["sample_gradients"].tolist() == [[128, 256, 512]] * 24
+    for sampler in ("ddim", "dpmpp_2m"):
+        finals = [row["final"][sampler][METRIC] for row in rows]
+        np.testing.assert_allclose(curves[f"{sampler}_flow_error"][:, -1], finals)
+    # Training helps v, which starts at a sensible place.
+    v = [row["parameterisation"] == "v" for row in rows]
+    assert np.all(curves["ddim_flow_error"][v, -1] < curves["ddim_flow_error"][v, 0])
 
 
-@pytest.mark.parametrize("index", range(len(REFUSED)), ids=[bad for bad, _ in REFUSED])
-def test_bad_input_is_one_line_and_touches_nothing(commands, index):
-    where, _, answers = commands
-    status, out, error = answers[index]
-    assert status == 2 and out == "" and error.count("\n") == 1 and error.startswith("error: "), error
-    assert REFUSED[index][1] in error
-    assert REFUSED[index][0].split()[-1].lstrip("-").split("=")[0] in error
-    assert not (where / f"refused{index}").exists()
+def test_report_shows_the_records(small):
+    made = report.report(small)
+    finals = [
+        row["final"]["ddim"][METRIC]
+        for row in small.rows
+        if (row["role"], row["levels"], row["experts"], row["parameterisation"]) == ("reported", 8, 1, "v")
+    ]
+    assert f"{np.mean(finals):.4f} ±{abs(finals[0] - finals[1]) / 2:.4f}" in made.text
+    assert list(made.figures) == ["contest_gaussian"]

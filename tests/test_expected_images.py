@@ -5,8 +5,8 @@ import functools
 import numpy as np
 import pytest
 
-from experiments.recommend import expected_images as module
 from ldmjax import autoencoders, data
+from ldmjax.recommendation import expected_images as module
 
 RNG = np.random.default_rng(0)
 
@@ -72,7 +72,7 @@ def test_a_network_made_for_another_range():
     """The suite's convolutional autoencoder, trained on [-1, 1], gets [0, 1]."""
     train, others = digits()
     config = autoencoders.AutoencoderConfig(kind="conv", steps=300)
-    fitted = autoencoders.fit(train, [(16,)], config, seeds=[0], report=lambda line: None)[0]
+    fitted = autoencoders.fit(train, [(16,)], config, seeds=[0])[0]
     reconstruct = lambda x: fitted.decode(fitted.encode(x))  # noqa: E731
     assert module.check_autoencoder("own", reconstruct, others) == []
     assert "brought from [0, 1] to [-1, 1]" in refusal(reconstruct, (others + 1) / 2)
@@ -145,7 +145,7 @@ def test_what_is_linear_or_knows_no_range_passes(given, d):
 def test_the_suites_autoencoders_pass(kind):
     for train, others in (digits(), colours()):
         config = autoencoders.AutoencoderConfig(kind=kind, steps=40)
-        options = {"seeds": [0, 0], "report": lambda line: None}
+        options = {"seeds": [0, 0]}
         for fitted in autoencoders.fit(train, [(4,), (32,)], config, **options):
             assert module.check_autoencoder("own", lambda x, f=fitted: f.decode(f.encode(x)), others) == []
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldmjax import devices, experts, loops, oracle, process, samplers, training
+from ldmjax import devices, experts, loops, optimiser, oracle, process, samplers
 from ldmjax.job import Job
 from ldmjax.networks import BUMPS
 from ldmjax.schedules import Ladder, cosine_levels, karras_levels, rectified_flow_levels
@@ -49,7 +49,9 @@ def quick_compilation():
 def disentangled():
     """One expert per level, all of a device at once; two models that learn, two that stay, one that diverges."""
     lines = []
-    return experts.train(SPECS, DATA, config(6), experts_per_batch=15, job=Job(show=lines.append, line_every=0.0)), lines
+    return experts.train(
+        SPECS, DATA, config(6), experts_per_batch=15, job=Job(show=lines.append, line_every=0.0)
+    ), lines
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +305,7 @@ def test_checkpoints_are_shorter_runs(disentangled, watched):
         assert trained.seconds.shape == (2,) and np.all(np.diff([0.0, *trained.seconds]) > 0)
     began, *steps = lines
     assert began.startswith(f"K = 6, 5 models: 30 experts of {STEPS} steps, compiled in")
-    assert [line.split(" of 30 experts")[0] for line in steps] == [
+    assert [line.split(", loss")[0] for line in steps] == [
         f"K = 6, 5 models: step {done}/{STEPS}" for done in (EARLY, STEPS)
     ]
 
@@ -343,15 +345,19 @@ def test_diverging_model_is_frozen_and_says_when(disentangled, blocks, joint):
 
 def test_power_average_and_freezing_of_one_step():
     """After step k the average moves by 1 - (1 - 1/k)^(gamma + 1); what is not finite changes nothing but failed_at."""
-    state = training.fresh_state({"w": jnp.array([1.0, -2.0])})
+    state = optimiser.fresh_state({"w": jnp.array([1.0, -2.0])}, memory=jnp.zeros(()))
     gradient = {"w": jnp.array([0.5, -1.0])}
     average, seen = np.array([1.0, -2.0]), []
 
-    def pace(step):
-        return training.Pace(jnp.asarray(0.1), 1.0 - training.ema_decay(jnp.asarray(step), 2.0))
+    def apply(state, loss, gradient, step):
+        pace = {"rate": jnp.asarray(0.1), "ema_share": 1.0 - optimiser.ema_decay(jnp.asarray(step), 2.0)}
+        memory = jnp.asarray(1.0 + step)
+        return optimiser.apply_gradient(
+            state, jnp.asarray(loss), gradient, **pace, step=jnp.asarray(step), memory=memory
+        )
 
     for step in range(3):
-        state = training.apply_gradient(state, jnp.asarray(1.0), gradient, pace=pace(step), step=jnp.asarray(step))
+        state = apply(state, 1.0, gradient, step)
         seen.append(np.asarray(state.params["w"]))
         share = 1.0 - (1.0 - 1.0 / (step + 1)) ** 3
         average = (1.0 - share) * average + share * seen[-1]
@@ -362,8 +368,8 @@ def test_power_average_and_freezing_of_one_step():
         )
     for loss, slope, step in [(np.nan, 1.0, 7), (1.0, np.inf, 8), (1.0, 1.0, 9)]:
         bad = {"w": jnp.array([slope, 1.0])}
-        frozen = training.apply_gradient(state, jnp.asarray(loss), bad, pace=pace(step), step=jnp.asarray(step))
-        assert int(frozen.failed_at) == 7
+        frozen = apply(state, loss, bad, step)
+        assert int(frozen.failed_at) == 7 and float(frozen.memory) == 3.0
         for part in ("params", "optimiser", "ema"):
             for a, b in zip(jax.tree.leaves(getattr(frozen, part)), jax.tree.leaves(getattr(state, part)), strict=True):
                 np.testing.assert_array_equal(a, b)

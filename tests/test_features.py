@@ -1,21 +1,19 @@
 """Pixels, the classifier and its cache, linear maps, the user's functions, and every refusal."""
 
 import dataclasses
-import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
 
+from experiments.launch.data import FeatureSettings
+from experiments.launch.settings import SettingError
 from ldmjax import data, devices, features
 from ldmjax.features.classifier import classifier
+from ldmjax.job import Job
 
 SMALL = features.ClassifierConfig(hidden=32, steps=200, batch_size=64)
-
-
-def quiet(line):
-    pass
 
 
 @pytest.fixture(autouse=True)
@@ -229,7 +227,7 @@ def test_classifier_features_tell_classes_apart(digits):
     train, held_out = digits.split_indices(n=1400, seed=5)
     images = digits.images(digits.samples)
     known = data.from_samples("known", images[train].reshape(-1, 64), (8, 8), labels=digits.labels[train] + 7)
-    function, accuracy = classifier(known, SMALL, report=quiet)
+    function, accuracy = classifier(known, SMALL)
 
     def nearest_mean_accuracy(map_):
         values, labels = map_(images), digits.labels
@@ -247,13 +245,13 @@ def test_classifier_features_tell_classes_apart(digits):
 def test_classifier_that_cannot_know_is_at_chance():
     """Labels that do not depend on the images: the accuracy is that of held-out images, not of trained ones."""
     labels = np.random.default_rng(1).integers(0, 2, 400)
-    accuracy = classifier(dataset_of(random_images(400, 16, 16), labels), SMALL, report=quiet)[1]
+    accuracy = classifier(dataset_of(random_images(400, 16, 16), labels), SMALL)[1]
     assert abs(accuracy - 0.5) < 4 * 0.5 / np.sqrt(40)
 
 
 def test_classifier_is_trained_once(cache, digits):
     lines = []
-    first, accuracy = classifier(digits, SMALL, report=lines.append)
+    first, accuracy = classifier(digits, SMALL, job=Job(show=lines.append, line_every=0.0))
     images = digits.images(digits.samples[:40])
     values = first(images)
     assert sum("steps/s" in line and "s left" in line for line in lines) == 4 and "held-out images right" in lines[-1]
@@ -262,7 +260,7 @@ def test_classifier_is_trained_once(cache, digits):
 
     def again(expected_trainings, dataset=digits, config=SMALL):
         lines.clear()
-        function, same = classifier(dataset, config, report=lines.append)
+        function, same = classifier(dataset, config, job=Job(show=lines.append, line_every=0.0))
         assert sum("steps/s" in line for line in lines) == 4 * expected_trainings
         return function(images), same
 
@@ -287,16 +285,16 @@ def test_classifier_is_trained_once(cache, digits):
 def test_classifier_without_a_place_for_its_cache(cache, digits):
     cache.write_text("a file where the directory should be")
     lines = []
-    classifier(digits, SMALL, report=lines.append)
+    classifier(digits, SMALL, job=Job(show=lines.append, line_every=0.0))
     assert any("not kept for the next time" in line for line in lines)
 
 
 def test_only_the_first_process_writes_the_cache(cache, digits, monkeypatch):
     with monkeypatch.context() as other_process:
         other_process.setattr(jax, "process_index", lambda: 1)
-        own = classifier(digits, SMALL, report=quiet)[1]
+        own = classifier(digits, SMALL)[1]
     assert not cache.exists()
-    assert classifier(digits, SMALL, report=quiet)[1] == own and len(list(cache.iterdir())) == 1
+    assert classifier(digits, SMALL)[1] == own and len(list(cache.iterdir())) == 1
 
 
 @pytest.mark.parametrize(
@@ -308,33 +306,15 @@ def test_bad_configuration(field, value):
         features.ClassifierConfig(**{field: value})
 
 
-FLAGS_PROGRAM = """
-import sys
-from experiments import flags as shared
-shared.define_data_flags(); shared.define_feature_flags(); shared.define_common_flags('features')
-def main():
-    for f in shared.load_features(shared.load_dataset()):
-        print(f.name, f.dim, flush=True)
-for word in sys.argv[1:]:
-    sys.argv[1:] = ["--features=" + word]
-    try:
-        shared.run(main)
-    except SystemExit as end:
-        print("exit", end.code, flush=True)
-"""
-
-
-def test_feature_flags(tmp_path):
-    np.savez(tmp_path / "map.npz", weight=np.ones((64, 3)))
+def test_feature_settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "twin").mkdir()
-    np.savez(tmp_path / "twin" / "map.npz", weight=np.ones((64, 3)))
-    words = ["pixels,map.npz", "pixels,pixels", "pixels,inception", "map.npz,twin/map.npz"]
-    command = [sys.executable, "-c", FLAGS_PROGRAM, *words]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.stdout == "pixels 64\nmap 3\n" + 3 * "exit 2\n", done.stderr
-    repeated, unknown, same = done.stderr.splitlines()
-    assert "none twice" in repeated
-    assert (
-        "flag --features=pixels,inception: must be comma-separated descriptions out of pixels | classifier" in unknown
-    )
-    assert "must have different names, got map, map" in same
+    for name in ("map.npz", "twin/map.npz"):
+        np.savez(tmp_path / name, weight=np.ones((64, 3)))
+    found = FeatureSettings(features=("pixels", "map.npz")).load_features(data.digits())
+    assert [(f.name, f.dim) for f in found] == [("pixels", 64), ("map", 3)]
+    for refused in (("pixels", "pixels"), ("pixels", "inception")):
+        with pytest.raises(SettingError, match="features="):
+            FeatureSettings(features=refused)
+    with pytest.raises(SettingError, match="must have different names, got map, map"):
+        FeatureSettings(features=("map.npz", "twin/map.npz")).load_features(data.digits())

@@ -25,8 +25,9 @@ class Record:
 
 
 TREES = [
-    None, True, 7, -0.0, float("inf"), "text", [1, [2.5, "a"]], (1, (2,)), {"a": 1, ("w2", 3): (4,)}, np.float32(0.1), np.int64(3),
-    np.arange(6.0).reshape(2, 3), np.zeros((0, 3)), np.array(["a", "bc"]), Pair(1, np.ones(2)), [Record(np.arange(3), "y")],
+    None, True, 7, -0.0, float("inf"), "text", [1, [2.5, "a"]], (1, (2,)), {"a": 1, ("w2", 3): (4,)}, np.float32(0.1),
+    np.int64(3), np.arange(6.0).reshape(2, 3), np.zeros((0, 3)), np.array(["a", "bc"]), Pair(1, np.ones(2)),
+    [Record(np.arange(3), "y")],
 ]  # fmt: skip
 
 
@@ -171,5 +172,8 @@ def test_numbers_go_to_a_series():
     with Job(series=Series()).progress("linear", 20, unit="step", each=3) as progress:
         progress.update(10, loss=0.5)
         progress.update(20, loss=0.25)
-    assert [entry for entry in Series.seen if "loss" in entry[0]] == [("linear/loss", 10, 0.5), ("linear/loss", 20, 0.25)]
+    assert [entry for entry in Series.seen if "loss" in entry[0]] == [
+        ("linear/loss", 10, 0.5),
+        ("linear/loss", 20, 0.25),
+    ]
     assert {entry[0] for entry in Series.seen} == {"linear/loss", "linear/rate"}

@@ -433,3 +433,14 @@ def test_spectral_rule_is_nearly_optimal():
     assert best < ddim_error(start, variances) < 1.016 * best
     assert best < ddim_error(log_ratios(variances, levels=32, iterations=0), variances) < 1.03 * best
     assert 1.14 * best < min(ddim_error(ladder, variances) for ladder in uniform) < 1.20 * best
+
+
+@pytest.mark.parametrize("name", schedules.LADDERS)
+def test_names_stand_for_ladders(name):
+    limits = {"sigma_min": 0.01, "sigma_max": 50.0}
+    made = schedules.make_ladder(name, 9, VARIANCES, **limits)
+    arguments = (VARIANCES, 9) if name == "spectral" else (9,)
+    own = limits if name in ("karras", "uniform_logsnr") else {}
+    assert made == Ladder(*getattr(schedules, f"{name}_levels")(*arguments, **own))
+    with pytest.raises(ValueError, match="got 'sigmoid'"):
+        schedules.make_ladder("sigmoid", 9, VARIANCES)

@@ -1,30 +1,21 @@
-"""Every flag of every experiment refuses bad values: status 2, one line with flag, value and what is allowed, nothing written.
+"""Every setting of every experiment refuses what it does not allow: one line, status 2, nothing written.
 
-The values come from the flags' own table. One process imports all experiments, then forks once per command, since starting
-Python and importing JAX takes seconds; a few commands are started for real.
+The commands are generated from the declarations of the settings (`experiments.launch.settings`); what only a word's own check,
+or two settings together, refuse is listed here.
 """
 
-import contextlib
-import functools
-import importlib
-import io
-import json
-import os
-import runpy
-import signal
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import pytest
-from absl import flags
+from commands import ROOT, started
 
-from experiments.__main__ import sources
-from experiments.flags import command_line, launch
+from experiments import launch
+from experiments.__main__ import settings_page, sources
+from experiments.launch.command_line import CommandLine
+from experiments.launch.settings import ChoiceParser, ListParser, NumberParser, RangeParser, SwitchParser, WordParser
+from ldmjax import chunks, devices
 
-FLAGS = flags.FLAGS
-ROOT = Path(__file__).parent.parent
 HUGE = 10**12
 # Words whose check is their own, and values that it refuses.
 WORDS = {
@@ -83,7 +74,7 @@ TOGETHER = {
     ],
     "latent_vs_pixel": [
         ("--samples=2049", "samples", "even"),
-        ("--n=1700", "n", "2..1669"),
+        ("--n=1700", "n", "128..1669"),
         ("--spectrum=power:1", "spectrum", "must not be given"),
         ("--autoencoders=pca:65", "autoencoders", "1 <= d <= 64"),
         ("--autoencoders=kl:3x3x2", "autoencoders", "must have sides"),
@@ -91,7 +82,7 @@ TOGETHER = {
     ],
     "noisy_autoencoder": [
         ("--samples=4097", "samples", "even"),
-        ("--n=1700", "n", "<= 1669"),
+        ("--n=1700", "n", "128..1669"),
         ("--latent_dims=65", "latent_dims", "1..64"),
         ("--process=vp --readout=state", "readout", "must be rescaled"),
         ("--autoencoder=vq --latent_dims=3", "latent_dims", "multiple of"),
@@ -140,7 +131,7 @@ TOGETHER = {
     ],
     "stopping_by_metric": [
         ("--samples=2049", "samples", "even"),
-        ("--n=1700", "n", "2..1669"),
+        ("--n=1700", "n", "128..1669"),
         ("--latent_dims=65", "latent_dims", "1..64"),
         ("--process=vp --readout=state", "readout", "must be rescaled"),
         ("--autoencoders=pca --precision=bfloat16", "precision", "PCA has no activations"),
@@ -159,204 +150,121 @@ TOGETHER = {
 
 
 def malformed_values(name, parser):
-    """Values that a flag must refuse, by what its parser says of itself."""
-    kind = type(parser).__name__
-    if (
-        name in WORDS
-        and kind in ("_WordParser", "_ListParser")
-        and not hasattr(getattr(parser, "item", None), "choices")
-    ):
-        return ["", " ", *WORDS[name]]
-    if kind == "_ListParser":
-        good = getattr(parser.item, "choices", None) or [str(parser.item.high if parser.item.high < HUGE else 2)]
-        return [*malformed_values(name, parser.item), f"{good[0]},{good[0]}", f"{good[0]},", f",{good[0]}"]
-    if kind == "_NumberParser":
-        below = parser.low if parser.low_open else parser.low - 1
-        found = ["", "word", "nan", "-inf", "1;2", str(below), str(-HUGE)]
-        found += [] if parser.infinite else ["inf"]
-        found += [str(HUGE), str(parser.high if parser.high_open else parser.high + 1)] if parser.high < HUGE else []
-        return found + (["1.5", "1e3", "0x10", "true"] if parser.kind is int else ["1..5"])
-    if kind == "_ChoiceParser":
-        return ["", "absent", parser.choices[0].upper(), f"{parser.choices[0]}x"]
-    return {
-        "_SwitchParser": ["", "maybe", "2", "yes"],
-        "_RangeParser": ["", "8", "0:4", "5:4", "1:2:3", "a:b", "nan:2"],
-    }[kind]
+    """Values that a setting must refuse, by what its parser says of itself."""
+    match parser:
+        case WordParser():
+            return ["", " ", *WORDS[name]]
+        case ListParser(item=WordParser()):
+            return ["", " ", *WORDS[name]]
+        case ListParser():
+            item = parser.item
+            good = item.choices[0] if isinstance(item, ChoiceParser) else item.high if item.high < HUGE else 2
+            return [*malformed_values(name, item), f"{good},{good}", f"{good},", f",{good}"]
+        case NumberParser():
+            below = parser.low if parser.low_open else parser.low - 1
+            found = ["", "word", "nan", "-inf", "1;2", str(below), str(-HUGE)]
+            found += [] if parser.infinite else ["inf"]
+            found += (
+                [str(HUGE), str(parser.high if parser.high_open else parser.high + 1)] if parser.high < HUGE else []
+            )
+            return found + (["1.5", "1e3", "0x10", "true"] if parser.kind is int else ["1..5"])
+        case ChoiceParser():
+            return ["", "absent", parser.choices[0].upper(), f"{parser.choices[0]}x"]
+        case SwitchParser():
+            return ["", "maybe", "2", "yes"]
+        case RangeParser():
+            return ["", "8", "0:4", "5:4", "1:2:3", "a:b", "nan:2"]
 
 
-def commands_of(experiment):
-    """(arguments, what the line must hold, whether its main must run) of every malformed command; defines the flags."""
-    module = importlib.import_module(f"experiments.{experiment}")
-    if hasattr(module, "__path__"):
-        module = importlib.import_module(f"experiments.{experiment}.__main__")
-    module.define_flags()
-    found = []
-    for flag in experiment_flags():
-        allowed = flag.parser.allowed
-        for i, value in enumerate(malformed_values(flag.name, flag.parser)):
-            expected = [f"--{flag.name}={' '.join(value.split())}", allowed]
-            found.append(([f"--{flag.name}={value}"], expected, i == 0 or is_parsed(flag.parser, value)))
+def command_line(experiment):
+    return CommandLine({launch.OWN: started(experiment).args[0], launch.COMMON: launch.Launch})
+
+
+def malformed_commands(experiment):
+    """(arguments, what the line must hold) of every malformed command."""
+    line, found = command_line(experiment), []
+    for name in line.flags:
+        flag = line[name]
+        for value in malformed_values(name, flag.parser.of_setting):
+            found.append(([f"--{name}={value}"], [f"--{name}={' '.join(value.split())}", flag.parser.allowed]))
         if flag.boolean:
-            found.append(([f"--no{flag.name}=1"], [f"--no{flag.name}=1", "must be without a value"], False))
+            found.append(([f"--no{name}=1"], [f"--no{name}=1", "must be without a value"]))
         else:
-            found.append(([f"--{flag.name}"], [f"--{flag.name} has no value", allowed], False))
-            found.append(([f"--{flag.name}", "--quick"], [f"--{flag.name}=--quick", allowed], False))
-    found += [(words.split(), [f"--{name}=", reason], True) for words, name, reason in TOGETHER[experiment]]
+            found.append(([f"--{name}"], [f"--{name} has no value", flag.parser.allowed]))
+            found.append(([f"--{name}", "--quick"], [f"--{name}=--quick", flag.parser.allowed]))
+    found += [(words.split(), [f"--{name}=", reason]) for words, name, reason in TOGETHER.get(experiment, [])]
     return found + [
-        (["stray"], ["'stray'", "--name=value"], True),
-        (["--wrokdir=x"], ["--wrokdir=x", "did you mean --workdir?", "--help"], True),
-        (["--flagfile=absent"], ["--flagfile=absent", "readable text file"], True),
-        (["--flagfile=tests"], ["--flagfile=tests", "readable text file"], False),
+        (["stray"], ["'stray'", "--name=value"]),
+        (["--wrokdir=x"], ["--wrokdir=x", "did you mean --workdir?", "--help"]),
+        (["--flagfile=absent"], ["--flagfile=absent", "readable text file"]),
+        (["--flagfile=tests"], ["--flagfile=tests", "readable text file"]),
     ]
 
 
-def experiment_flags():
-    """The flags of the experiment whose flags are defined."""
-    return [flag for group in command_line.experiment_flags() for flag in group]
+@pytest.fixture
+def answer(monkeypatch, capsys):
+    """Runs a command in this process; returns its status, stdout and stderr."""
+    monkeypatch.setattr(devices, "start", lambda **options: None)
+    monkeypatch.setattr(chunks, "obey_signals", lambda: None)
+    monkeypatch.chdir(ROOT)
 
-
-def is_parsed(parser, value):
-    """Whether only the experiment itself can refuse this value."""
-    with contextlib.suppress(ValueError):
-        parser.parse(value)
-        return True
-    return False
-
-
-def in_child(action):
-    """(status, stdout, stderr) of ``action`` in a forked process."""
-    out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
-    child = os.fork()
-    if not child:
-        os.dup2(out.fileno(), 1)
-        os.dup2(err.fileno(), 2)
-        status = 1
+    def run(experiment, words):
+        monkeypatch.setattr(sys, "argv", [experiment, *words])
+        call, status = started(experiment), 0
         try:
-            action()
-            status = 0
+            launch.main(*call.args, **call.kwargs)
         except SystemExit as ending:
             status = ending.code
-        except BaseException:
-            import traceback
+        return status, *capsys.readouterr()
 
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status or 0)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    texts = []
-    for file in (out, err):
-        file.seek(0)
-        texts.append(file.read().decode())
-        file.close()
-    return status, *texts
-
-
-def start(experiment):
-    """Runs the experiment with the words in sys.argv."""
-    signal.alarm(20)  # a command that is not refused runs for minutes
-    runpy.run_module(f"experiments.{experiment}", run_name="__main__", alter_sys=True)
-
-
-def tabulate(experiment, workdirs):
-    """Prints the flags and [arguments, expected, status, stdout, stderr]; the last three are None if main must run."""
-    commands, answers = commands_of(experiment), []
-    for i, (arguments, expected, needs_main) in enumerate(commands):
-        answer = (None, None, None)
-        if not needs_main:
-            sys.argv = [experiment, *workdirs[i % 2 : i % 2 + 1], *arguments]
-            with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-                status = 0
-                try:
-                    launch.run(lambda: print("not refused"))
-                except SystemExit as ending:
-                    status = ending.code
-            answer = status, out.getvalue(), err.getvalue()
-            FLAGS.unparse_flags()
-        answers.append([arguments, expected, *answer])
-    print(json.dumps({"flags": [flag.name for flag in experiment_flags()], "answers": answers}))
-
-
-def drive(where):
-    """Runs all malformed commands, the workdir new and one with results by turns; writes answers.json."""
-    import_experiments()
-    workdirs = [f"--workdir={where / name}" for name in ("fresh", "held")]
-    results = {}
-    for name in sources():
-        status, out, err = in_child(functools.partial(tabulate, name, workdirs))
-        assert status == 0, err
-        results[name] = json.loads(out)
-        for i, answer in enumerate(results[name]["answers"]):
-            if answer[2] is None:
-                sys.argv = [name, *workdirs[i % 2 : i % 2 + 1], *answer[0]]
-                answer[2:] = in_child(functools.partial(start, name))
-    (where / "answers.json").write_text(json.dumps(results))
-
-
-def import_experiments():
-    """Leaves all that they import in memory, but not the modules that are run: runpy warns of those."""
-    importlib.import_module("sklearn.datasets")
-    for name in sources():
-        module = importlib.import_module(f"experiments.{name}")
-        if hasattr(module, "__path__"):
-            del sys.modules[importlib.import_module(f"experiments.{name}.__main__").__name__]
-        else:
-            del sys.modules[module.__name__]
+    return run
 
 
 def snapshot(directory):
     return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(directory.rglob("*")) if p.is_file()}
 
 
-@pytest.fixture(scope="module")
-def driven(tmp_path_factory):
-    where = tmp_path_factory.mktemp("malformed")
-    (where / "held").mkdir()
-    for name in ("records.jsonl", "flags.txt", "curves.npz"):
-        (where / "held" / name).write_text(f"the {name} of another run\n")
-    before = snapshot(where / "held")
-    subprocess.run(
-        [sys.executable, __file__, str(where)], check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
-    assert snapshot(where / "held") == before and list((where / "held").iterdir()) != []
-    assert sorted(p.name for p in where.iterdir()) == ["answers.json", "held"]
-    return json.loads((where / "answers.json").read_text())
-
-
 @pytest.mark.parametrize("experiment", sources())
-def test_malformed_commands_are_refused_with_one_line(driven, experiment):
-    answers = driven[experiment]["answers"]
-    assert len(answers) >= 8
-    wrong = []
-    for arguments, expected, status, out, err in answers:
+def test_malformed_commands_are_refused_with_one_line(experiment, answer, tmp_path):
+    (tmp_path / "held").mkdir()
+    for name in ("records.jsonl", "flags.txt", "curves.npz"):
+        (tmp_path / "held" / name).write_text(f"the {name} of another run\n")
+    before, wrong = snapshot(tmp_path / "held"), []
+    workdirs = [f"--workdir={tmp_path / name}" for name in ("fresh", "held")]
+    commands = malformed_commands(experiment)
+    for i, (words, expected) in enumerate(commands):
+        status, out, err = answer(experiment, [*workdirs[i % 2 : i % 2 + 1], *words])
         good = status == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
         if not (good and err.endswith("\n") and all(part in err for part in expected)):
-            wrong.append(f"{arguments} expects {expected}: status {status}, {out[-500:]}{err[-1000:]}")
+            wrong.append(f"{words} expects {expected}: status {status}, {out[-500:]}{err[-1000:]}")
     assert not wrong, "\n".join(wrong)
+    assert snapshot(tmp_path / "held") == before and sorted(p.name for p in tmp_path.iterdir()) == ["held"]
+    tried = " ".join(word for words, _ in commands for word in words)
+    assert [name for name in command_line(experiment).flags if tried.count(f"--{name}=") < 4] == []
 
 
 @pytest.mark.parametrize("experiment", sources())
-def test_every_flag_is_covered(driven, experiment):
-    tried = " ".join(word for arguments, *_ in driven[experiment]["answers"] for word in arguments)
-    assert {"workdir", "quick"} <= set(driven[experiment]["flags"])
-    assert [name for name in driven[experiment]["flags"] if tried.count(f"--{name}=") < 4] == []
+def test_help_says_what_every_setting_is_and_allows(experiment, answer):
+    status, out, err = answer(experiment, ["--help"])
+    line, flat = command_line(experiment), " ".join(out.split())
+    assert (status, err) == (0, "")
+    for name in line.flags:
+        assert f"--{name}=" in out or f"--[no]{name} " in out
+        assert " ".join(line[name].help.split()) in flat and (
+            line[name].boolean or f"Allowed: {' '.join(line[name].parser.allowed.split())}." in flat
+        )
 
 
-@pytest.mark.parametrize(
-    ("experiment", "word", "allowed"),
-    [
-        ("phase_diagram", "--draws=1000000000000", "a whole number >= 1 and <= 1_000_000"),
-        ("recommend", "--latent_scale=nan", "a finite number > 0, or one per channel"),
-        ("unused_states", "--quick=maybe", "true or false"),
-    ],
-)
-def test_real_command(tmp_path, experiment, word, allowed):
-    command = [sys.executable, "-m", f"experiments.{experiment}", f"--workdir={tmp_path / 'out'}", word]
+def test_a_real_command(tmp_path):
+    words = [f"--workdir={tmp_path / 'out'}", "--draws=1000000000000"]
+    command = [sys.executable, "-m", "experiments.phase_diagram", *words]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: flag {word}: must be {allowed}\n")
+    line = "error: flag --draws=1000000000000: must be a whole number >= 1 and <= 1_000_000\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
     assert not (tmp_path / "out").exists()
 
 
-if __name__ == "__main__":
-    drive(Path(sys.argv[1]))
+def test_the_docs_tables_of_settings_are_those_of_the_declarations():
+    assert (ROOT / "docs/settings.md").read_text() == settings_page(), (
+        "python -m experiments --settings > docs/settings.md"
+    )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ldmjax import convolutions, networks, training
+from ldmjax import convolutions, networks, optimiser, training
 from ldmjax.schedules import LinearVP, RectifiedFlow
 
 SPAN = {"logsnr_min": -10.0, "logsnr_max": 9.0}
@@ -190,14 +190,14 @@ def test_ema_is_the_papers_after_fifty_thousand_steps():
     gradient = {"w": jnp.full(1, 1.0)}
 
     def moved(step):
-        state = training.fresh_state(params)
-        pace = training.Pace(jnp.asarray(1.0), 1.0 - training.ema_decay(jnp.asarray(step), 7.0))
-        new = training.apply_gradient(state, jnp.zeros(()), gradient, pace=pace, step=jnp.asarray(step))
+        pace = {"rate": jnp.asarray(1.0), "ema_share": 1.0 - optimiser.ema_decay(jnp.asarray(step), 7.0)}
+        state = optimiser.fresh_state(params)
+        new = optimiser.apply_gradient(state, jnp.zeros(()), gradient, **pace, step=jnp.asarray(step))
         return float(new.ema["w"][0] / new.params["w"][0])
 
     assert moved(0) == pytest.approx(1.0)
     assert moved(9) == pytest.approx(1 - 0.9**8, rel=1e-5)
     assert moved(40_000) == pytest.approx(8 / 40_001, rel=1e-2)
     assert moved(1_000_000) == pytest.approx(1e-4, rel=1e-2)
-    slow = training.ema_decay(jnp.asarray([49_999, 50_000]), 1.0)
+    slow = optimiser.ema_decay(jnp.asarray([49_999, 50_000]), 1.0)
     np.testing.assert_allclose(1 - slow, [2 / 50_000, 1e-4], rtol=1e-2)

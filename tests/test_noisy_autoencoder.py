@@ -1,17 +1,17 @@
-"""The noisy autoencoder against the exact Gaussian law, images_needed, and what its predictions are worth on models."""
+"""The noisy autoencoder against the exact Gaussian law, images_needed, and the experiment that asks trained models."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
 import pytest
-from interrupted import run_in_sessions
-from scipy.spatial.distance import cdist
 
-from experiments import image_models, noisy_autoencoder, pieces
-from experiments.noisy_autoencoder import predictors, report
-from ldmjax import data, features, gaussians, metrics, oracle, records, samplers, schedules, stopping
+from experiments import noisy_autoencoder
+from experiments.launch.diffusion import ImageData
+from experiments.launch.results import read_results, write_results
+from experiments.noisy_autoencoder.report import report
+from ldmjax import data, features, gaussians, metrics, oracle, predictors, records, samplers, schedules, stopping
+from ldmjax.job import NO_JOB
 
 EARLY, NONE, UNKNOWN = stopping.VERDICTS
 LOGSNRS = np.array([-np.inf, -2.0, 0.0, 1.0, 3.0, 6.0, np.inf])
@@ -134,7 +134,7 @@ def test_every_latent_is_used_equally_often():
 def test_progress_and_refusals(gaussian):
     lines = []
     run(gaussian, logsnrs=np.array([0.0, 2.0]), samples=256, report=lines.append)
-    assert len(lines) == 2 and "level 1/2" in lines[0] and "0 s left" in lines[1] and "samples/s" in lines[1]
+    assert "level 2/2" in lines[-1] and "0 s left" in lines[-1]
     for bad in ([1.0, 1.0], [2.0, 1.0], [0.0, np.nan], [np.nan], [[0.0, 1.0]]):
         with pytest.raises(ValueError, match="logsnrs must rise, got"):
             run(gaussian, logsnrs=np.array(bad))
@@ -282,275 +282,102 @@ def test_a_chain_takes_the_variance_that_its_steps_lose(sampler):
         recorded(latents, samples=600, logsnrs=np.array([0.5, np.inf]), chain=chain)
 
 
-DIMS = (2, 4, 8)
-MODEL = {2: [5.0, 4.0, 4.5], 4: [3.0, 2.5, 2.0], 8: [6.0, 3.0, 4.0]}
-NOISY = {2: [5.0, 3.8, 4.0], 4: [3.0, 2.2, 2.4], 8: [5.0, 2.0, 3.0]}
-
-
-def make_case(d, seed=0, *, model=None, noisy=None, noise=0.0, **changes):
-    ripple = 1 + noise * np.random.default_rng([seed, d]).standard_normal((64, 1))
-    fields = {
-        "seed": seed, "latent_dim": d, "features": "pixels", "metric": "w2",
-        "model": np.array(MODEL[d] if model is None else model) * ripple,
-        "noisy": np.array(NOISY[d] if noisy is None else noisy) * np.ones((64, 1)),
-        "earlier": np.full(64, 1.01 * MODEL[d][-1]), "reconstruction_error": 1.0 / d, "interpolation": float(d),
-        "floor": 0.1, "memorisation": 0.9, "failed_at": None,
-    }  # fmt: skip
-    return predictors.Case(**fields | changes)
-
-
-def compared(cases, trained=None, scope="trained"):
-    trained = {(c.seed, c.latent_dim, c.features) for c in cases} if trained is None else trained
-    return {c.predictor: c for c in predictors.compare(cases, trained) if c.scope == scope}
-
-
-def test_regret_and_rank_correlation_by_hand():
-    found = compared([make_case(d) for d in DIMS])
-    expected = {  # choice, regret over the best, which is (4, 2) at 2.0, and tau
-        "noisy autoencoder": ((8, 1), 3.0 / 2 - 1, 1 / 3),
-        "reconstruction distance": ((4, 2), 0.0, 1.0),
-        "reconstruction error": ((8, 2), 4.0 / 2 - 1, 1 / 3),
-        "interpolated latents": ((2, 2), 4.5 / 2 - 1, -1 / 3),
-    }
-    assert tuple(found) == predictors.PREDICTORS == tuple(expected)
-    for name, (chosen, regret, tau) in expected.items():
-        c = found[name]
-        assert c.chosen == {0: chosen} and c.best == {0: (4, 2)} and c.dims == {0: [2, 4, 8]}
-        assert (c.regret, c.regret_low, c.regret_high) == pytest.approx((regret,) * 3)
-        assert (c.tau, c.tau_low, c.tau_high) == pytest.approx((tau,) * 3)
-
-
-def test_models_that_do_not_count_are_left_out():
-    cases = [make_case(d) for d in DIMS] + [make_case(2, 1, failed_at=7, model=[np.inf] * 3)]
-    trained = {(0, 2, "pixels"), (0, 8, "pixels")}
-    some, everything = (compared(cases, trained, scope)["noisy autoencoder"] for scope in ("trained", "all"))
-    assert some.dims == {0: [2, 8]} and some.best == {0: (8, 1)} and some.regret == 0 and np.isnan(some.tau)
-    assert everything.dims == {0: [2, 4, 8]} and everything.regret == pytest.approx(0.5)
-    assert compared(cases, set()) == {} and len(compared(cases, set(), "all")) == 4
-    elsewhere = {(s, d, "classifier") for s, d, _ in trained}
-    assert compared(cases, elsewhere) == {}
-
-
-def test_intervals_are_over_seeds_and_blocks():
-    second = {
-        2: [5.0, 4.0, 4.5],
-        4: [3.0, 2.5, 2.0],
-        8: [6.0, 2.0, 4.0],
-    }  # here the noisy choice (8, 1) ties with the best
-    cases = [make_case(d) for d in DIMS] + [make_case(d, 1, model=second[d]) for d in DIMS]
-    c = compared(cases)["noisy autoencoder"]
-    assert c.regret == pytest.approx(0.25)
-    # Means of two seeds drawn out of {0.5, 0}: 0, 0.25, 0.5 with 1/4, 1/2, 1/4.
-    assert (c.regret_low, c.regret_high) == pytest.approx((0.0, 0.5))
-    noisy = [make_case(d, noise=0.3) for d in DIMS]
-    c = compared(noisy)["noisy autoencoder"]
-    pick, best = noisy[2].model[:, 1], noisy[1].model[:, 2]
-    ratio = pick.mean() / best.mean()
-    error = ratio * np.std(pick / pick.mean() - best / best.mean(), ddof=1) / 8
-    assert c.regret == pytest.approx(ratio - 1)
-    assert c.regret_high - c.regret_low == pytest.approx(2 * 1.645 * error, rel=0.15)
-    assert c.regret_low < c.regret < c.regret_high
-
-
-def test_interval_of_the_rank_correlation_holds_the_predictors_own_noise():
-    """Predicted 2.2 and 2.0 for d = 4 and 8 change places from one half of the blocks to the other."""
-    cases = [make_case(d) for d in DIMS]
-    swing = np.where(np.arange(64) % 2, 3.0, -3.0)[:, None]
-    cases[2] = cases[2]._replace(noisy=cases[2].noisy + swing)
-    c = compared(cases)["noisy autoencoder"]
-    assert c.tau == pytest.approx(1 / 3) and (c.tau_low, c.tau_high) == pytest.approx((1 / 3, 1.0))
-
-
-def test_groups_are_spaces_and_metrics():
-    cases = [make_case(d, features=f, metric=m) for f in ("a", "b") for m in ("w2", "mmd") for d in DIMS]
-    found = predictors.compare(cases, {(0, d, "a") for d in DIMS})
-    assert [(c.features, c.metric, c.scope) for c in found[::4]] == [
-        ("a", "w2", "trained"), ("a", "w2", "all"), ("a", "mmd", "trained"), ("a", "mmd", "all"),
-        ("b", "w2", "all"), ("b", "mmd", "all"),
-    ]  # fmt: skip
-
-
-def test_regret_is_never_negative():
-    cases = [make_case(2, model=[0.02, 0.01, 0.01]), make_case(4, model=[0.1, 0.0, -0.001], noisy=[9.0, 9.0, 9.0])]
-    c = compared(cases)["noisy autoencoder"]
-    assert np.isnan(c.regret) or c.regret >= 0
-
-
-def test_which_models_count():
-    good = make_case(4)
-    assert good.improvement == pytest.approx(1 - 1 / 1.01) and good.excess == pytest.approx(2.0 / 2.4)
-    assert noisy_autoencoder.is_trained(good)
-    assert not noisy_autoencoder.is_trained(good._replace(earlier=np.full(64, 2.05)))
-    assert noisy_autoencoder.is_trained(good._replace(earlier=np.full(64, 1.5)))  # worse than before: not improving
-    assert not noisy_autoencoder.is_trained(good._replace(noisy=0.4 * good.noisy))
-    assert not noisy_autoencoder.is_trained(good._replace(failed_at=0))
-
-
-def test_a_far_model_does_not_count_when_the_reconstruction_is_at_the_floor():
-    assert not noisy_autoencoder.is_trained(make_case(8, noisy=[5.0, 1.0, -0.001]))
-
-
-def test_a_model_near_the_floor_has_not_diverged():
-    assert not make_case(8, model=[0.5, 0.2, 0.01], noisy=[0.5, 0.1, 5e-5]).diverged
-
-
-def test_a_diverged_model_is_one_that_failed_or_left_the_range():
-    assert not make_case(8).diverged and make_case(8, failed_at=3).diverged
-    assert make_case(8, model=[6.0, 3.0, 301.0]).diverged and make_case(8, model=[1.0, 1.0, np.inf]).diverged
-
-
-def test_kendall_is_counted_over_pairs():
-    rng = np.random.default_rng(6)
-    a, b = rng.permutation(6).astype(float), rng.permutation(6).astype(float)
-    b[0] = b[1]
-    pairs = [np.sign(a[i] - a[j]) * np.sign(b[i] - b[j]) for i in range(6) for j in range(i)]
-    assert predictors._kendall(a, b) == pytest.approx(np.mean(pairs))
-    np.testing.assert_allclose(
-        predictors._kendall(np.stack([a, -a]), np.stack([b, b])), [np.mean(pairs), -np.mean(pairs)]
-    )
-
-
-def test_interpolated_latents_are_midpoints_of_nearest_neighbours(monkeypatch):
-    z = np.random.default_rng(7).standard_normal((50, 2, 3)).astype(np.float32)
-    distances = cdist(z.reshape(50, 6), z.reshape(50, 6)) + np.diag(np.full(50, np.inf))
-    expected = 0.5 * (z + z[distances.argmin(axis=1)])
-    np.testing.assert_allclose(predictors.interpolated_latents(z), expected, rtol=1e-6)
-    monkeypatch.setattr(predictors, "NEIGHBOURS", 20)
-    np.testing.assert_allclose(predictors.interpolated_latents(z), expected[:20], rtol=1e-6)
-
-
 CONFIG = noisy_autoencoder.Config(
-    autoencoder="pca", latent_dims=DIMS, seeds=(0, 1), n=300, reference=200, training_steps=7,
-    sampling=image_models.SamplingConfig(steps=6, samples=256, stops=3, batch=128),
+    autoencoder="pca", latent_dims=(2, 4, 8), seeds=(0, 1), n=300, reference=200, training_steps=200, sampling_steps=6,
+    samples=512, stops=3, sampling_batch=128, hidden=32, learning_rate=0.01,
 )  # fmt: skip
 
 
 def test_compared_stops_are_the_clean_ones_of_the_chain():
     assert np.all(CONFIG.logsnrs >= -3) and CONFIG.logsnrs[-1] == np.inf and np.all(np.diff(CONFIG.logsnrs) > 0)
-    assert not CONFIG.kept[0] and CONFIG.kept[-1] and CONFIG.kept.sum() == len(CONFIG.logsnrs)
-    assert CONFIG.network.steps == 7 and CONFIG.network.model == "mlp"
+    assert not CONFIG.compared[0] and CONFIG.compared[-1] and CONFIG.compared.sum() == len(CONFIG.logsnrs)
+    assert CONFIG.mlp.steps == 200 and CONFIG.mlp.model == "mlp"
 
 
-@pytest.mark.slow
-def test_interrupted_job_ends_with_the_same_records(tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces, "SECONDS_BETWEEN_LINES", 0.0)
-    images = np.random.default_rng(9).standard_normal((600, 12)) * np.geomspace(1.0, 0.1, 12)
-    dataset = data.from_samples("images", images, (4, 3))
-    spaces = [features.load("pixels", dataset)]
-    config = dataclasses.replace(CONFIG, autoencoder="conv", autoencoder_steps=3, latent_dims=(2, 4), seeds=(1,))
-    alone = noisy_autoencoder.run(dataset, spaces, config, quiet)
-    again, lines = run_in_sessions(
-        lambda report, store: noisy_autoencoder.run(dataset, spaces, config, report, store),
-        tmp_path, at=["step 7/7", "training: 1/2", "predicted: 1/2"],
-    )  # fmt: skip
-    assert len(lines) == 1 and "predicted: 2/2" in lines[0]  # nothing else is left to do
-    for where, found in (("alone", alone), ("again", again)):
-        (tmp_path / where).mkdir()
-        records.write_records(tmp_path / where, report.make_records(found, dataset, config))
-    assert (tmp_path / "again" / "records.jsonl").read_bytes() == (tmp_path / "alone" / "records.jsonl").read_bytes()
-    curves = report.make_curves(alone, config)
-    for name, values in report.make_curves(again, config).items():
-        np.testing.assert_array_equal(values, curves[name])
+def test_settings_that_the_data_decide():
+    digits = data.digits()
+    config = noisy_autoencoder.Config().resolved(digits)
+    assert config.n == 898 and config.latent_dims == (2, 4, 6, 8, 12, 16, 32, 64)
+    assert CONFIG.resolved(digits) == CONFIG
 
 
 @pytest.fixture(scope="module")
-def outcome():
-    stops = len(CONFIG.logsnrs)
-
-    def curve(values):
-        return np.interp(np.arange(stops), np.linspace(0, stops - 1, 3), values)
-
-    cases = [
-        make_case(d, s, model=curve(MODEL[d]), noisy=curve(NOISY[d]), noise=0.02, metric=metric)
-        for metric in ("w2", "mmd")
-        for s in (0, 1)
-        for d in DIMS
-    ]
-    cases[0] = cases[0]._replace(earlier=np.full(64, 9.0))
-    trained = {
-        (c.seed, c.latent_dim, c.features) for c in cases if c.metric == "w2" and noisy_autoencoder.is_trained(c)
-    }
-    return noisy_autoencoder.Outcome(
-        cases=cases,
-        trained=trained,
-        comparisons=predictors.compare(cases, trained),
-        claims=predictors.count_claims(cases, trained),
-        costs=noisy_autoencoder.Costs(training=30.0, sampling=10.0, prediction=2.0),
-    )
+def computed():
+    """600 Gaussian images of 4 x 3 pixels, and the results."""
+    images = np.random.default_rng(9).standard_normal((600, 12)) * np.geomspace(1.0, 0.1, 12)
+    dataset = data.from_samples("images", images, (4, 3))
+    spaces = (features.load("pixels", dataset),)
+    return noisy_autoencoder.compute(CONFIG, ImageData(dataset=dataset, spaces=spaces), NO_JOB)
 
 
-def test_claims_are_counted_against_the_models(outcome):
-    """Curves with little noise: [5, 4, 4.5] is "stop early", [3, 2.5, 2] is not; the noisy autoencoder says so of all."""
-    w2, mmd = sorted(outcome.claims, key=lambda c: c.metric != "w2")
-    assert (w2.features, w2.metric, mmd.metric) == ("pixels", "w2", "mmd")
-    own = [c for c in outcome.cases if c.metric == "w2" and (c.seed, c.latent_dim, "pixels") in outcome.trained]
-    verdicts = [[stopping.read_stopping_curve(getattr(c, name)).verdict for c in own] for name in ("noisy", "model")]
-    assert w2.models == 5 and w2.early == 5 == verdicts[0].count(EARLY)
-    assert w2.confirmed == verdicts[1].count(EARLY) == 3 and w2.contradicted == verdicts[1].count(NONE) == 2
-    assert (w2.never, w2.never_confirmed, w2.never_contradicted) == (0, 0, 0)
-    curves = [c.model.mean(axis=0) for c in own]
-    stops = [int(c.noisy.mean(axis=0).argmin()) for c in own]
-    assert w2.at_stop == pytest.approx(np.mean([m[k] / m.min() - 1 for m, k in zip(curves, stops, strict=True)]))
-    assert w2.at_end == pytest.approx(np.mean([m[-1] / m.min() - 1 for m in curves]))
-    rows = [line.split() for line in report.table(outcome, CONFIG).splitlines()]
-    assert ["pixels", "w2", "5", "5", "3", "2", "0", "0", "0"] in [row[:9] for row in rows]
+@pytest.fixture(scope="module")
+def results(computed, tmp_path_factory):
+    """As read again from the files, with costs that are known."""
+    where = tmp_path_factory.mktemp("workdir")
+    write_results(where, computed)
+    records.write_metadata(where, data="images", costs={"training": 30.0, "sampling": 10.0, "prediction": 2.0})
+    return read_results(where, CONFIG)
 
 
-def test_table_says_what_was_found(outcome):
-    assert len(outcome.trained) == 5 and (0, 2, "pixels") not in outcome.trained
-    lines = report.table(outcome, CONFIG).splitlines()
-    row = next(line.split() for line in lines if line.startswith("pixels") and " w2 " in line)
-    assert row[:4] == ["pixels", "w2", "2", "1/2"]
-    row = next(line.split() for line in lines if line.startswith("pixels") and " mmd " in line and " 4 " in line)
-    assert row[:4] == ["pixels", "mmd", "4", "2/2"] and row[8] == "end"
-    noisy = np.mean([c.noisy.mean(axis=0) for c in outcome.cases if c.latent_dim == 4], axis=0)
-    assert row[9:] == [f"{noisy.min():.4g}", f"{CONFIG.logsnrs[noisy.argmin()]:.1f}"]
+def test_records_and_curves_agree(results, computed):
+    models, logsnr = results.frame(record="model"), results.arrays["logsnr"]
+    assert len(models) == 2 * 3 * 3 and set(models["precision"]) == {"float32"} and set(models["reference"]) == {200}
+    assert computed.metadata["costs"].keys() == {"training", "sampling", "prediction"}
+    np.testing.assert_array_equal(logsnr, CONFIG.logsnrs)
+    for name in ("model", "noisy"):
+        curves = results.arrays[name]
+        assert curves.shape == results.arrays[f"{name}_standard_error"].shape == (18, len(logsnr))
+        np.testing.assert_allclose(models[f"{name}_end"], curves[:, -1])
+        np.testing.assert_allclose(models[f"{name}_best"], curves.min(axis=1))
+        best = logsnr[curves.argmin(axis=1)]
+        np.testing.assert_array_equal(models[f"{name}_logsnr"].astype(float), np.where(np.isinf(best), np.nan, best))
+    # Counted by the squared Fréchet distance, for every metric alike.
+    w2 = models[models["metric"] == "w2"].set_index(["seed", "latent_dim"])
+    for _, row in models.iterrows():
+        assert row["trained"] == w2["trained"][row["seed"], row["latent_dim"]]
+    counted = (w2["improvement"] < predictors.STILL_IMPROVING) & (w2["excess"] <= predictors.FAR_FROM_AUTOENCODER)
+    assert not np.any(w2["trained"] & ~counted)
+    comparisons = [row for row in results.rows if row["record"] == "comparison"]
+    assert {row["predictor"] for row in comparisons} == set(predictors.PREDICTORS)
+    chosen = next(r for r in comparisons if r["scope"] == "all" and r["metric"] == "w2")
+    for seed, d, at in chosen["best"]:
+        own = models[(models["seed"] == seed) & (models["metric"] == "w2")]
+        best = own.loc[own["model_best"].idxmin()]
+        assert d == best["latent_dim"] and (at is None) == np.isnan(best["model_logsnr"].astype(float))
+
+
+def test_report_shows_means_over_seeds(results):
+    made = report(results)
+    lines = made.text.splitlines()
+    models = results.frame(record="model")
+    for d in CONFIG.latent_dims:
+        own = models[(models["latent_dim"] == d) & (models["metric"] == "mmd")]
+        row = next(line.split() for line in lines if line.split()[:3] == ["pixels", "mmd", str(d)])
+        model, noisy = (results.arrays[name][own.index].mean(axis=0) for name in ("model", "noisy"))
+        stop, foreseen = (
+            "end" if c.argmin() == len(c) - 1 else f"{CONFIG.logsnrs[c.argmin()]:.1f}" for c in (model, noisy)
+        )
+        assert row[3] == f"{own['trained'].sum()}/2"
+        assert row[6:] == [f"{model[-1]:.4g}", f"{model.min():.4g}", stop, f"{noisy.min():.4g}", foreseen]
     assert "20.0 times cheaper" in lines[-1] and "30.0 s to train" in lines[-1]
-    choice = next(line for line in lines if "trained" in line and "reconstruction error" in line and " w2 " in line)
-    assert choice.split()[-4:] == ["8", "8", "4", "4"] and "[" in choice
 
 
-def test_records_and_curves_agree_with_the_cases(outcome, tmp_path):
-    dataset = data.from_samples("points", np.random.default_rng(8).standard_normal((400, 4)), (4,))
-    rows = report.make_records(outcome, dataset, CONFIG)
-    records.write_records(tmp_path, rows)
-    loaded = records.load_records(tmp_path)
-    assert len(loaded) == len(outcome.cases) + len(outcome.comparisons) + len(outcome.claims) and json.dumps(loaded)
-    for row, case in zip(loaded, outcome.cases, strict=False):
-        assert (row["seed"], row["latent_dim"], row["metric"]) == (case.seed, case.latent_dim, case.metric)
-        assert row["precision"] == "float32"
-        assert row["model_end"] == pytest.approx(case.model[:, -1].mean()) and row["reference"] == 100
-        assert row["model_best"] == pytest.approx(case.model.mean(axis=0).min())
-        assert row["noisy_best"] == pytest.approx(case.noisy.mean(axis=0).min())
-        assert row["trained"] == ((case.seed, case.latent_dim) != (0, 2))
-        index = case.noisy.mean(axis=0).argmin()
-        assert row["noisy_logsnr"] == (None if np.isinf(CONFIG.logsnrs[index]) else CONFIG.logsnrs[index])
-    (of_w2,) = [r for r in loaded if r["record"] == "claims" and r["metric"] == "w2"]
-    assert (of_w2["early"], of_w2["confirmed"], of_w2["data"]) == (5, 3, "points")
-    of_comparison = [r for r in loaded if r["record"] == "comparison"]
-    assert of_comparison[0]["predictor"] == "noisy autoencoder" and of_comparison[0]["best"][0][:2] == [0, 4]
-    curves = report.make_curves(outcome, CONFIG)
-    assert curves["model"].shape == curves["noisy_standard_error"].shape == (12, len(CONFIG.logsnrs))
-    np.testing.assert_allclose(curves["model"][4], outcome.cases[4].model.mean(axis=0))
-    error = outcome.cases[4].model.std(axis=0, ddof=1) / 8
-    np.testing.assert_allclose(curves["model_standard_error"][4], error)
-
-
-def test_figures_hold_every_dimension(outcome):
-    figure = report.draw_curves(outcome, CONFIG, "points")
-    assert len(figure.axes) == 6
-    line = figure.axes[0].lines[1]  # noisy autoencoder, d = 2
-    mean = np.mean([c.noisy.mean(axis=0) for c in outcome.cases if c.metric == "w2" and c.latent_dim == 2], axis=0)
-    np.testing.assert_allclose(line.get_ydata(), mean)
+def test_figures_hold_every_dimension(results):
+    figures = report(results).figures
+    assert sorted(figures) == ["curves", "predictions"]
+    panels = figures["curves"].axes
+    assert len(panels) == 3 * 3
+    models = results.frame(record="model")
+    own = models[(models["metric"] == models["metric"][0]) & (models["latent_dim"] == 2)]
+    mean = results.arrays["noisy"][own.index].mean(axis=0)
+    line = panels[0].lines[1]
+    np.testing.assert_allclose(line.get_ydata(), np.where(mean > 0, mean, np.nan))
     assert np.all(np.isfinite(line.get_xdata())) and np.all(np.diff(line.get_xdata()) > 0)
-    figure = report.draw_predictions(outcome, "points")
-    assert len(figure.axes) == 8
-    for panel in figure.axes:
-        assert sorted(t.get_text() for t in panel.texts) == ["2", "4", "8"]
+    for panel in figures["predictions"].axes:
+        assert {text.get_text() for text in panel.texts} <= {"2", "4", "8"}
+    assert len(figures["predictions"].axes) == 3 * 4 and figures["predictions"].axes[0].texts
 
 
-def test_stop_of_a_case_is_named_by_its_logsnr(outcome):
-    assert report._stop(len(CONFIG.logsnrs) - 1, CONFIG) == "end"
-    assert report._stop(0, CONFIG) == f"{CONFIG.logsnrs[0]:.1f}"
-    vp = dataclasses.replace(CONFIG, sampling=dataclasses.replace(CONFIG.sampling, process="vp"))
-    assert vp.logsnrs[-1] == pytest.approx(9.0) and report._stop(len(vp.logsnrs) - 1, vp) == "end"
+def test_the_end_of_a_vp_chain_is_its_last_stop():
+    vp = dataclasses.replace(CONFIG, process="vp")
+    assert vp.logsnrs[-1] == pytest.approx(9.0)

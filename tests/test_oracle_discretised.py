@@ -466,7 +466,7 @@ def test_more_components_than_are_handled_at_once():
 def test_what_a_sampler_keeps_of_a_variance():
     """Euler on rectified flow by hand; the whole of it with many steps; refusals."""
     lam, steps = 0.3, 4
-    logsnr, kept = oracle.variance_kept([lam], RectifiedFlow(), steps, sampler="euler")
+    logsnr, kept = oracle.variance_kept([lam], RectifiedFlow(), steps, sampler="euler_ode")
     s, variance = 1.0, 1.0
     for k in range(steps):
         alpha, sigma, after = 1 - s, s, s - 0.25
@@ -488,4 +488,4 @@ def test_what_a_sampler_keeps_of_a_variance():
     with pytest.raises(ValueError, match="sampler"):
         oracle.variance_kept([1.0], RectifiedFlow(), 4, sampler="heun")
     with pytest.raises(ValueError, match="steps must be >= 2, got 1"):
-        oracle.variance_kept([1.0], RectifiedFlow(), 1, sampler="euler")
+        oracle.variance_kept([1.0], RectifiedFlow(), 1, sampler="euler_ode")

@@ -4,6 +4,7 @@ An algorithm rounds each operand to a *high* part, and if it makes three product
 + high low + low high, each summed in float32. An accelerator's own order of summation is not emulated.
 """
 
+import dataclasses
 import functools
 from functools import partial
 
@@ -16,7 +17,7 @@ from jax.interpreters import mlir
 from experiments import optimal_stopping
 from experiments.optimal_stopping.evaluation import exact_score, score_errors, summarise_errors
 from experiments.optimal_stopping.setup import make_specs
-from ldmjax import data, devices, sweeps
+from ldmjax import devices, sweeps
 
 # Explicit bits of the mantissa of a part, and whether there are low parts.
 ALGORITHMS = {
@@ -64,18 +65,20 @@ def emulation(monkeypatch):
 
 @functools.cache
 def problems():
-    return {key: p for key, p in optimal_stopping.make_problems(data.digits(), CONFIG).items() if p.is_twin}
+    found = CONFIG.load()
+    return dataclasses.replace(found, by_key={key: p for key, p in found.by_key.items() if p.is_twin})
 
 
 def score_error_of_runs(model: str) -> dict[sweeps.RunSpec, float]:
     """``score_error`` of those of the main job's runs that have an oracle on the Gaussian twin."""
     specs, laws = [], []
     for spec in make_specs(CONFIG, model, problems()):
-        law = exact_score(spec, problems()[spec.data, spec.seed, spec.n])
+        law = exact_score(spec, problems().of(spec))
         if law is not None:
             specs, laws = [*specs, spec], [*laws, law]
-    latents = {key: problem.latents for key, problem in problems().items()}
-    trained = sweeps.train(specs, latents, CONFIG.training(model), width=max(CONFIG.latent_dims), runs_per_batch=1)
+    trained = sweeps.train(
+        specs, problems().latents, CONFIG.training(model), width=max(CONFIG.latent_dims), runs_per_batch=1
+    )
     errors, norms = score_errors(trained, laws, CONFIG)
     return {s: summarise_errors(e, n, e, n)["score_error"] for s, e, n in zip(specs, errors, norms, strict=True)}
 

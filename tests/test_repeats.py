@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from experiments.recommend.distinct import choose_distinct, choose_distinct_latents, in_words
 from ldmjax import data, metrics
+from ldmjax.recommendation.distinct import choose_distinct, choose_distinct_latents
+from ldmjax.recommendation.inputs import split_sizes
 
 
 @pytest.fixture(scope="module")
@@ -163,11 +164,22 @@ def test_latents_belong_together_row_by_row(digits):
     assert choose_distinct_latents(other, most=2000, seed=0)[1] == []
 
 
-def test_number_of_images_in_words():
-    assert in_words(7, [], noun="images") == "7 images"
-    assert in_words(7, ["3 of 10 images repeat another one exactly: each is used once"], noun="images").startswith(
-        "7 images (3 of 10 images"
+def test_sizes_of_both_sets():
+    why = ["300 of 600 images repeat another one exactly: each is used once"]
+    how = {"n": None, "reference": None, "most": 5000, "noun": "images", "noticed": why}
+    assert split_sizes(300, **how) == (150, 150) and split_sizes(20_000, **how) == (5000, 5000)
+    assert split_sizes(300, **how | {"n": 64}) == (64, 236) and split_sizes(300, **how | {"reference": 130}) == (
+        150,
+        130,
     )
+    for asked, count, text in (
+        ({"n": 173}, 300, r"^n: must be 64..172: 300 images \(300 of 600 images repeat"),
+        ({"n": 63}, 300, "^n: "),
+        ({"reference": 151}, 300, "^reference: must be 128..150: 300 images .* 150 of them for training"),
+        ({}, 255, "^images: needs at least 256 images, got 255 images"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            split_sizes(count, **how | asked)
 
 
 def test_codes_that_are_equal_by_chance_stay():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
-from ldmjax import devices, oracle, samplers, schedules
+from ldmjax import devices, oracle, process, samplers, schedules
 from ldmjax.schedules import (
     Ladder,
     LinearVP,
@@ -18,7 +18,6 @@ from ldmjax.schedules import (
 )
 
 VARIANCES = np.array([3.0, 0.7, 0.05, 0.0])
-RECURSION = {"euler_maruyama": "euler_maruyama", "exponential": "exponential", "euler": "euler_ode", "heun": "heun_ode"}
 
 
 def laws_by_steps(sampler, schedule, times, *, cap=np.inf, eta=0.0, variances=VARIANCES, final=0.0):
@@ -41,12 +40,10 @@ def laws_by_steps(sampler, schedule, times, *, cap=np.inf, eta=0.0, variances=VA
 
 @pytest.mark.parametrize("cap", [np.inf, 5.0])
 @pytest.mark.parametrize("schedule", [OrnsteinUhlenbeck(), LinearVP()], ids=["ou", "linear"])
-@pytest.mark.parametrize("sampler", list(RECURSION))
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS[:4])
 def test_step_has_the_exact_recursion(sampler, schedule, cap):
     times = uniform_logsnr_times(schedule, 40, logsnr_min=-3, logsnr_max=6)
-    expected = oracle.sampler_variances(
-        VARIANCES, schedule, times, scheme=RECURSION[sampler], cap=cap, start="marginal"
-    )
+    expected = oracle.sampler_variances(VARIANCES, schedule, times, scheme=sampler, cap=cap, start="marginal")
     np.testing.assert_allclose(laws_by_steps(sampler, schedule, times, cap=cap), expected, rtol=1e-9)
 
 
@@ -64,7 +61,7 @@ def test_ddim_and_ddpm_have_the_exact_chain(sampler, eta):
 
 @pytest.mark.parametrize(
     ("sampler", "order"),
-    [("euler_maruyama", 1), ("exponential", 1), ("euler", 1), ("heun", 2), ("ddim", 1), ("ddpm", 1)],
+    [("euler_maruyama", 1), ("exponential", 1), ("euler_ode", 1), ("heun_ode", 2), ("ddim", 1), ("ddpm", 1)],
 )
 def test_order_of_convergence(sampler, order):
     """Slope of the error of the standard deviation against the exact flow, within 0.2."""
@@ -79,7 +76,7 @@ def test_order_of_convergence(sampler, order):
     assert abs(slope - order) < 0.2
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun", "ddim"])
+@pytest.mark.parametrize("sampler", ["euler_ode", "heun_ode", "ddim"])
 def test_rectified_flow_reaches_the_data(sampler):
     schedule = RectifiedFlow()
     law = laws_by_steps(sampler, schedule, np.linspace(1 - 1e-3, 0, 2001))
@@ -113,9 +110,9 @@ def test_monte_carlo_law_at_every_stop():
 
 def test_readouts():
     schedule = RectifiedFlow()
-    state, t = run_chain([7, 20], sampler="euler", schedule=schedule)
-    rescaled, _ = run_chain([7, 20], sampler="euler", schedule=schedule, readout="rescaled")
-    denoised, _ = run_chain([7, 20], sampler="euler", schedule=schedule, readout="denoised")
+    state, t = run_chain([7, 20], sampler="euler_ode", schedule=schedule)
+    rescaled, _ = run_chain([7, 20], sampler="euler_ode", schedule=schedule, readout="rescaled")
+    denoised, _ = run_chain([7, 20], sampler="euler_ode", schedule=schedule, readout="denoised")
     radius = schedule.radius(t)[:, None, None]
     np.testing.assert_allclose(rescaled, state / radius, rtol=1e-5)
     alpha, sigma = schedule.alpha(t)[:, None, None], schedule.sigma(t)[:, None, None]
@@ -173,6 +170,71 @@ def test_on_an_accelerator_states_wait_for_their_statistics(sampler, stops):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("stops", [[3], [1, 4, 6], [0, 2]])
+@pytest.mark.parametrize("sampler", ["euler_maruyama", "dpmpp_2m"])
+def test_one_program_runs_chains_of_different_length(sampler, stops):
+    """Traced times and stops: rows padded with their last time, and on an accelerator steps that nobody reads."""
+    schedule, start = LinearVP(), jax.random.normal(jax.random.key(0), (4, 16)).T
+    denoiser = oracle.gaussian_denoiser(VARIANCES, schedule)
+    grids = [uniform_logsnr_times(schedule, n, logsnr_min=-4, logsnr_max=5) for n in (6, 9)]
+    rows = np.stack([np.pad(grid, (0, 10 - len(grid)), mode="edge") for grid in grids])
+
+    def run(times, stops):
+        how = {"sampler": sampler, "statistic": lambda z, t: (z, t), "readout": "denoised"}
+        return samplers.sample(denoiser, schedule, start, jax.random.key(1), times=times, stops=stops, **how)
+
+    alone = [run(grid, stops) for grid in grids]
+    both = jnp.asarray(rows, jnp.float32), jnp.asarray([stops, stops])
+    together = jax.jit(lambda *rows: jax.lax.map(lambda row: run(*row), rows))
+    with devices.made_for("tpu"):
+        accelerated = jax.jit(lambda *rows: jax.lax.map(lambda row: run(*row), rows))(*both)
+    for found in (together(*both), accelerated):
+        for k, expected in enumerate(alone):
+            for a, b in zip(found, expected, strict=True):
+                np.testing.assert_allclose(a[k], b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_sampler_of_ones_own():
+    """Euler's method written by hand is the suite's, and one with a memory counts its updates."""
+
+    def by_hand(denoiser, schedule):
+        def move(z, t, t_next):
+            times = jnp.full(len(z), t)
+            velocity = process.velocity_from_x0(denoiser(z, times), z, schedule, times)
+            return z - (t - t_next) * velocity, None
+
+        return samplers.Step.without_memory(move)
+
+    def counting(denoiser, schedule):
+        def update(z, t, t_next, memory):
+            return jnp.full_like(z, memory + 1), 0.0 * t, memory + 1
+
+        return samplers.Step(lambda z: 0, update)
+
+    own, named = (
+        run_chain([7, 20], sampler=sampler, schedule=RectifiedFlow())[0] for sampler in (by_hand, "euler_ode")
+    )
+    np.testing.assert_array_equal(own, named)
+    np.testing.assert_array_equal(run_chain([7, 20], sampler=counting)[0][:, 0, 0], [7, 20])
+
+
+@pytest.mark.parametrize(("other", "name"), samplers.OTHER_NAMES.items())
+def test_other_names_of_samplers_in_continuous_time(other, name):
+    np.testing.assert_array_equal(*(run_chain([20], sampler=sampler)[0] for sampler in (other, name)))
+
+
+def test_noise_by_row_is_that_of_jax():
+    """On a flat law of the noise alone: the denoiser says 0, and the step is known."""
+    schedule, key = LinearVP(), jax.random.key(3)
+    times = np.array([0.5, 0.4])
+    found = samplers.sample(
+        lambda z, t: 0.0 * z, schedule, jnp.zeros((8, 3)), key, times=times, stops=[1], statistic=lambda z, t: z,
+        sampler="exponential", noise=samplers.BY_ROW,
+    )[0]  # fmt: skip
+    std = np.sqrt(np.expm1(2 * (schedule.B(times[0]) - schedule.B(times[1]))))
+    np.testing.assert_allclose(found, std * jax.random.normal(jax.random.fold_in(key, 0), (8, 3)), rtol=1e-5)
+
+
 def test_bad_arguments():
     schedule = LinearVP()
     denoiser = oracle.gaussian_denoiser(VARIANCES, schedule)
@@ -181,7 +243,7 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="variance-preserving"):
         samplers.make_step(denoiser, RectifiedFlow(), sampler="exponential")
     with pytest.raises(ValueError, match="eta"):
-        samplers.make_step(denoiser, schedule, sampler="heun", eta=0.5)
+        samplers.make_step(denoiser, schedule, sampler="heun_ode", eta=0.5)
     with pytest.raises(ValueError, match="stops"):
         run_chain([5, 5])
     with pytest.raises(ValueError, match="readout"):
@@ -525,7 +587,7 @@ def test_continuous_schedule_and_its_ladder_agree(sampler):
         np.testing.assert_allclose(continuous, on_ladder, rtol=1e-10, atol=ZERO)
 
 
-@pytest.mark.parametrize("sampler", ["euler_maruyama", "exponential", "euler", "rk4"])
+@pytest.mark.parametrize("sampler", ["euler_maruyama", "exponential", "euler_ode", "rk4"])
 def test_samplers_that_need_continuous_time_raise_on_a_ladder(sampler):
     ladder = LADDERS["karras"]
     with pytest.raises(ValueError, match=sampler):

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import tasks
-from ldmjax import data, oracle
+from ldmjax import data, oracle, tasks
 from ldmjax.schedules import Ladder, karras_levels, uniform_logsnr_levels
 
 LADDER = Ladder(*karras_levels(6, sigma_min=0.05, sigma_max=10.0))

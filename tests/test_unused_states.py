@@ -1,22 +1,21 @@
-"""unused_states: chains against brute force, T_SPACE.md §3's numbers, estimates, the learned part, files and refusals."""
+"""unused_states: chains against brute force, numbers of T-space, estimates, the learned part, what is shown."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import run_commands
-from interrupted import lines_until
 from scipy import special, stats
 
-from experiments import flags as shared
-from experiments import phase_diagram, unused_states
-from experiments.flags import parsers
-from experiments.unused_states import laws, learned, report
-from ldmjax import data, oracle, records, schedules
-from ldmjax.checkpoints import NOTHING_KEPT, Store
+from experiments import unused_states
+from experiments.launch import Results, SettingError
+from experiments.launch.results import read_results, write_results
+from experiments.unused_states import laws, learned
+from experiments.unused_states.report import report
+from ldmjax import chains, data, oracle, records, schedules
+from ldmjax.job import NO_JOB, Job
+from ldmjax.random_matrices import twin_estimates
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10_spectrum.npy"
 
@@ -61,8 +60,8 @@ def brute_force(lam, lamh, alpha, sigma, sampler, stop):
 def test_distance_after_every_stop_is_that_of_a_step_by_step_chain(ladder_name, sampler):
     lam = np.array([2.0, 0.7, 0.3])
     estimates = lam * np.array([[1.0, 1.0, 1.0], [0.8, 1.3, 1.1]])
-    ladder = shared.make_ladder(ladder_name, 7, lam)
-    if not laws.is_defined(sampler, ladder):
+    ladder = schedules.make_ladder(ladder_name, 7, lam)
+    if not chains.is_defined(sampler, ladder):
         assert ladder_name == "rectified_flow" and sampler in ("heun", "ddpm_exact")
         return
     alpha, sigma = np.array(ladder.alpha_levels), np.array(ladder.sigma_levels)
@@ -79,26 +78,33 @@ def test_distance_after_every_stop_is_that_of_a_step_by_step_chain(ladder_name, 
 
 def test_draws_in_several_passes_equal_one_pass(monkeypatch):
     lam, drawn = np.array([1.5, 0.5]), np.random.default_rng(0).uniform(0.5, 2.0, (7, 2))
-    ladder = shared.make_ladder("karras", 5, lam)
+    ladder = schedules.make_ladder("karras", 5, lam)
     whole = laws.w2_squared(lam, drawn, ladder, "ddim")
     monkeypatch.setattr(laws, "MAX_COMPONENTS", 4)
     np.testing.assert_array_equal(laws.w2_squared(lam, drawn, ladder, "ddim"), whole)
 
 
-def best(variances, dims, **options):
-    config = unused_states.Config(latent_dims=dims, n=(np.inf,), **options)
-    return {(c.ladder, c.sampler, c.latent_dim): c for c in unused_states.run(variances, config)}
+def compute(variances, job=NO_JOB, **settings):
+    """The results on a spectrum, largest first."""
+    config = unused_states.Config(**{"learned": False} | settings)
+    made = unused_states.compute(config, unused_states.Inputs("made", "", np.asarray(variances)), job)
+    return Results(rows=made.rows, arrays=made.arrays, metadata=made.metadata, config=config)
+
+
+def best(variances, dims, **settings):
+    rows = compute(variances, latent_dims=dims, n=(np.inf,), **settings).rows
+    return {(row["ladder"], row["sampler"], row["latent_dim"]): row["states_dropped_best"] for row in rows}
 
 
 def test_t_space_numbers_of_an_exponential_spectrum():
     variances = data.spectrum_variances("exponential:0.25", 64)
     cases = best(variances, (4, 8, 16), ladders=("karras",))
-    assert [cases["karras", "ddim", d].best for d in (4, 8, 16)] == [12, 10, 8]
+    assert [cases["karras", "ddim", d] for d in (4, 8, 16)] == [12, 10, 8]
     # Less of it is left to a second-order sampler, and none without discretisation.
-    assert [cases["karras", "dpmpp_2m", d].best for d in (4, 8, 16)] == [9, 8, 7]
-    assert [cases["karras", "exact_flow", d].best for d in (4, 8, 16)] == [0, 0, 0]
+    assert [cases["karras", "dpmpp_2m", d] for d in (4, 8, 16)] == [9, 8, 7]
+    assert [cases["karras", "exact_flow", d] for d in (4, 8, 16)] == [0, 0, 0]
     unscaled = best(variances, (4, 8, 16), ladders=("karras",), samplers=("ddim",), rescale=False)
-    assert [unscaled["karras", "ddim", d].best for d in (4, 8, 16)] != [12, 10, 8]
+    assert [unscaled["karras", "ddim", d] for d in (4, 8, 16)] != [12, 10, 8]
 
 
 @pytest.mark.skipif(not CIFAR.exists(), reason=f"needs {CIFAR}")
@@ -106,15 +112,16 @@ def test_t_space_numbers_of_cifar():
     dims = (16, 64, 256, 1024, 3072)
     variances = data.spectrum_variances(str(CIFAR), 1)
     cases = best(variances, dims, ladders=("karras", "spectral"), samplers=("ddim",))
-    assert [cases["karras", "ddim", d].best for d in dims] == [8, 8, 7, 6, 3]
-    assert [cases["spectral", "ddim", d].best for d in dims] == [2, 2, 2, 1, 0]
+    assert [cases["karras", "ddim", d] for d in dims] == [8, 8, 7, 6, 3]
+    assert [cases["spectral", "ddim", d] for d in dims] == [2, 2, 2, 1, 0]
 
 
 def test_one_component_needs_no_network():
-    case = best(np.array([3.0, 1.0]), (1, 2), ladders=("karras",), levels=8)
+    results = compute(np.array([3.0, 1.0]), latent_dims=(1, 2), n=(np.inf,), ladders=("karras",), levels=8)
+    dropped = {(row["sampler"], row["latent_dim"]): row["states_dropped_best"] for row in results.rows}
     for sampler in ("ddim", "dpmpp_2m", "exact_flow"):
-        assert case["karras", sampler, 1].best == 8 and case["karras", sampler, 1].w2_squared[8] < 1e-30
-    assert case["karras", "ddim", 2].best < 8
+        assert dropped[sampler, 1] == 8 and results.arrays[f"karras_{sampler}_ninf_w2_squared"][0, 8] < 1e-30
+    assert dropped["ddim", 2] < 8
 
 
 @pytest.mark.parametrize("n", [2, 10, 500, 10**6])
@@ -129,7 +136,7 @@ def test_quadrature_integrates_chi_squared(n):
 
 def test_expectation_is_the_mean_over_draws():
     lam = np.array([1.7, 0.9, 0.4])
-    ladder = shared.make_ladder("karras", 8, lam)
+    ladder = schedules.make_ladder("karras", 8, lam)
     drawn = lam * np.random.default_rng(1).chisquare(20, (40_000, 3)) / 20
     for sampler in ("ddim", "exact_flow"):
         curves = laws.w2_squared(lam, drawn, ladder, sampler)
@@ -162,156 +169,134 @@ def test_best_takes_the_most_states_and_tolerance_the_last_within_it():
     assert [laws.tolerated(curve, a) for a in (0.0, 0.05, 0.25, 1.0)] == [1, 3, 3, 4]
 
 
-@pytest.mark.parametrize(("sampler", "all_states", "stopped"), [("ddim", 32, 25), ("heun", 63, 49)])
-def test_evaluations_are_those_of_the_sampler(sampler, all_states, stopped):
-    assert laws.evaluations(sampler, 32, 0) == all_states and laws.evaluations(sampler, 32, 7) == stopped
-    assert laws.evaluations(sampler, 32, 32) == 0
+SMALL = np.array([5.0, 2.0, 1.0, 0.5])
 
 
 @pytest.fixture(scope="module")
 def small():
-    config = unused_states.Config(
-        latent_dims=(2, 3), n=(np.inf, 30), ladders=("karras", "rectified_flow"), samplers=("ddim", "heun"), levels=10,
-        draws=50, seed=3,
+    """Results on four components, and the lines that were shown."""
+    lines = []
+    results = compute(
+        SMALL, Job(show=lines.append), latent_dims=(2, 3), n=(np.inf, 30), ladders=("karras", "rectified_flow"),
+        samplers=("ddim", "heun"), levels=10, draws=50, seed=3,
     )  # fmt: skip
-    variances, lines = np.array([5.0, 2.0, 1.0, 0.5]), []
-    return variances, config, unused_states.run(variances, config, lines.append), lines
+    return results, lines
+
+
+def case(results, n, sampler, d):
+    """Row and curves of one case on Karras's levels."""
+    key = ("karras", sampler, n, d)
+    (row,) = [r for r in results.rows if (r["ladder"], r["sampler"], r["n"], r["latent_dim"]) == key]
+    place = results.arrays["latent_dims"].tolist().index(d)
+    names = ("w2_squared", "noise_var", "best_of_draw")
+    return row, {name: results.arrays[f"karras_{sampler}_n{n:g}_{name}"][place] for name in names}
 
 
 def test_cases_hold_draws_and_expectation(small):
-    variances, config, cases, lines = small
-    assert [(c.n, c.ladder, c.sampler, c.latent_dim) for c in cases] == [
+    results, lines = small
+    assert [(r["n"], r["ladder"], r["sampler"], r["latent_dim"]) for r in results.rows] == [
         (n, *pair, d)
         for n in (np.inf, 30)
         for pair in [("karras", "ddim"), ("karras", "heun"), ("rectified_flow", "ddim")]
         for d in (2, 3)
     ]
     assert len(lines) == 1 and "heun is left out on rectified_flow" in lines[0]
-    case = next(c for c in cases if (c.n, c.ladder, c.sampler, c.latent_dim) == (30, "karras", "heun", 3))
-    lam = variances[:3] / variances[:3].mean()
-    assert case.kept == pytest.approx(3) and case.left_out == pytest.approx(0.5 / variances[:3].mean())
-    ladder = schedules.Ladder(*schedules.karras_levels(10))
-    drawn = phase_diagram.twin_estimates(variances, n=30, draws=50, seed=3)[:, :3] / variances[:3].mean()
-    curves = laws.w2_squared(lam, drawn, ladder, "heun")
-    assert case.best_of_draw.tolist() == [10 - int(np.argmin(c[::-1])) for c in curves]
-    np.testing.assert_allclose(case.gain_of_draw, curves[:, 0] - curves[:, case.best], rtol=1e-12)
-    np.testing.assert_array_equal(case.w2_squared, laws.expected_w2_squared(lam, 30, ladder, "heun"))
-    levels = np.array(ladder.sigma_levels) ** 2
-    np.testing.assert_allclose(case.noise_var, [0, *levels[::-1]], rtol=1e-12)
-    allowed = {"kept": 0.03, "total": 0.01 * (case.w2_squared[0] + case.left_out)}
-    assert case.allowance == pytest.approx(allowed)
-    low, middle, high = case.spread
-    assert np.mean(case.best_of_draw <= low) >= 0.05 > np.mean(case.best_of_draw < low)
-    assert np.mean(case.best_of_draw <= high) >= 0.95 > np.mean(case.best_of_draw < high) and low <= middle <= high
+    row, curves = case(results, 30, "heun", 3)
+    lam, ladder = SMALL[:3] / SMALL[:3].mean(), schedules.Ladder(*schedules.karras_levels(10))
+    drawn = twin_estimates(SMALL, n=30, draws=50, seed=3)[:, :3] / SMALL[:3].mean()
+    of_draws = laws.w2_squared(lam, drawn, ladder, "heun")
+    assert curves["best_of_draw"].tolist() == [10 - int(np.argmin(c[::-1])) for c in of_draws]
+    np.testing.assert_array_equal(curves["w2_squared"], laws.expected_w2_squared(lam, 30, ladder, "heun"))
+    np.testing.assert_allclose(curves["noise_var"], [0, *(np.array(ladder.sigma_levels) ** 2)[::-1]], rtol=1e-12)
+    gains = of_draws[:, 0] - of_draws[:, row["states_dropped_best"]]
+    measured = row["measured_gain_percent"], row["measured_gain_standard_error"]
+    expected = 100 * np.array([gains.mean(), gains.std(ddof=1) / np.sqrt(50)]) / of_draws[:, 0].mean()
+    assert measured == pytest.approx(tuple(expected))
+    low, middle, high = (row[f"states_dropped_{q}"] for q in ("low", "median", "high"))
+    own = curves["best_of_draw"]
+    assert np.mean(own <= low) >= 0.05 > np.mean(own < low)
+    assert np.mean(own <= high) >= 0.95 > np.mean(own < high) and low <= middle <= high
 
 
-def test_verdict_needs_a_gain_beyond_two_standard_errors(small):
-    case = next(c for c in small[2] if c.n == 30 and c.best > 0)
-    gains = np.array([1.0, 3.0, 2.0, 2.0])
-
-    def verdict(**changes):
-        fields = {"gain_of_draw": gains, "end_of_draw": np.full(4, 50.0), "best_of_draw": np.ones(4, int)}
-        return dataclasses.replace(case, **fields | changes)
-
-    error = np.std(gains, ddof=1) / 2
-    assert verdict().measured_gain_percent == pytest.approx((4, 2 * error))
-    assert verdict().verdict == "drop"
-    assert verdict(gain_of_draw=gains - 2 + 1.9 * error).verdict == "cannot tell"
-    assert verdict(gain_of_draw=gains - 2 + 2.1 * error).verdict == "drop"
-    assert verdict(gain_of_draw=-gains).verdict == "cannot tell"
-    assert verdict(w2_squared=np.arange(11.0)).verdict == "no gain"
+def test_verdict_needs_a_gain_beyond_two_standard_errors():
+    assert unused_states.verdict(1, 2.1, 1.0) == "drop"
+    assert unused_states.verdict(1, 1.9, 1.0) == "cannot tell" == unused_states.verdict(1, -3.0, 1.0)
+    assert unused_states.verdict(0, 2.1, 1.0) == "no gain"
+    # The exact score has no error.
+    assert unused_states.verdict(1, 1e-3, None) == "drop" and unused_states.verdict(1, 0.0, None) == "no gain"
 
 
-def test_records_say_what_a_case_says(small):
-    variances, config, cases, _ = small
-    rows = unused_states.make_records(cases, config)
-    assert len(rows) == len(cases)
-    for row, case in zip(rows, cases, strict=True):
-        j = row["states_dropped_best"]
-        assert row["networks"] == 10 - j and row["w2_squared_best"] == case.w2_squared.min()
-        assert row["network_evaluations"] == (2 * (10 - j) - 1 if case.sampler == "heun" and j < 10 else 10 - j)
+def test_rows_say_what_the_curves_say(small):
+    results, _ = small
+    for row in (row for row in results.rows if row["ladder"] == "karras"):
+        _, curves = case(results, row["n"], row["sampler"], row["latent_dim"])
+        j, curve = row["states_dropped_best"], curves["w2_squared"]
+        assert row["networks"] == 10 - j and row["w2_squared_best"] == curve.min() == curve[j]
+        assert row["noise_var_best"] == curves["noise_var"][j]
+        assert row["network_evaluations"] == (2 * (10 - j) - 1 if row["sampler"] == "heun" and j < 10 else 10 - j)
         assert row["gain_percent"] == pytest.approx(100 * (1 - row["w2_squared_best"] / row["w2_squared_end"]))
         assert row["relative_w2_end"] ** 2 == pytest.approx(row["w2_squared_end"] / row["latent_dim"])
-        within = case.w2_squared <= case.w2_squared[0] + 0.01 * row["latent_dim"]
-        assert row["states_dropped_tolerance_kept"] == np.flatnonzero(within)[-1]
-        assert ("helped_share" in row) == np.isfinite(case.n)
-        if np.isfinite(case.n):
-            assert row["helped_count"] == np.count_nonzero(case.best_of_draw) == round(50 * row["helped_share"])
+        left_out = SMALL[row["latent_dim"] :].sum() / SMALL[: row["latent_dim"]].mean()
+        allowed = {"kept": 0.01 * row["latent_dim"], "total": 0.01 * (curve[0] + left_out)}
+        for name, allowance in allowed.items():
+            assert row[f"states_dropped_tolerance_{name}"] == np.flatnonzero(curve <= curve[0] + allowance)[-1]
+        assert ("helped_share" in row) == np.isfinite(row["n"])
+        if np.isfinite(row["n"]):
+            assert row["helped_count"] == np.count_nonzero(curves["best_of_draw"]) == round(50 * row["helped_share"])
             low, high = stats.binomtest(row["helped_count"], 50).proportion_ci(0.9, method="wilson")
             assert (row["helped_low"], row["helped_high"]) == pytest.approx((low, high), abs=1e-9)
 
 
-def test_table_and_figures_hold_every_case(small):
-    variances, config, cases, _ = small
-    text = report.table(cases, config, [], None)
-    case = next(c for c in cases if (c.n, c.sampler, c.latent_dim) == (np.inf, "heun", 3))
-    line = next(line for line in text.splitlines() if line.startswith("karras") and "heun" in line)
-    assert line.split()[2:] == f"{report._drop_cell(cases[2])} {report._drop_cell(case)}".split()
-    assert "cannot tell" in text and f"{cases[-1].noise_var_formula:.3g}" in text
-    figure = report.draw_levels(cases, variances, config, "data")
-    marks = [line for line in figure.axes[0].lines if line.get_linestyle() == "None" and line.get_xdata().size]
+def test_report_holds_every_case(small, tmp_path):
+    results, _ = small
+    write_results(tmp_path, results)
+    made = report(read_results(tmp_path, results.config))
+    row, _ = case(results, np.inf, "heun", 3)
+    line = next(line for line in made.text.splitlines() if line.startswith("karras") and "heun" in line)
+    assert line.endswith(f"{row['states_dropped_best']} ({row['gain_percent']:.2g} %)")
+    assert "cannot tell" in made.text and f"{results.rows[-1]['noise_var_formula']:.3g}" in made.text
+    lines = made.figures["levels"].axes[0].lines
+    marks = [line for line in lines if line.get_linestyle() == "None" and line.get_xdata().size]
     assert sum(line.get_xdata().size for line in marks) == 2 * 2 * 10  # ddim: two ladders, two dimensions, ten levels
     crosses = sum(line.get_xdata().size for line in marks if line.get_marker() == "x")
-    assert crosses == sum(c.best for c in cases if np.isinf(c.n) and c.sampler == "ddim")
+    rows = [r for r in results.rows if np.isinf(r["n"]) and r["sampler"] == "ddim"]
+    assert crosses == sum(r["states_dropped_best"] for r in rows)
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("settings", "name"),
     [
-        ({"levels": 0}, "levels must be >= 1"),
-        ({"draws": 1}, "draws must be >= 2"),
-        ({"n": (2.5,)}, "whole numbers"),
-        ({"latent_dims": ()}, "latent_dims"),
-        ({"samplers": ("rk4",)}, "'rk4'"),
-        ({"tolerance": -0.1}, "tolerance"),
+        ({"states": (8, 20)}, "states"),
+        ({"states": (8, 40)}, "states"),
+        ({"samplers": ("heun",), "ladders": ("rectified_flow",)}, "samplers"),
+        ({"samples": 200}, "samples"),
+        ({"n": (2.5,)}, "n"),
+        ({"latent_dims": (65,)}, "latent_dims"),
+        ({"learned_dims": (65,)}, "learned_dims"),
     ],
 )
-def test_configuration_refuses(changes, reason):
-    with pytest.raises(ValueError, match=reason):
-        unused_states.Config(**{"latent_dims": (2,)} | changes)
+def test_settings_that_do_not_fit_are_refused(settings, name):
+    with pytest.raises(SettingError) as error:
+        unused_states.Config(**settings).load()
+    assert error.value.name == name
 
 
-def test_run_refuses_what_does_not_fit():
-    def config(**changes):
-        return unused_states.Config(**{"latent_dims": (2,), "levels": 4} | changes)
-
-    with pytest.raises(ValueError, match="1..1"):
-        unused_states.run(np.ones(1), config())
-    with pytest.raises(ValueError, match="no variance is positive"):
-        unused_states.run(np.zeros(2), config())
-    with pytest.raises(ValueError, match="pure noise"):
-        unused_states.run(np.ones(2), config(ladders=("rectified_flow",), samplers=("heun",)))
-    with pytest.raises(ValueError, match="multiple of 64"):
-        learned.LearnedConfig(latent_dims=(2,), ladder="karras", sampler="ddim", samples=100)
-    with pytest.raises(ValueError, match="sampler must be"):
-        learned.LearnedConfig(latent_dims=(2,), ladder="karras", sampler="exact_flow")
+def test_data_without_variance_are_refused(tmp_path):
+    np.save(tmp_path / "zeros.npy", np.zeros(5))
+    with pytest.raises(SettingError, match=r"zeros.npy.*every variance is 0"):
+        unused_states.Config(spectrum=str(tmp_path / "zeros.npy")).load()
 
 
-@pytest.mark.parametrize("name", shared.LADDERS)
-def test_ladder_names_stand_for_the_librarys_ladders(name):
-    variances = np.array([3.0, 1.0, 0.2])
-    made = shared.make_ladder(name, 9, variances, sigma_min=0.01, sigma_max=50.0)
-    arguments = (variances, 9) if name == "spectral" else (9,)
-    limits = {"sigma_min": 0.01, "sigma_max": 50.0} if name in ("karras", "uniform_logsnr") else {}
-    assert made == schedules.Ladder(*getattr(schedules, f"{name}_levels")(*arguments, **limits))
-    with pytest.raises(ValueError, match="got 'sigmoid'"):
-        shared.make_ladder("sigmoid", 9, variances)
+def test_what_is_trained_follows_the_settings():
+    def trained(largest=64, **settings):
+        config = unused_states.Config(**settings)
+        return config.trained_sampler, config.trained_dims(largest)
 
-
-def test_states_and_names_are_parsed():
-    parser, names = parsers._RangeParser(), parsers._ListParser(parsers._ChoiceParser(("a", "b", "c")))
-    assert parser.parse("8:32") == (8, 32) == parser.parse(parsers._Serializer().serialize((8, 32)))
-    assert parser.parse("1:1") == (1, 1) and names.parse("c, a") == ["c", "a"]
-    for word in ["8", "8:", "0:4", "5:4", "8-32", "1:2:3", "1.5:3", ""]:
-        with pytest.raises(ValueError, match="LOW:HIGH"):
-            parser.parse(word)
-    for word in ["a,a", "d", "", "a,,b"]:
-        with pytest.raises(ValueError, match="out of a, b, c"):
-            names.parse(word)
-
-
-SETTINGS = learned.LearnedConfig(latent_dims=(3,), ladder="karras", sampler="ddim", states=(4, 8), samples=4096)
-LEVELS = unused_states.Config(latent_dims=(3,), levels=8)
+    assert trained() == ("ddim", [16]) and trained(3) == ("ddim", [2])
+    assert trained(latent_dims=(32, 4, 8)) == ("ddim", [8]) and trained(latent_dims=(32,)) == ("ddim", [])
+    assert trained(learned_dims=(20, 5)) == ("ddim", [20, 5]) and trained(learned=False) == ("ddim", [])
+    assert trained(samplers=("exact_flow",)) == (None, [])
+    assert trained(samplers=("exact_flow", "heun", "dpmpp_2m"), ladders=("rectified_flow",)) == ("dpmpp_2m", [16])
 
 
 @pytest.mark.parametrize(
@@ -319,30 +304,31 @@ LEVELS = unused_states.Config(latent_dims=(3,), levels=8)
     [("ddim", "rectified_flow"), ("ddpm", "karras"), ("heun", "karras"), ("dpmpp_2m", "rectified_flow")],
 )
 def test_sampler_stops_with_the_closed_forms_law(sampler, ladder_name):
-    lam, settings = np.array([1.6, 0.4]), dataclasses.replace(SETTINGS, sampler=sampler)
-    ladder = shared.make_ladder(ladder_name, 5, lam)
+    lam = np.array([1.6, 0.4])
+    ladder = schedules.make_ladder(ladder_name, 5, lam)
     start = jnp.asarray(learned.exact_samples(np.ones(2), 4096, [0, 0]), jnp.float32)
     exact = oracle.gaussian_denoiser(lam, ladder)
 
     def denoiser(z, t):  # NaN on the levels that are not trained, as in `experts`
         return jnp.where(t[:, None] <= 2, jnp.nan, exact(z, t))
 
-    z = np.asarray(learned._chain(denoiser, start, ladder=ladder, learned=settings, final=2), np.float64)
+    z = np.asarray(learned.run_chain(denoiser, start, ladder=ladder, sampler=sampler, seed=0, final=2), np.float64)
     assert z.shape == (4, 4096, 2) and z.dtype == np.float64
     expected = laws.w2_squared(lam, lam[None], ladder, sampler)[0, 2]
-    error = learned._standard_error(z[-1], lam) if sampler in learned.STOCHASTIC else 0.0
-    assert learned._distance(z[-1], lam) == pytest.approx(expected, abs=1e-5 + 4 * error)
+    error = learned.standard_error(z[-1], lam) if sampler in chains.STOCHASTIC else 0.0
+    assert learned.distance(z[-1], lam) == pytest.approx(expected, abs=1e-5 + 4 * error)
 
 
 def test_states_to_drop_are_the_closed_forms_best_unless_given():
+    def dropped(lam, **settings):
+        config = unused_states.Config(levels=8, **settings)
+        return learned.dropped_states(lam, config.ladder("karras", lam), config)
+
     lam = np.array([4.0, 2.0, 0.5]) / 6.5 * 3
-    free = dataclasses.replace(SETTINGS, states=None)
-    expected = best(np.array([4.0, 2.0, 0.5]), (3,), ladders=("karras",), levels=8)["karras", "ddim", 3].best
-    assert 0 < expected < 8 and learned.dropped_states(lam, LEVELS, free) == expected
+    expected = best(np.array([4.0, 2.0, 0.5]), (3,), ladders=("karras",), levels=8)["karras", "ddim", 3]
+    assert 0 < expected < 8 and dropped(lam) == expected and dropped(lam, states=(4, 8)) == 3
     # A whitened component asks for no state at all, but a model has one; an exact chain asks for all, but one is dropped.
-    assert learned.dropped_states(np.ones(1), LEVELS, free) == 7
-    exact = dataclasses.replace(free, sampler="ddpm_exact")
-    assert learned.dropped_states(lam, LEVELS, exact) == 1 and learned.dropped_states(lam, LEVELS, SETTINGS) == 3
+    assert dropped(np.ones(1)) == 7 and dropped(lam, samplers=("ddpm_exact",)) == 1
 
 
 def test_latents_and_start_states_have_their_covariance_exactly():
@@ -350,118 +336,24 @@ def test_latents_and_start_states_have_their_covariance_exactly():
     z = learned.exact_samples(lam, 300, [0, 1])
     np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-12)
     np.testing.assert_allclose(z.T @ z / 300, np.diag(lam), atol=1e-12)
-    assert learned._distance(z, np.array([0.5, 0.5, 0.1])) == pytest.approx(0.5 + 0.1)
-    assert learned._distance(z * np.nan, lam) == np.inf
+    assert learned.distance(z, np.array([0.5, 0.5, 0.1])) == pytest.approx(0.5 + 0.1)
+    assert learned.distance(z * np.nan, lam) == np.inf
     draws = np.random.default_rng(0).standard_normal((200, 640, 1))
-    spread = np.std([learned._distance(1.5 * x, np.ones(1)) for x in draws])
-    assert learned._standard_error(1.5 * draws[0], np.ones(1)) == pytest.approx(spread, rel=0.5)
-
-
-@pytest.mark.slow
-def test_an_interrupted_job_goes_on_to_the_same_records(tmp_path):
-    variances = np.exp(-0.25 * np.arange(4))
-    config = unused_states.Config(latent_dims=(2, 4), n=(np.inf, 40), ladders=("karras",), levels=5, draws=4)
-    training = learned.LearnedConfig(latent_dims=(2,), ladder="karras", sampler="ddim", steps=8, samples=128, hidden=4)
-
-    def start(store, until=""):
-        lines, note = lines_until(until)
-        cases = unused_states.run(variances, config, note, store)
-        comparisons = learned.compare(variances, config, training, note, store)
-        rows = unused_states.make_records(cases, config) + learned.make_records(comparisons, training)
-        return json.dumps(records.plain(rows)), lines
-
-    store = Store(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        start(store, until="step 8/8")
-    assert len(list((tmp_path / "pieces").iterdir())) == 6
-    resumed, _ = start(store)
-    again, lines = start(store)
-    assert not any(" step " in line for line in lines)
-    assert resumed == again == start(NOTHING_KEPT)[0]
-
-
-SMALL = [
-    "--quick", "--spectrum=exponential:0.25", "--data_dim=12", "--latent_dims=2,8", "--levels=10", "--draws=8",
-    "--ladders=karras,rectified_flow", "--n=inf,40",
-]  # fmt: skip
-COMMANDS = {
-    "learned": [*SMALL, "--samplers=ddim,heun,exact_flow", "--states=4:10", "--learned_dims=2", "--steps=100"],
-    "closed": [*SMALL, "--nolearned", "--samplers=ddim,dpmpp_2m", "--norescale", "--seed=5"],
-}
-REFUSED = [
-    ("--ladders=karras,sigmoid", "names out of karras, uniform_logsnr"),
-    ("--ladders=karras,karras", "none twice"),
-    ("--samplers=rk4", "names out of ddim"),
-    ("--samplers=heun --ladders=rectified_flow", "starts at pure noise"),
-    ("--states=8:20", "must end at 32"),
-    ("--states=8:40", "within 1:32"),
-    ("--states=0:32", "1 <= LOW <= HIGH"),
-    ("--states=8-32", "LOW:HIGH"),
-    ("--levels=0", ">= 1 and <= 10_000"),
-    ("--levels=2000", "linear_beta: the number of levels must be 1..1000"),
-    ("--sigma_min=90", "< --sigma_max=80.0"),
-    ("--sigma_min=nan", "> 0"),
-    ("--n=1", ">= 2"),
-    ("--n=2.5", "whole numbers >= 2 and"),
-    ("--latent_dims=65", "1..64"),
-    ("--learned_dims=65", "1..64"),
-    ("--tolerance=-1", ">= 0"),
-    ("--tolerance=nan", "finite"),
-    ("--draws=1", "whole number >= 2"),
-    ("--spectrum={where}/zeros.npy", "every variance is 0"),
-]
+    spread = np.std([learned.distance(1.5 * x, np.ones(1)) for x in draws])
+    assert learned.standard_error(1.5 * draws[0], np.ones(1)) == pytest.approx(spread, rel=0.5)
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory):
-    where = tmp_path_factory.mktemp("runs")
-    np.save(where / "zeros.npy", np.zeros(5))
-    cases = [("unused_states", [f"--workdir={where / name}", *flags]) for name, flags in COMMANDS.items()]
-    again = [f"--flagfile={where / 'closed' / 'flags.txt'}", f"--workdir={where / 'again'}"]
-    cases.append(("unused_states", again, False))
-    cases += [
-        ("unused_states", [f"--workdir={where / f'out{i}'}", *flag.format(where=where).split()])
-        for i, (flag, _) in enumerate(REFUSED)
-    ]
-    answers = run_commands(cases, where)
-    return where, answers[:3], answers[3:]
-
-
-def test_command_writes_its_files_and_reruns_to_the_same_bytes(commands):
-    where, answers, _ = commands
-    for status, out, err in answers:
-        assert status == 0 and err == "" and "results in" in out
-    common = ["checkpoints", "curves.npz", "estimates.png", "flags.txt", "levels.png", "metadata.json", "records.jsonl"]
-    assert sorted(p.name for p in (where / "learned").iterdir()) == sorted([*common, "learned.png"])
-    assert sorted(p.name for p in (where / "closed").iterdir()) == common
-    for file in ["records.jsonl", "flags.txt"]:
-        assert (where / "closed" / file).read_bytes() == (where / "again" / file).read_bytes()
-    assert "--states=4:10" in (where / "learned" / "flags.txt").read_text()
-    meta = json.loads((where / "learned" / "metadata.json").read_text())
-    assert meta["seconds"] > 0 and set(meta["training_seconds"]) == {"d2_all_states", "d2_kept_states"}
-
-
-def test_command_equals_the_function(commands):
-    config = unused_states.Config(
-        latent_dims=(2, 8), n=(np.inf, 40), ladders=("karras", "rectified_flow"), samplers=("ddim", "dpmpp_2m"),
-        levels=10, draws=8, seed=5, rescale=False,
+def trained():
+    """Results with seven of ten states trained, on two components."""
+    return compute(
+        np.exp(-0.25 * np.arange(12)), latent_dims=(2, 8), n=(np.inf,), ladders=("karras",), samplers=("ddim", "exact_flow"),
+        levels=10, learned=True, learned_dims=(2,), states=(4, 10), steps=100, samples=2048,
     )  # fmt: skip
-    cases = unused_states.run(data.spectrum_variances("exponential:0.25", 12), config)
-    first = {"schema_version": 1, "precision": "float32", "float32_products": "highest"}
-    expected = [records.plain(first | row) for row in unused_states.make_records(cases, config)]
-    assert records.load_records(commands[0] / "closed") == expected
-    with np.load(commands[0] / "closed" / "curves.npz") as curves:
-        assert curves["karras_ddim_n40_w2_squared"].shape == (2, 11)
-        np.testing.assert_array_equal(curves["karras_ddim_n40_best_of_draw"][1], cases[9].best_of_draw)
-        assert (cases[9].n, cases[9].latent_dim) == (40, 8)
 
 
-def test_command_trains_the_states_asked_for(commands):
-    where, answers, _ = commands
-    rows = records.load_records(where / "learned")
-    assert {r["sampler"] for r in rows if r["ladder"] == "rectified_flow"} == {"ddim", "exact_flow"}
-    assert "heun is left out on rectified_flow" in answers[0][1]
-    (row,) = [r for r in rows if r["kind"] == "learned"]
+def test_states_that_are_asked_for_are_trained(trained):
+    (row,) = trained.of_kind("learned")
     assert (row["ladder"], row["sampler"], row["latent_dim"]) == ("karras", "ddim", 2)
     assert row["states"] == [4, 10] and row["diverged"] == 0
     assert (row["networks_all_states"], row["networks_kept_states"]) == (10, 7)
@@ -470,12 +362,14 @@ def test_command_trains_the_states_asked_for(commands):
     assert (row["parameters_all_states"], row["parameters_kept_states"]) == (10 * per_network, 7 * per_network)
     work = 100 * 128
     assert (row["sample_gradients_all_states"], row["sample_gradients_kept_states"]) == (10 * work, 7 * work)
-    assert f"networks: 10 → 7 (30 % saved)\n  parameters: {10 * per_network:,} → {7 * per_network:,}" in answers[0][1]
+    assert set(trained.metadata["training_seconds"]) == {"d2_all_states", "d2_kept_states"}
+    made = report(dataclasses.replace(trained, rows=[records.plain(row) for row in trained.rows]))
+    assert f"networks: 10 → 7 (30 % saved)\n  parameters: {10 * per_network:,} → {7 * per_network:,}" in made.text
+    assert set(made.figures) == {"levels", "learned"}
 
 
-def test_kept_states_alone_give_the_samples_of_all_and_the_closed_forms_distance(commands):
-    where = commands[0] / "learned"
-    (row,) = [r for r in records.load_records(where) if r["kind"] == "learned"]
+def test_kept_states_alone_give_the_samples_of_all_and_the_closed_forms_distance(trained):
+    (row,) = trained.of_kind("learned")
     lam = np.exp([0.0, -0.25])
     lam, ladder = 2 * lam / lam.sum(), schedules.Ladder(*schedules.karras_levels(10))
     levels = np.array(ladder.alpha_levels), np.array(ladder.sigma_levels)
@@ -489,20 +383,8 @@ def test_kept_states_alone_give_the_samples_of_all_and_the_closed_forms_distance
     shift = abs(np.sqrt(row["w2_squared_learned"]) - np.sqrt(expected[3]))
     assert row["w2_shift_by_network"] == pytest.approx(shift, abs=1e-4)
     assert shift - 1e-4 <= row["trajectory_error"] < 0.1 * np.sqrt(2)
-    with np.load(where / "curves.npz") as curves:
-        full = curves["learned_d2_w2_squared"]
-        np.testing.assert_allclose(curves["learned_d2_closed_form"], expected, rtol=1e-10)
+    full = trained.arrays["learned_d2_w2_squared"]
+    np.testing.assert_allclose(trained.arrays["learned_d2_closed_form"], expected, rtol=1e-10)
     assert full.shape == (11,) and full[3] == pytest.approx(row["w2_squared_learned"], rel=1e-5)
     assert full[10] == pytest.approx(expected[10], rel=1e-3)  # x_T itself
     assert full[0] == pytest.approx(row["w2_squared_learned_all_states"])
-
-
-@pytest.mark.parametrize("index", range(len(REFUSED)), ids=[flag for flag, _ in REFUSED])
-def test_bad_input_is_one_line_and_touches_nothing(commands, index):
-    where, _, answers = commands
-    flag, reason = REFUSED[index]
-    status, out, err = answers[index]
-    assert status == 2 and out == "" and err.count("\n") == 1 and err.startswith("error: "), err
-    name, _, value = flag.format(where=where).split()[0].lstrip("-").partition("=")
-    assert name in err and value in err and reason in err
-    assert not (where / f"out{index}").exists()

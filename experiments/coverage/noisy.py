@@ -10,16 +10,13 @@ kept, and an encoder that whitens, where the curve is flat.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from experiments import pieces, plans, recommend
 from experiments.coverage.laws import SHAPES, Law
-from experiments.recommend import candidates
-from ldmjax import autoencoders, data, gaussians, metrics, oracle, schedules
-from ldmjax.checkpoints import NOTHING_KEPT, Store
+from ldmjax import autoencoders, data, gaussians, metrics, oracle, recommendation, schedules
 
 POPULATION = 30_000
 RANKS = 4_000  # of the quantiles that sliced W2 compares
@@ -55,38 +52,24 @@ class Case:
     metrics: tuple[str, ...] = metrics.FEATURE_METRICS
     share: float = 1.0
 
+    def at_once(self, draws: int) -> int:
+        """Draws in one call."""
+        return 1
 
-def plan(case: Case, *, draws: int) -> list[plans.Stage]:
-    """The stage of `run_case`."""
-    dim, costs = case.law.dim, {"w2": 5e-9 * case.law.dim**3, "mmd": 5e-9 * case.samples**2, "sliced_w2": 0.06}
-    seconds = case.stops * (5e-3 + 2e-4 * dim + sum(costs[metric] for metric in case.metrics))
-    if case.law.shape != "gaussian":
-        seconds += 0.8 * case.stops
-    return [plans.host(f"noisy autoencoder, {case.name}", runs=draws, seconds=seconds)]
+    def size(self, draws: int) -> dict[str, int]:
+        """Counts for --dry_run: there is no network."""
+        return {}
 
-
-def run_case(
-    case: Case,
-    *,
-    draws: int,
-    first_seed: int = 0,
-    store: Store = NOTHING_KEPT,
-    report: Callable[[str], None] = print,
-) -> list[dict]:
-    """One record per draw and metric, each draw kept, as in the sampler's analysis."""
-    names = [f"noisy autoencoder/{case.name}/seed {first_seed + i}" for i in range(draws)]
-    drawn = pieces.finish(
-        names, lambda jobs: [_draw(case, first_seed + i) for i in jobs], store=store, at_once=1,
-        label=f"{case.name}: draws", report=report,
-    )  # fmt: skip
-    return [record for records in drawn for record in records]
+    def analysis(self) -> Callable[[Sequence[int]], Iterator[list[dict]]]:
+        """The function from seeds to the rows of each, one per metric."""
+        return lambda seeds: (analyse(self, seed) for seed in seeds)
 
 
 class Problem(NamedTuple):
     """A draw of a case: what is analysed, how, and the truth."""
 
-    candidate: candidates.Candidate
-    config: recommend.Config
+    candidate: recommendation.Candidate
+    config: recommendation.RecommendationConfig
     truth: "Truth"
 
 
@@ -102,7 +85,7 @@ def make_problem(case: Case, seed: int) -> Problem:
     variances, basis = variances[: case.latent_dim], basis[:, : case.latent_dim]
     scale = np.sqrt(variances) if case.estimate == "whitened" else np.ones_like(variances)
     reference = metrics.FeatureReference(held_out, metrics=case.metrics)
-    candidate = candidates.Candidate(
+    candidate = recommendation.Candidate(
         name=case.name,
         latents=centred @ basis / scale,
         decode=lambda z: (z * scale) @ basis.T + mean,
@@ -110,17 +93,18 @@ def make_problem(case: Case, seed: int) -> Problem:
         training=None,
     )
     # One pass: the truth is known at the levels that are given beforehand, which the optimum is one of.
-    config = recommend.Config(stops=case.stops, samples=case.samples, seed=seed, passes=1)
+    config = recommendation.RecommendationConfig(stops=case.stops, samples=case.samples, seed=seed, passes=1)
     noise_var = schedules.noise_var_from_logsnr(config.logsnrs)
     c = autoencoders.LatentScale.measure(candidate.latents).std
     return Problem(candidate, config, Truth(case.law, reference, mean, basis, variances, scale, c, noise_var))
 
 
-def _draw(case, seed):
+def analyse(case: Case, seed: int) -> list[dict]:
+    """The row of every metric of one draw."""
     candidate, config, truth = make_problem(case, seed)
-    outcome = recommend.run([candidate], config, comparable=True, report=lambda line: None)
+    outcome = recommendation.compare([candidate], config)
     return [
-        _record(case, metric, seed, found, outcome.curves, getattr(truth, metric)(), config.logsnrs)
+        _make_row(case, metric, seed, found, outcome.curves, getattr(truth, metric)(), config.logsnrs)
         for metric, found in zip(case.metrics, outcome.records, strict=True)
     ]
 
@@ -207,7 +191,7 @@ class Truth:
             yield (np.sqrt(1.0 - nu) * latents + np.sqrt(nu) * noise) @ self._decoder.T + self.mean
 
 
-def _record(case, metric, seed, found, curves, exact, logsnrs):
+def _make_row(case, metric, seed, found, curves, exact, logsnrs):
     end = case.stops - 1
     exact = np.where(np.abs(exact) < 1e-9 * exact.max(), 0.0, exact)
     # Of equally good stops the last: on a flat curve the answer is not to stop.
@@ -220,17 +204,28 @@ def _record(case, metric, seed, found, curves, exact, logsnrs):
     gain = exact[-1] - exact[best]
     key = f"{case.name}/data/{metric}"
     return {
-        "case": case.name, "metric": metric, "seed": seed, "latent_dim": case.latent_dim, "n": case.n,
+        "case": case.name,
+        "metric": metric,
+        "seed": seed,
+        "latent_dim": case.latent_dim,
+        "n": case.n,
         "reference": case.reference,
-        "interior": best < end, "exact_end": exact[-1], "exact_gain": gain / exact[-1] if exact[-1] > 0 else 0.0,
+        "interior": best < end,
+        "exact_end": exact[-1],
+        "exact_gain": gain / exact[-1] if exact[-1] > 0 else 0.0,
         "exact_logsnr_best": None if best == end else logsnrs[best],
-        "logsnr_best_low": found["low"], "logsnr_best": found["logsnr"], "logsnr_best_high": found["high"],
-        "interval_width": high - low, "covered": bool(low <= axis[best] <= high),
-        "gain_covered": bool(found["gain_low"] <= gain <= found["gain_high"]), "verdict": found["verdict"],
-        "gain_width": found["gain_high"] - found["gain_low"], "end": found["end"],
+        "logsnr_best_low": found["low"],
+        "logsnr_best": found["logsnr"],
+        "logsnr_best_high": found["high"],
+        "interval_width": high - low,
+        "covered": bool(low <= axis[best] <= high),
+        "gain_covered": bool(found["gain_low"] <= gain <= found["gain_high"]),
+        "verdict": found["verdict"],
+        "gain_width": found["gain_high"] - found["gain_low"],
+        "end": found["end"],
         "end_deviation": float((curves[key][-1] - exact[-1]) / curves[f"{key}/standard_error"][-1]),
         "worst_deviation": float(np.max(np.abs((curves[key] - exact) / curves[f"{key}/standard_error"]))),
-    }  # fmt: skip
+    }
 
 
 def default_cases(n: int) -> list[Case]:
@@ -238,45 +233,26 @@ def default_cases(n: int) -> list[Case]:
     power, exponential = data.spectrum_variances("power:1.5", 32), data.spectrum_variances("exponential:0.5", 32)
     small = data.spectrum_variances("exponential:0.69", 8)
     digits = gaussians.eigh_descending(data.digits().covariance)[0]
-    gaussian = Law(variances=power)
+    gaussian, slow = Law(variances=power), {"n": 1000, "stops": 20, "share": 0.2}
+    of_shape = [(shape, Law(variances=power, shape=shape), d) for shape in SHAPES for d in (8, 24)]
+    many = slow | {"n": 10_000, "reference": 10_000, "metrics": ("sliced_w2",)}
+    exact = slow | {"latent_dim": 8, "estimate": "exact"}
     return [
         Case(name="power:1.5, d = 24", law=gaussian, latent_dim=24, n=n),
         Case(name="power:1.5, d = 24, m = 10000", law=gaussian, latent_dim=24, n=n, reference=10_000),
         Case(name="exponential:0.5, d = 8", law=Law(variances=exponential), latent_dim=8, n=n),
         Case(name="digits' spectrum, d = 16", law=Law(variances=digits), latent_dim=16, n=n),
+        *(Case(name=f"{shape}, d = {d}, n = 1000", law=law, latent_dim=d, **slow) for shape, law, d in of_shape),
+        *(Case(name=f"{shape}, d = {d}, n = m = 10000", law=law, latent_dim=d, **many) for shape, law, d in of_shape),
         *(
-            Case(
-                name=f"{shape}, d = {d}, n = 1000", law=Law(variances=power, shape=shape), latent_dim=d, n=1000,
-                stops=20, share=0.2,
-            )
-            for shape in SHAPES
-            for d in (8, 24)
-        ),
-        *(
-            Case(
-                name=f"{shape}, d = {d}, n = m = 10000", law=Law(variances=power, shape=shape), latent_dim=d, n=10_000,
-                reference=10_000, stops=20, metrics=("sliced_w2",), share=0.2,
-            )
-            for shape in SHAPES
-            for d in (8, 24)
-        ),
-        *(
-            Case(
-                name=f"exact, {shape}, d = D, n = 1000", law=Law(variances=small, shape=shape), latent_dim=8,
-                estimate="exact", n=1000, stops=20, share=0.2,
-            )
+            Case(name=f"exact, {shape}, d = D, n = 1000", law=Law(variances=small, shape=shape), **exact)
             for shape in SHAPES
         ),
         Case(name="whitened, power:1.5, d = 24", law=gaussian, latent_dim=24, estimate="whitened", n=n),
-    ]  # fmt: skip
+    ]
 
 
-def planted_case(path: str, n: int) -> Case:
+def planted_case(variances: np.ndarray, n: int) -> Case:
     """The images' spectrum, n points, d = n - 1: noise fills in the variance that n points do not show."""
-    spectrum = np.linalg.eigvalsh(data.load_npz(path).covariance)[::-1].clip(0.0)
-    if np.count_nonzero(spectrum > 1e-12 * spectrum[0]) < n:
-        raise ValueError(f"{path!r} has a covariance of lower rank than the {n} that the planted effect needs")
-    return Case(
-        name=f"planted, n = {n}", law=Law(variances=spectrum), latent_dim=n - 1, n=n, reference=5000, stops=14, metrics=("w2",),
-        share=0.1,
-    )  # fmt: skip
+    shape = {"latent_dim": n - 1, "n": n, "reference": 5000, "stops": 14, "metrics": ("w2",), "share": 0.1}
+    return Case(name=f"planted, n = {n}", law=Law(variances=variances), **shape)

@@ -18,185 +18,179 @@ the finite number of samples, the network's error.
         --ladders=karras,uniform_logsnr,spectral --levels=8,16,32,64,128,256
     python -m experiments.few_states --parts=exact --mixture_samples=100000
 
-Takes 190 s of processor time on two cores, and --quick 26 s; the other lines 29 s (CIFAR-10), 114 s and 275 s.
-
-Obtained. *Exact*, digits: 32 states match 1000 in 0 of 27 chains, their relW2 is 10 to 486 times as large; first-order chains
-fall as 1/T (DDIM at T = 32: .0431 on the spectral ladder, .0403 on optimised levels, .0807 on Karras). What 32 second-order
-states do match is the *usual* 1000, DDPM on linear beta (.0070): DPM-Solver++(2M) on uniform logsnr (.0070), spectral (.0070)
-and rectified-flow levels (.0074), Heun on spectral levels (.0082, 63 evaluations). CIFAR-10 spectrum: 32 match 1000 in 6 of
-27, each time because both sit on the floor of the start: .172 for Stable Diffusion's ladder (DDIM, Heun, 2M), .0094 for
-sigma_max = 80 (Heun and 2M on Karras, ratios 1.10 and 1.15; 2M on uniform logsnr, .80). Started from the exact law none
-does: 5 to 539 times. Heun explodes on the cosine ladder (relW2 2.4). DDPM's floor is lower than the flows', its
-noise forgets the start.
-*Mixture*, 4096 samples: from T = 16 on 2M is within 1.2 of the floor (spectral 8; Karras and scaled linear 32), Heun 8 to 32,
-DDIM 32 (Karras and uniform logsnr 64), DDPM 32 to 128. With 32768 samples the floor is lower and 2M needs 16 (spectral) or
-32, DDIM 64 (spectral), 128 (Karras), 256 (uniform logsnr): "2M by 16, DDIM more than 64" holds for some ladders and sample
-counts, not for all.
-*Learned*, Karras: with 2M 32 states match 1000 on digits (relFD above the floor .0089 against .0097, interval of the
-difference -.0008 ± .0002) and on the mixture (.0019 against .0023), "cannot tell" on the Gaussian (.0005, both); with DDIM
-they differ (.0213 against .0100, .0097 against .0024, .0071 against .0005). Training on 32 instead of 1000 levels makes no
-difference where 32 are sampled: 11 of 12 comparisons match, one cannot tell, none differs.
-*100,032 samples* of the mixture, T = 32, squared sliced W2 above the floor (8e-5), learned against exact score: DDIM .00378
-against .00388 (difference -.00010, .00047 allowed), 2M .00011 against .00007 (.00004, .00015 allowed): both within 10 % + 2
-standard errors. With --seeds=1: -.00023 (.00048) and .00012 (.00013), which is just within.
+Takes 190 s of processor time on two cores, and --quick 26 s; the other lines 29 s (CIFAR-10), 114 s and 275 s. The numbers
+obtained stand in docs/results.md#few_states.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from experiments import flags as shared
-from experiments import plans
-from experiments import tasks as tasks_lib
-from experiments.few_states import acceptance as acceptance_lib
-from experiments.few_states import exact as exact_lib
-from experiments.few_states import learned as learned_lib
-from experiments.few_states import mixture as mixture_lib
-from ldmjax import data, gaussians
-from ldmjax.checkpoints import NOTHING_KEPT, Store
-
-__all__ = ["PARTS", "Config", "Outcome", "plan", "run"]
+from experiments import launch
+from experiments.few_states import acceptance, exact, learned, mixture
+from experiments.launch import Results, setting
+from ldmjax import chains, experts, gaussians, schedules
+from ldmjax.job import Job
+from ldmjax.tasks import BLOCKS, Task, make_tasks, mixture_task
 
 PARTS = ("exact", "mixture", "learned")
+TASKS = ("data", "mixture", "gaussian")
+QUICK = {
+    "levels": (8, 32, 128), "ladders": ("karras", "linear_beta", "rectified_flow"), "samples": 512, "seeds": (0, 1),
+    "tasks": ("mixture",), "steps": 200, "hidden": 32,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """What is computed; the flags of the same names say more."""
+class Config(launch.DataSettings, launch.LadderSettings):
+    """What is computed."""
 
-    parts: tuple[str, ...] = PARTS
-    ladders: tuple[str, ...] = shared.LADDERS
-    levels: tuple[int, ...] = (8, 16, 32, 64, 128, 1000)
-    few: int = 32
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    tolerance: float = 1.2
-    samples: int = 4096
-    tasks: tuple[str, ...] = ("data", "mixture", "gaussian")
-    latent_dim: int = 32
-    learned_ladder: str = "karras"
-    seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 6000
-    batch_size: int = 256
-    hidden: int = 64
-    mixture_samples: int = 0
-    mixture_steps: int = acceptance_lib.AcceptanceConfig.steps
+    parts: tuple[str, ...] = setting(PARTS, "What is computed.", choices=PARTS)
+    ladders: tuple[str, ...] = launch.ladders_setting(tuple(schedules.LADDERS))
+    levels: tuple[int, ...] = launch.levels_setting((8, 16, 32, 64, 128, 1000))
+    few: int = setting(32, "Compared with the largest of --levels; one of them.", low=1, high=10_000)
+    tolerance: float = setting(1.2, "Ratio of W2 distances that counts as equal.", low=1.0)
+    samples: int = setting(4096, f"Samples per chain; a multiple of {BLOCKS}.", low=2 * BLOCKS, high=65_536)
+    tasks: tuple[str, ...] | None = setting(
+        None, "What scores are learned on; all, but no data for a --spectrum, if not given.", choices=TASKS
+    )
+    latent_dim: int = setting(32, "Principal components of --data.", low=1, high=100_000)
+    learned_ladder: str = setting("karras", "Ladder that scores are learned on.", choices=tuple(schedules.LADDERS))
+    seeds: tuple[int, ...] = launch.seeds((0, 1, 2), "Of learned scores: initialisation, batches, noise and x_T.")
+    steps: int = setting(6000, "Optimiser steps of each network.", low=1, high=10_000_000)
+    batch_size: int = setting(256, "Samples per step.", low=1, high=65_536)
+    hidden: int = setting(64, "Width of the networks.", low=1, high=16_384)
+    mixture_samples: int = setting(
+        0,
+        "If > 0, also trains a larger network on the mixture and compares it with the exact score by so many samples, rounded "
+        f"up to a multiple of {BLOCKS}.",
+        low=0,
+        high=10_000_000,
+    )
+    mixture_steps: int = setting(20_000, "Its optimiser steps.", low=1, high=10_000_000)
 
     def __post_init__(self):
-        if self.few not in self.levels or self.few == max(self.levels):
-            raise ValueError(f"few must be one of the levels below the largest, {list(self.levels)}, got {self.few}")
-        if not 1.0 <= self.tolerance < np.inf:
-            raise ValueError(f"tolerance must be a finite number >= 1, got {self.tolerance}")
-        if self.samples % tasks_lib.BLOCKS:
-            raise ValueError(f"samples must be a multiple of {tasks_lib.BLOCKS}, got {self.samples}")
+        super().__post_init__()
+        if self.few not in self.levels or self.few == self.many:
+            raise self.refuse("few", f"must be one of --levels={','.join(map(str, self.levels))}, not the largest")
+        if self.samples % BLOCKS:
+            raise self.refuse("samples", f"must be a multiple of {BLOCKS}")
+        try:
+            schedules.make_ladder(self.learned_ladder, self.many, np.ones(1))
+        except ValueError as error:
+            raise self.refuse("levels", f"{self.learned_ladder}: {error}") from error
 
     @property
     def many(self) -> int:
         """The largest number of levels."""
         return max(self.levels)
 
-    @property
-    def limits(self) -> dict[str, float]:
-        """Range of the ladders that have none of their own."""
-        return {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
-
-    @property
-    def learned(self) -> learned_lib.LearnedConfig:
-        """How scores are learned."""
-        names = ("levels", "few", "tolerance", "samples", "seeds", "steps", "batch_size", "hidden")
-        return learned_lib.LearnedConfig(
-            ladder=self.learned_ladder, **self.limits, **{name: getattr(self, name) for name in names}
-        )
-
-    @property
-    def acceptance(self) -> acceptance_lib.AcceptanceConfig:
-        """How the larger network on the mixture is learned."""
-        return acceptance_lib.AcceptanceConfig(
-            samples=self.mixture_samples, steps=self.mixture_steps, levels=self.few, ladder=self.learned_ladder,
-            seed=self.seeds[0], **self.limits,
-        )  # fmt: skip
+    def load(self) -> "Inputs":
+        """Loads the data and makes the tasks that scores are learned on."""
+        dataset, made = super().load(), []
+        if not np.trace(dataset.covariance) > 0:
+            raise self.refuse("data" if self.spectrum is None else "spectrum", "must have a variance > 0")
+        if "learned" in self.parts:
+            names = self.tasks or TASKS[dataset.samples is None :]
+            if "data" in names and dataset.samples is None:
+                raise self.refuse("tasks", f"data needs samples, and {dataset.name} is a spectrum")
+            try:
+                made = make_tasks(names, dataset, latent_dim=self.latent_dim)
+            except ValueError as error:
+                raise self.refuse("latent_dim", str(error)) from error
+        return Inputs(dataset.name, dataset.digest, dataset.covariance, made)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """All results; parts that were not asked for are empty.
+class Inputs(NamedTuple):
+    """The data set's covariance, the spectrum of the exact part, and what scores are learned on."""
 
-    Attributes:
-      chains: exact distances on the data's spectrum.
-      comparisons: few against many levels there.
-      usual: relW2 of `exact.USUAL`, None without chains.
-      mixture: exact-score chains on the mixture.
-      known: squared sliced W2 of its exact flow's samples ("flow") and of draws of the law ("floor").
-      learned: learned scores, one entry per chain and seed.
-      differences: few against many levels there.
-      acceptance: learned against exact scores with many samples.
-    """
-
-    chains: list[exact_lib.Chain]
-    comparisons: list[exact_lib.Comparison]
-    usual: float | None
-    mixture: list[mixture_lib.MixtureChain]
-    known: dict[str, float]
-    learned: list[learned_lib.LearnedChain]
-    differences: list[learned_lib.Difference]
-    acceptance: list[acceptance_lib.Acceptance]
+    name: str
+    digest: str
+    covariance: np.ndarray
+    tasks: list[Task]
 
 
-def plan(dataset: data.Dataset, config: Config, tasks: Sequence[tasks_lib.Task]) -> list[plans.Stage]:
-    """The stages of `run`, with the tasks that it makes."""
-    levels, stages = sorted(config.levels), []
+def plan(config: Config, inputs: Inputs) -> list[launch.Stage]:
+    """Counts what `compute` does."""
+    stages = []
     if "exact" in config.parts:
-        stages += exact_lib.plan(dataset.dim, config.ladders, levels)
+        stages.append(launch.Stage(stage="exact distances, ladders", runs=len(config.ladders) + 1))
     if "mixture" in config.parts:
-        stages += mixture_lib.plan(config.ladders, levels, samples=config.samples, limits=config.limits)
-    if "learned" in config.parts:
-        stages += [stage for task in tasks for stage in learned_lib.plan(task, config.learned)]
+        for sampler in exact.SAMPLERS:
+            named = mixture.named_ladders(config.ladders, config.levels, sampler, np.ones(1), config.limits)
+            calls = config.samples * sum(chains.evaluations(sampler, count) for _, count, _ in named)
+            stage = f"mixture, exact score: {sampler}"
+            stages.append(launch.Stage(stage=stage, runs=len(named), programs=1, evaluations=calls))
+    for task in inputs.tasks:
+        for training, counts in learned.trainings(task, config):
+            name = f"{task.name}, {int(training.ladder.t_max)} levels"
+            calls = len(learned.SAMPLERS) * sum(counts) * config.samples
+            stages += _stages(name, training, task.dim, len(config.seeds), calls)
     if config.mixture_samples:
-        stages += acceptance_lib.plan(config.acceptance)
-    return [*stages, plans.host("tables, figures", runs=1, seconds=4.0)]
+        task = mixture_task()
+        calls = len(learned.SAMPLERS) * config.few * acceptance.sample_count(config)
+        stages += _stages("acceptance", acceptance.training(task, config), task.dim, 1, calls)
+    return stages
 
 
-def run(
-    dataset: data.Dataset,
-    config: Config,
-    report: Callable[[str], None] = print,
-    tasks: list[tasks_lib.Task] | None = None,
-    store: Store = NOTHING_KEPT,
-) -> Outcome:
-    """Computes every part that ``config`` names; the function behind the command.
+def _stages(name, training, width, models, calls):
+    """Counts training and sampling of so many models, ``calls`` evaluations of each."""
+    networks, parameters = models * training.experts, experts.parameter_count(training, width)
+    return [
+        launch.Stage(
+            stage=f"train {name}", runs=networks, programs=1, steps=training.steps,
+            evaluations=networks * training.steps * training.batch_size, parameters=parameters,
+        ),
+        launch.Stage(
+            stage=f"sample {name}", runs=models, programs=len(learned.SAMPLERS), evaluations=models * calls,
+            parameters=parameters,
+        ),
+    ]  # fmt: skip
 
-    Args:
-      dataset: its covariance gives the spectrum of the exact part.
-      config: what to compute.
-      report: receives progress lines.
-      tasks: what scores are learned on; made from ``dataset`` and ``config`` if None.
-      store: where trainings and finished chains are kept.
+
+def compute(config: Config, inputs: Inputs, job: Job) -> Results:
+    """Computes every part that is asked for.
+
+    Rows have the kinds exact, verdict, mixture, mixture_floor, learned, difference, acceptance. Arrays: per part (exact and
+    mixture) the names along the axes and values ``[ladder, sampler, T]``, NaN where there is none; learned_METRIC ``[row, K]``
+    jackknife pseudo-values, in the order of the rows of kind learned.
     """
-    levels, chains, usual = sorted(config.levels), [], None
+    rows, arrays, tolerance = [], {}, config.tolerance
+    options = {"limits": config.limits, "job": job}
     if "exact" in config.parts:
-        variances = gaussians.eigh_descending(dataset.covariance)[0]
-        usual = exact_lib.usual_distance(variances)
-        chains = exact_lib.run(variances, config.ladders, levels, limits=config.limits, store=store, report=report)
-    on_mixture, known = [], {}
+        variances = gaussians.eigh_descending(inputs.covariance)[0]
+        usual = exact.usual_distance(variances)
+        found = exact.measure_all(variances, config.ladders, sorted(config.levels), **options)
+        rows += found + exact.compare(found, few=config.few, many=config.many, usual=usual, tolerance=tolerance)
+        arrays |= grids("exact", found, ("rel_w2", "rel_w2_exact_start", "mismatch", "floor"))
     if "mixture" in config.parts:
-        on_mixture, known = mixture_lib.run(
-            config.ladders, levels, samples=config.samples, seed=0, tolerance=config.tolerance, limits=config.limits,
-            store=store, report=report,
-        )  # fmt: skip
-    found = []
-    if "learned" in config.parts:
-        if tasks is None:
-            tasks = tasks_lib.make_tasks(config.tasks, dataset, latent_dim=config.latent_dim)
-        for task in tasks:
-            found += learned_lib.run_task(task, config.learned, report, store)
-    return Outcome(
-        chains=chains,
-        comparisons=exact_lib.compare(chains, config.few, config.many, usual=usual, tolerance=config.tolerance),
-        usual=usual,
-        mixture=on_mixture,
-        known=known,
-        learned=found,
-        differences=learned_lib.compare(found, config.learned),
-        acceptance=acceptance_lib.run(config.acceptance, report, store) if config.mixture_samples else [],
-    )
+        levels, task = sorted(config.levels), mixture_task()
+        size = {"samples": config.samples, "tolerance": tolerance}
+        found = mixture.measure_all(task, config.ladders, levels, **size, **options)
+        rows += found
+        of_chains = [row for row in found if row["kind"] == "mixture"]
+        fields = ("rms_to_flow", "sliced_above_floor", "sliced_above_flow", "paired_error")
+        arrays |= grids("mixture", of_chains, fields)
+    found = [pair for task in inputs.tasks for pair in learned.measure_all(task, config, job)]
+    if found:
+        rows += [row for row, _ in found]
+        rows += learned.compare(found, few=config.few, many=config.many, tolerance=tolerance)
+        arrays |= {f"learned_{m}": np.stack([values[m] for _, values in found]) for m in learned.METRICS}
+    if config.mixture_samples:
+        rows += acceptance.measure_all(mixture_task(), config, job)
+    return Results(rows=rows, arrays=arrays)
+
+
+def grids(part: str, rows: Sequence[Mapping], fields: Sequence[str]) -> dict[str, np.ndarray]:
+    """Returns the axes of a part and its fields on them ``[ladder, sampler, T]``, NaN where there is no row."""
+    by_place = {(row["ladder"], row["sampler"], row["levels"]): row for row in rows}
+    ladders, samplers, levels = (list(dict.fromkeys(axis)) for axis in zip(*by_place, strict=True))
+    levels = sorted(levels)
+    arrays = {"ladders": np.array(ladders), "samplers": np.array(samplers), "levels": np.array(levels)}
+    for field in fields:
+        arrays[field] = np.array(
+            [[[by_place.get((a, s, T), {}).get(field, np.nan) for T in levels] for s in samplers] for a in ladders]
+        )
+    return {f"{part}_{name}": values for name, values in arrays.items()}

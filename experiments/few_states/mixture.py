@@ -6,54 +6,21 @@ draws of the law itself keep a sliced distance from other draws, the *floor*; th
 has more than the flow has almost no sampling error, since both share x_T: that difference decides.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import flags as shared
-from experiments import pieces, plans, tasks
-from experiments.few_states import chains
 from experiments.few_states.exact import SAMPLERS
-from experiments.unused_states.laws import evaluations, is_defined
-from ldmjax import devices, schedules, threefry
-from ldmjax.checkpoints import NOTHING_KEPT, Store
+from ldmjax import chains, devices, schedules, tasks, threefry
+from ldmjax.job import NO_JOB, Job
 
-STOCHASTIC = ("ddpm",)
 SLOW_UP_TO = 128  # levels of the samplers other than ddim
-MIXTURE_SECONDS = 6e-7  # of one update of one sample, see `experiments.plans.host`
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MixtureChain:
-    """One chain with the exact score; distances of N samples, errors are standard errors.
-
-    Attributes:
-      ladder: its name.
-      sampler: one of `experiments.few_states.exact.SAMPLERS`.
-      levels: T.
-      rms_to_flow, rms_error: root mean square distance per component to the exact flow from the same x_T; NaN with noise.
-      sliced_above_floor, sliced_error: squared sliced W2 minus the floor.
-      sliced_above_flow, paired_error: squared sliced W2 minus that of the exact flow from the same x_T.
-      at_floor: whether the chain cannot be told from the flow (`is_at_floor`).
-    """
-
-    ladder: str
-    sampler: str
-    levels: int
-    rms_to_flow: float
-    rms_error: float
-    sliced_above_floor: float
-    sliced_error: float
-    sliced_above_flow: float
-    paired_error: float
-    at_floor: bool
 
 
 def is_at_floor(above_flow: float, error: float, floor: float, tolerance: float) -> bool:
-    """Whether ``floor + above_flow`` is at most ``tolerance^2`` times ``floor``, up to two standard errors; all squared."""
+    """Returns whether ``floor + above_flow`` is at most ``tolerance^2 floor``, up to two standard errors; all squared."""
     return bool(above_flow <= (tolerance**2 - 1.0) * floor + 2.0 * error)
 
 
@@ -64,10 +31,13 @@ def run_chains(
     flow: np.ndarray,
     *,
     sampler: str,
-    store: Store,
-    report: Callable[[str], None],
+    job: Job = NO_JOB,
 ) -> tuple[chains.Statistics, np.ndarray]:
-    """Statistics of the samples of every (name, T, ladder), and block means ``[C, K]`` of the squared distance to the flow."""
+    """Runs every (name, T, ladder) from ``start`` with the exact score.
+
+    Returns:
+      Statistics of the samples, and block means ``[C, K]`` of their squared distance to ``flow``, the exact flow's samples.
+    """
     ladder, numbers = chains.merge([ladder for _, _, ladder in named])
     rows = chains.make_rows(numbers)
 
@@ -80,115 +50,102 @@ def run_chains(
     mapped = devices.map_runs(one_row)
     # Longest first: chains that run at the same time are about equally long.
     order = np.argsort(-rows.updates, kind="stable")
-    at_once = devices.items_at_once(len(order), 4.0 * start.size * 32)
 
     def compute(indices):
         own = order[indices]
         done = devices.collect(mapped((start, flow), (rows.times[own], rows.updates[own])), len(own))
         return [jax.tree.map(lambda x, k=k: x[k], done) for k in range(len(own))]
 
-    names = [f"mixture/{sampler}/{name}/T{count}" for name, count, _ in named]
-    label = f"mixture: {sampler}, chains of {len(start)} samples"
-    found = pieces.finish([names[i] for i in order], compute, store=store, label=label, report=report, at_once=at_once)
+    names = [f"mixture/{sampler}/{named[i][0]}/T{named[i][1]}" for i in order]
+    at_once = devices.items_at_once(len(order), 4.0 * start.size * 32)
+    found = job.map(compute, names, label=f"mixture: {sampler}, chains of {len(start)} samples", at_once=at_once)
     return jax.tree.map(lambda *leaves: np.stack(leaves), *(found[i] for i in np.argsort(order)))
 
 
-def exact_flow(task: tasks.Task, start: jax.Array) -> tuple[np.ndarray, np.ndarray, float]:
-    """The flow's samples ``[N, D]``, pseudo-values ``[K]`` of their squared sliced W2, and its floor for N draws."""
-    flow = np.asarray(task.flow(start))
-    law = jax.tree.map(lambda x: np.asarray(x)[None], jax.jit(lambda z: chains.statistics(z, task))(flow))
-    return flow, chains.pseudo_values(law, task)["sliced_w2_squared"][0], task.sliced_floor(len(flow))
-
-
-def _chains(ladders, levels, sampler, variances, limits) -> list[tuple[str, int, schedules.Ladder]]:
-    """(name, T, ladder) of the chains that the sampler runs."""
+def named_ladders(ladders, levels, sampler, variances, limits) -> list[tuple[str, int, schedules.Ladder]]:
+    """Returns (name, T, ladder) of the chains that the sampler runs."""
     named = [
-        (name, count, shared.make_ladder(name, count, variances, **limits))
+        (name, count, schedules.make_ladder(name, count, variances, **limits))
         for name in ladders
         for count in levels
         if sampler == "ddim" or count <= SLOW_UP_TO
     ]
-    return [entry for entry in named if is_defined(sampler, entry[2])]
+    return [entry for entry in named if chains.is_defined(sampler, entry[2])]
 
 
-def plan(
-    ladders: Sequence[str], levels: Sequence[int], *, samples: int, limits: Mapping[str, float]
-) -> list[plans.Stage]:
-    """The stages of `run`."""
-    variances, stages = np.linalg.eigvalsh(tasks.mixture_task().covariance)[::-1], []
-    for sampler in SAMPLERS:
-        updates = [
-            evaluations(sampler, count, 0) for _, count, _ in _chains(ladders, levels, sampler, variances, limits)
-        ]
-        seconds = np.mean(updates or [0]) * samples * MIXTURE_SECONDS
-        stages.append(plans.host(f"mixture, exact score: {sampler}", runs=len(updates), seconds=seconds, programs=1))
-    return stages
-
-
-def run(
+def measure_all(
+    task: tasks.Task,
     ladders: Sequence[str],
     levels: Sequence[int],
     *,
     samples: int,
-    seed: int,
     tolerance: float,
     limits: Mapping[str, float],
-    store: Store = NOTHING_KEPT,
-    report: Callable[[str], None] = lambda line: None,
-) -> tuple[list[MixtureChain], dict[str, float]]:
-    """Every sampler on every ladder at every T.
+    job: Job = NO_JOB,
+) -> list[dict]:
+    """Measures every sampler on every ladder at every T, distances by N samples with standard errors.
+
+    Fields of kind "mixture": rms_to_flow, root mean square distance per component to the exact flow, NaN with noise; squared
+    sliced W2 minus the floor, and minus that of the exact flow (paired); at_floor, `is_at_floor`. Of kind "mixture_floor":
+    squared sliced W2 of draws of the law and of the exact flow's samples; levels_to_floor.
 
     Args:
-      ladders: names out of `experiments.flags.LADDERS`.
+      task: has an exact score.
+      ladders: names out of `schedules.LADDERS`.
       levels: T; samplers other than ddim leave those above `SLOW_UP_TO` out.
-      samples: N, a multiple of `experiments.tasks.BLOCKS`.
-      seed: of x_T.
+      samples: N, a multiple of `tasks.BLOCKS`.
       tolerance: ratio of W2 that counts as equal.
-      limits: sigma_min and sigma_max of `experiments.flags.make_ladder`.
-      store: where chains are kept.
-      report: receives progress lines.
-
-    Returns:
-      The chains, and squared sliced W2 of "flow", the exact flow's samples, and the "floor".
+      limits: sigma_min and sigma_max of `schedules.make_ladder`.
+      job: keeps the chains.
     """
-    task = tasks.mixture_task()
-    start = jax.random.normal(threefry.key(seed), (samples, task.dim))
-    flow, of_flow, floor = store.piece("mixture/exact flow", lambda: exact_flow(task, start))
-    variances = np.linalg.eigvalsh(task.covariance)[::-1]
-    found = []
+    start = jax.random.normal(threefry.key(0), (samples, task.dim))
+    floor = task.sliced_floor(samples)
+    flow = job.keep("mixture/exact flow", lambda: np.asarray(task.flow(start)))
+    of_flow = chains.measure(flow, task)["sliced_w2_squared"]
+    variances, rows = np.linalg.eigvalsh(task.covariance)[::-1], []
     for sampler in SAMPLERS:
-        named = _chains(ladders, levels, sampler, variances, limits)
-        if not named:
+        if not (named := named_ladders(ladders, levels, sampler, variances, limits)):
             continue
-        stacked, squared = run_chains(task, named, start, flow, sampler=sampler, store=store, report=report)
+        stacked, squared = run_chains(task, named, start, flow, sampler=sampler, job=job)
         sliced = chains.pseudo_values(stacked, task)["sliced_w2_squared"]
         for (name, count, _), values, distances in zip(named, sliced, squared, strict=True):
-            found.append(_read(name, sampler, count, values, distances, of_flow, floor, tolerance))
-    return found, {"flow": float(of_flow.mean()), "floor": floor}
+            measured = _measured(sampler, values, distances, of_flow, floor, tolerance)
+            rows.append(
+                {"kind": "mixture", "samples": samples, "ladder": name, "sampler": sampler, "levels": count, **measured}
+            )
+    return rows + [
+        {
+            "kind": "mixture_floor",
+            "ladder": ladder,
+            "sampler": sampler,
+            "samples": samples,
+            "sliced_w2_squared_floor": floor,
+            "sliced_w2_squared_flow": float(of_flow.mean()),
+            "levels_to_floor": levels_to_floor(rows, ladder, sampler),
+        }
+        for ladder, sampler in dict.fromkeys((row["ladder"], row["sampler"]) for row in rows)
+    ]
 
 
-def _read(ladder, sampler, levels, sliced, squared, of_flow, floor, tolerance):
-    """One `MixtureChain` from pseudo-values ``[K]`` of the chain and of the flow, and block mean squared distances."""
+def _measured(sampler, sliced, squared, of_flow, floor, tolerance):
+    """Returns the distances of one chain from pseudo-values ``[K]`` of it and of the flow, and squared distances ``[K]``."""
     value, error = chains.estimate(sliced)
     above, paired = chains.estimate(sliced - of_flow)
     mean, mean_error = chains.estimate(np.asarray(squared, np.float64))
-    rms = np.nan if sampler in STOCHASTIC else np.sqrt(mean)
-    return MixtureChain(
-        ladder=ladder,
-        sampler=sampler,
-        levels=levels,
-        rms_to_flow=rms,
-        rms_error=mean_error / (2.0 * rms),
-        sliced_above_floor=value - floor,
-        sliced_error=error,
-        sliced_above_flow=above,
-        paired_error=paired,
-        at_floor=is_at_floor(above, paired, floor, tolerance),
-    )
+    rms = np.nan if sampler in chains.STOCHASTIC else np.sqrt(mean)
+    return {
+        "rms_to_flow": rms,
+        "rms_error": mean_error / (2.0 * rms),
+        "sliced_above_floor": value - floor,
+        "sliced_error": error,
+        "sliced_above_flow": above,
+        "paired_error": paired,
+        "at_floor": is_at_floor(above, paired, floor, tolerance),
+    }
 
 
-def levels_to_floor(found: Sequence[MixtureChain], ladder: str, sampler: str) -> int | None:
-    """The smallest T from which on every chain is at the floor; None if not even the longest is."""
-    own = sorted((c.levels, c.at_floor) for c in found if (c.ladder, c.sampler) == (ladder, sampler))
+def levels_to_floor(rows: Sequence[Mapping], ladder: str, sampler: str) -> int | None:
+    """Returns the smallest T from which on every chain is at the floor; None if not even the longest is."""
+    own = [(row["levels"], row["at_floor"]) for row in rows if (row["ladder"], row["sampler"]) == (ladder, sampler)]
     above = max((T for T, fine in own if not fine), default=0)
     return min((T for T, _ in own if T > above), default=None)

@@ -9,68 +9,78 @@ nothing starts), same sampling steps and sample counts. Every stop of every chai
     python -m experiments.latent_vs_pixel --data=mnist.npz --n=10000 \
         --autoencoders=kl:7x7x2 --channels=8,16,32  # a GPU's
 
-The first takes 933 s on two cores that three other jobs share. Obtained on digits (n = 1000, pixels as features): it depends
-on the readout and the metric more than on latent against pixel. States decoded as they are: no model gains from stopping in
-any metric. States divided by their scale first: MMD and sliced W2 are best at 61 to 89 % of sampling for every model, latent
-*and* pixel, with gains of 4 to 29 %. The squared Fréchet distance turns up in three models of four by 0.1 to 0.2 %; of
-the U-Nets only in the latent one (best stop 95 %, interval 93 to 97): the sign of [OS], not the size, 8 % there.
+The first takes 933 s on two cores that three other jobs share; the numbers obtained stand in
+docs/results.md#latent_vs_pixel.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from experiments import image_models, image_plans
-from experiments.image_models import Report, SamplingConfig, Split
-from experiments.plans import Stage, host
-from ldmjax import stopping, training
-from ldmjax.autoencoders import FittedAutoencoder, reconstruction_error
-from ldmjax.checkpoints import NOTHING_KEPT, Store
+from experiments import launch
+from experiments.launch import Results, redeclared, setting
+from experiments.launch.diffusion import DiffusionSettings, ImageData
+from ldmjax import autoencoders, latent_diffusion, stopping, training
+from ldmjax.autoencoders import reconstruction_error
 from ldmjax.data import Dataset
-from ldmjax.features import Features
+from ldmjax.job import Job
+from ldmjax.latent_diffusion import DiffusionModel, Split
 
 FLOPS_TOLERANCE = 0.02
 FAMILIES = {"mlp": "MLP", "unet": "U-Net"}
 GRID_SAMPLES = 2  # shown of every model
+KINDS = tuple(kind for kind in autoencoders.KINDS if kind != "identity")
+SHAPE = re.compile(r"[1-9]\d*(x[1-9]\d*x[1-9]\d*)?")
+QUICK = {
+    "autoencoders": ("pca:16",),
+    "seeds": (0,),
+    "training_steps": 200,
+    "autoencoder_steps": 200,
+    "samples": 256,
+    "sampling_steps": 100,
+    "stops": 10,
+}
+
+
+def read_autoencoder(word: str) -> tuple[str, tuple[int, ...]]:
+    """KIND:SHAPE, read; ValueError if it is not that."""
+    kind, _, shape = word.partition(":")
+    if kind not in KINDS or not SHAPE.fullmatch(shape):
+        raise ValueError(f"got {word!r}")
+    return kind, tuple(map(int, shape.split("x")))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """What to train and how.
+class Config(DiffusionSettings):
+    """What to train and how."""
 
-    Attributes:
-      autoencoders: (kind, latent shape) of each latent model.
-      seeds: each has its own split, initialisations and noise.
-      n: training images.
-      reference: held-out images, at most.
-      hidden, mlp_blocks: size of the pixel MLP.
-      channels, unet_blocks: size of the pixel U-Net.
-      training_steps, batch_size: of every diffusion model.
-      autoencoder_steps: of the trained autoencoders.
-      sampling: of every diffusion model.
-      runs_per_batch: runs vmapped at once on each device, by default `devices.default_runs_per_batch`.
-      precision: of trained autoencoders and U-Nets, out of `convolutions.PRECISIONS`.
-    """
+    autoencoders: tuple[str, ...] = setting(
+        ("pca:16", "kl:4x4x2"),
+        "Latent models. Vectors are learned by an MLP, maps by a U-Net; the pixel model of each comes by itself.",
+        allowed=f"KIND:SHAPE, KIND out of {', '.join(KINDS)}, SHAPE a length such as 16 or a map such as 4x4x2",
+        check=read_autoencoder,
+    )
+    batch_size: int = redeclared(DiffusionSettings, "batch_size", 64)
+    hidden: int = setting(256, "Width of the pixel MLP; latent MLPs have as many operations.", low=1, high=16_384)
+    mlp_blocks: int = setting(2, "Residual blocks of the MLPs.", low=0, high=64)
+    channels: tuple[int, ...] = setting(
+        (8, 16), "Channels of the pixel U-Net, one per resolution, rising.", low=1, high=4096
+    )
+    unet_blocks: int = setting(1, "Residual blocks of each resolution of the U-Nets, each way.", low=0, high=64)
+    runs_per_batch: int | None = launch.per_batch_setting()
 
-    autoencoders: tuple[tuple[str, tuple[int, ...]], ...]
-    seeds: tuple[int, ...]
-    n: int
-    reference: int
-    hidden: int = 256
-    mlp_blocks: int = 2
-    channels: tuple[int, ...] = (8, 16)
-    unet_blocks: int = 1
-    training_steps: int = 2000
-    batch_size: int = 64
-    autoencoder_steps: int = 1500
-    sampling: SamplingConfig = SamplingConfig()
-    runs_per_batch: int | None = None
-    precision: str = "float32"
+    def check_models(self, dataset: Dataset) -> None:
+        super().check_models(dataset)
+        for kind, shape in map(read_autoencoder, self.autoencoders):
+            self.check_latent_shapes("autoencoders", kind, [shape], dataset, n=self.n)
+        with self.blaming("autoencoders"):
+            match_models(self, dataset.image_shape)
 
 
-class Plan(NamedTuple):
+class MatchedModel(NamedTuple):
     """One model to train: its autoencoder, its network, and the operations of one evaluation, beside the pixel model's."""
 
     label: str
@@ -85,237 +95,210 @@ class Plan(NamedTuple):
         """Relative to the pixel model."""
         return self.flops / self.pixel_flops - 1.0
 
-
-class Reading(NamedTuple):
-    """One model's stopping curve under one readout, feature space and metric.
-
-    Attributes:
-      plan: the model.
-      seed: None for the mean over seeds.
-      readout, features, metric: what was measured.
-      result: the curve, read.
-      difference_error: standard error of the difference to the end of sampling at each stop ``[S]``.
-      floor: the distance of the training images.
-      reconstruction: the distance of what the autoencoder makes of them.
-    """
-
-    plan: Plan
-    seed: int | None
-    readout: str
-    features: str
-    metric: str
-    result: stopping.StoppingResult
-    difference_error: np.ndarray
-    floor: float
-    reconstruction: float
+    @property
+    def latent_dim(self) -> int:
+        """Entries of a latent."""
+        return int(np.prod(self.latent_shape))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """Results in the order of models and seeds.
-
-    Attributes:
-      plans: the models.
-      readings: one per model, seed, readout, feature space and metric, and one more for the mean over seeds.
-      models: what else is known of one trained model, by (label, seed).
-      grids: ``[S, GRID_SAMPLES, *image_shape]`` decoded states of the first seed, by label.
-      pixel_range: (low, high) of almost all pixels of the training images, black and white in figures.
-    """
-
-    plans: tuple[Plan, ...]
-    readings: tuple[Reading, ...]
-    models: dict[tuple[str, int], dict]
-    grids: dict[str, np.ndarray]
-    pixel_range: tuple[float, float]
-
-
-def family_of(latent_shape: tuple[int, ...]) -> str:
-    """Vectors go to an MLP, maps to a U-Net."""
-    return "mlp" if len(latent_shape) == 1 else "unet"
-
-
-def make_plans(config: Config, image_shape: tuple[int, ...]) -> tuple[Plan, ...]:
+def match_models(config: Config, image_shape: tuple[int, ...]) -> list[MatchedModel]:
     """All models: for every network family that is used its pixel model, then the latent ones with as many operations.
 
     Raises:
       ValueError: if a network cannot be made, or no size of it has as many operations as the pixel model within 2 %.
     """
-    plans = []
-    for family in FAMILIES:
-        chosen = [(kind, shape) for kind, shape in config.autoencoders if family_of(shape) == family]
+    found, latents = [], [read_autoencoder(word) for word in config.autoencoders]
+    for family, name in FAMILIES.items():
+        # Vectors go to an MLP, maps to a U-Net.
+        chosen = [(kind, shape) for kind, shape in latents if (len(shape) == 1) == (family == "mlp")]
         if not chosen:
             continue
         pixel = _network(config, family, image_shape)
-        dim = int(np.prod(image_shape))
-        target = training.flops(pixel, dim)
-        plans.append(Plan(f"pixel, {FAMILIES[family]}", "identity", image_shape, pixel, target, target))
+        target = training.flops(pixel, int(np.prod(image_shape)))
+        found.append(MatchedModel(f"pixel, {name}", "identity", image_shape, pixel, target, target))
         for kind, shape in chosen:
             d = int(np.prod(shape))
             network = training.match_flops(_network(config, family, shape), d, target)
-            label = f"{kind} {'x'.join(map(str, shape))}, {FAMILIES[family]}"
-            plan = Plan(label, kind, shape, network, training.flops(network, d), target)
-            if abs(plan.flops_difference) > FLOPS_TOLERANCE:
+            label = f"{kind} {'x'.join(map(str, shape))}, {name}"
+            model = MatchedModel(label, kind, shape, network, training.flops(network, d), target)
+            if abs(model.flops_difference) > FLOPS_TOLERANCE:
                 raise ValueError(
-                    f"{label}: the nearest network has {100 * plan.flops_difference:+.1f} % of the pixel model's operations, "
+                    f"{label}: the nearest network has {100 * model.flops_difference:+.1f} % of the pixel model's operations, "
                     f"allowed are {100 * FLOPS_TOLERANCE:g} %; a larger pixel model can be matched more closely"
                 )
-            plans.append(plan)
-    return tuple(plans)
+            found.append(model)
+    return found
 
 
 def _network(config: Config, family: str, shape: tuple[int, ...]) -> training.TrainingConfig:
-    size = {"hidden": config.hidden, "blocks": config.mlp_blocks}
-    if family == "unet":
-        if len(shape) not in (2, 3):
-            raise ValueError(f"a U-Net needs images [H, W] or [H, W, C], got {list(shape)}")
-        size = {"map_shape": (*shape, 1)[:3], "channels": config.channels, "blocks": config.unet_blocks}
-        size["precision"] = config.precision
-    return training.TrainingConfig(
-        model=family,
-        steps=config.training_steps,
-        batch_size=config.batch_size,
-        schedule=config.sampling.schedule,
-        **config.sampling.trained_range,
-        **size,
-    )
+    if family == "mlp":
+        return config.network(model="mlp", hidden=config.hidden, blocks=config.mlp_blocks)
+    if len(shape) not in (2, 3):
+        raise ValueError(f"a U-Net needs images [H, W] or [H, W, C], got {list(shape)}")
+    size = {"map_shape": (*shape, 1)[:3], "channels": config.channels, "blocks": config.unet_blocks}
+    return config.network(model="unet", precision=config.precision, **size)
 
 
-def plan(dataset: Dataset, features: Sequence[Features], config: Config) -> list[Stage]:
-    """The stages of `run`."""
-    wanted, image_shape, seeds = make_plans(config, dataset.image_shape), dataset.image_shape, len(config.seeds)
-    shapes = {p.kind: [other.latent_shape for other in wanted if other.kind == p.kind] for p in wanted}
-    networks = seeds * [(p.network, int(np.prod(p.latent_shape))) for p in wanted]
-    sampling = config.sampling
-    return [
-        *image_plans.autoencoders(shapes, image_shape, seeds=seeds, steps=config.autoencoder_steps),
-        *image_plans.diffusion(networks, sampling),
-        image_plans.measuring(
-            "decode and measure", sets=len(networks) * len(sampling.readouts) * len(sampling.stop_steps),
-            samples=sampling.samples, reference=config.reference, dims=[space.dim for space in features], pixels=dataset.dim,
-            decoding=image_plans.decoding(shapes, image_shape),
-        ),
-        host("read curves, draw figures", runs=1, seconds=10.0),
-    ]  # fmt: skip
-
-
-def run(
-    dataset: Dataset,
-    features: Sequence[Features],
-    config: Config,
-    report: Report = print,
-    store: Store = NOTHING_KEPT,
-) -> Outcome:
-    """Fits, trains, samples and reads every model; the function behind the command.
-
-    Args:
-      dataset: with images.
-      features: spaces in which distances are measured.
-      config: what to train.
-      report: receives progress lines.
-      store: where trainings and measured models are kept.
-    """
-    plans = make_plans(config, dataset.image_shape)
-    options = {"n": config.n, "reference": config.reference}
-    splits = {seed: image_models.split_images(dataset, seed=seed, **options) for seed in config.seeds}
-    measures = {seed: image_models.make_measures(features, split.reference) for seed, split in splits.items()}
-    autoencoders = _fit(plans, splits, config, store, report)
-    models = image_models.train_models(
-        list(autoencoders.values()),
-        [plans[i].network for i, _ in autoencoders],
-        [splits[seed] for _, seed in autoencoders],
-        seeds=[seed for _, seed in autoencoders],
-        runs_per_batch=config.runs_per_batch,
-        store=store,
-        report=report,
-    )
-
-    def measured(place: int) -> _Measured:
-        model = models[place]
-        states = image_models.sample_states(model, config.sampling, store=store, report=report)
-        return _measure(model, states, splits[model.seed], measures[model.seed], config)
-
-    found = image_models.of_each_model(models, measured, what="sampled and measured", store=store, report=report)
-    of = dict(zip(autoencoders, found, strict=True))
-    floors = {
-        seed: store.piece(f"floors/seed{seed}", lambda s=seed: image_models.distances_of(splits[s].train, measures[s]))
-        for seed in config.seeds
+def _shapes(matched: Sequence[MatchedModel]) -> dict[str, list[tuple[int, ...]]]:
+    """Latent shapes by kind of autoencoder; the identity's stands once, however many pixel models there are."""
+    return {
+        kind: list(dict.fromkeys(m.latent_shape for m in matched if m.kind == kind))
+        for kind in (m.kind for m in matched)
     }
-    return Outcome(
-        plans=plans,
-        readings=tuple(_readings(plans, of, floors, config)),
-        models={(plans[i].label, seed): one.facts for (i, seed), one in of.items()},
-        grids={p.label: of[i, config.seeds[0]].grid for i, p in enumerate(plans)},
-        pixel_range=tuple(np.quantile(splits[config.seeds[0]].train, [0.001, 0.999]).tolist()),
+
+
+def plan(config: Config, data: ImageData) -> list[launch.Stage]:
+    """What `compute` does."""
+    matched, sampling = match_models(config, data.dataset.image_shape), config.sampling
+    sets = len(config.seeds) * len(matched) * len(sampling.readouts) * len(sampling.stop_steps)
+    return [
+        *config.autoencoder_stages(_shapes(matched), data.dataset.image_shape),
+        *config.model_stages([(m.network, m.latent_dim) for m in matched]),
+        launch.Stage(stage="decode and measure sets of images", runs=sets),
+    ]
+
+
+def compute(config: Config, data: ImageData, job: Job) -> Results:
+    """Fits, trains, samples and reads every model.
+
+    Arrays, with R rows of records.jsonl and S stops:
+      progress, logsnr ``[S]``: of the stops;
+      curve, standard_error ``[R, S]``: the stopping curves;
+      difference_error ``[R, S]``: standard error of the difference to the end of sampling;
+      samples LABEL ``[S, 2, *image_shape]``: decoded states of a model, first seed;
+      pixel_range ``[2]``: (low, high) of almost all pixels of the training images, black and white in figures.
+    """
+    config.check_features_unchanged(data, job)
+    matched = match_models(config, data.dataset.image_shape)
+    splits = config.splits(data.dataset)
+    measures = config.measures(data, splits)
+    with config.blaming("autoencoders"):
+        models = train(config, matched, splits, job)
+        order = list(models)
+
+        def measured(index: int) -> dict:
+            model = models[order[index]]
+            states = latent_diffusion.sample_states(model, config.sampling, job=job)
+            return measure(model, states, splits[model.seed], measures[model.seed], config)
+
+        found = latent_diffusion.map_models(measured, list(models.values()), what="sampled and measured", job=job)
+        floors = config.noise_floors(splits, measures, job)
+    of, first = dict(zip(order, found, strict=True)), config.seeds[0]
+    found = [
+        one
+        for m in matched
+        for one in read(config, data, m, {seed: of[m.label, seed] for seed in config.seeds}, floors)
+    ]
+    arrays = {
+        "progress": config.sampling.progress,
+        "logsnr": config.sampling.logsnrs,
+        **{name: np.stack([curves[name] for _, curves in found]) for name in found[0][1]},
+        **{f"samples {m.label}": of[m.label, first]["grid"] for m in matched},
+        "pixel_range": np.quantile(splits[first].train, [0.001, 0.999]),
+    }
+    return Results(rows=[row for row, _ in found], arrays=arrays)
+
+
+def train(
+    config: Config, matched: Sequence[MatchedModel], splits: Mapping[int, Split], job: Job
+) -> dict[tuple[str, int], DiffusionModel]:
+    """The diffusion models by (label, seed)."""
+    options = {"steps": config.autoencoder_steps, "precision": config.precision}
+    fitted = latent_diffusion.fit_autoencoders(splits, _shapes(matched), job=job, **options)
+    pairs = [(m, seed) for m in matched for seed in config.seeds]
+    models = latent_diffusion.train_models(
+        [fitted[seed, m.kind, m.latent_shape] for m, seed in pairs],
+        [m.network for m, _ in pairs],
+        [splits[seed] for _, seed in pairs],
+        seeds=[seed for _, seed in pairs],
+        runs_per_batch=config.runs_per_batch,
+        job=job,
     )
+    return {(m.label, seed): model for (m, seed), model in zip(pairs, models, strict=True)}
 
 
-def _fit(
-    plans: Sequence[Plan], splits: dict[int, Split], config: Config, store: Store, report: Report
-) -> dict[tuple[int, int], FittedAutoencoder]:
-    """An autoencoder for every (number of the plan, seed)."""
-    found = {}
-    for seed, split in splits.items():
-        for kind in dict.fromkeys(p.kind for p in plans):
-            members = [i for i, p in enumerate(plans) if p.kind == kind]
-            fitted = image_models.fit_autoencoders(
-                split, {kind: [plans[i].latent_shape for i in members]}, seed=seed, store=store, report=report,
-                steps=config.autoencoder_steps, precision=config.precision,
-            )  # fmt: skip
-            found |= {(i, seed): autoencoder for i, autoencoder in zip(members, fitted, strict=True)}
-    return {(i, seed): found[i, seed] for i in range(len(plans)) for seed in splits}
-
-
-class _Measured(NamedTuple):
-    """One model's pseudo-values by readout, what else is known of it, and decoded states ``[S, GRID_SAMPLES, ...]``."""
-
-    pseudo: dict[str, dict[tuple[str, str], np.ndarray]]
-    facts: dict
-    grid: np.ndarray
-
-
-def _measure(model, states, split, measures, config) -> _Measured:
-    """What is kept of one model's states ``[S, N, d]``."""
+def measure(model: DiffusionModel, states: np.ndarray, split: Split, measures: Mapping, config: Config) -> dict:
+    """What is kept of one model's states ``[S, N, d]``: pseudo-values by readout, facts, and decoded states."""
     autoencoder, sampling = model.autoencoder, config.sampling
     pseudo = {
-        readout: image_models.stopping_pseudo_values(model, image_models.read_out(states, sampling, readout), measures)
+        readout: latent_diffusion.stopping_pseudo_values(
+            model, latent_diffusion.read_out(states, sampling, readout), measures
+        )
         for readout in sampling.readouts
     }
-    rebuilt = autoencoder.decode(autoencoder.encode(split.train))
     facts = {
-        "reconstruction": image_models.distances_of(rebuilt, measures),
         "reconstruction_error": reconstruction_error(autoencoder, split.reference),
         "latent_mean": autoencoder.latent_mean,
         "latent_std": autoencoder.latent_std,
         "loss": float(model.trained.losses[model.index, -1]),
         "diverged_at_step": model.failed_at,
-        "memorisation": image_models.memorisation(model.decode(states[-1]), split),
+        "memorisation": latent_diffusion.memorisation(model.decode(states[-1]), split),
     }
-    shown = image_models.read_out(states[:, :GRID_SAMPLES], sampling, "rescaled")
-    return _Measured(pseudo, facts, np.stack([model.decode(z) for z in shown]))
+    rebuilt = latent_diffusion.mean_distances(autoencoder.decode(autoencoder.encode(split.train)), measures)
+    shown = latent_diffusion.read_out(states[:, :GRID_SAMPLES], sampling, "rescaled")
+    grid = np.stack([model.decode(z) for z in shown])
+    return {"pseudo": pseudo, "reconstruction": rebuilt, "facts": facts, "grid": grid}
 
 
-def _readings(plans, of, floors, config):
-    """Curves of every seed, and of the mean over seeds, whose pseudo-values are the means of theirs."""
-    readings = []
-    for i, plan in enumerate(plans):
-        for readout in config.sampling.readouts:
-            for features, metric in of[i, config.seeds[0]].pseudo[readout]:
-                key = (features, metric)
-                curves = [of[i, seed].pseudo[readout][key] for seed in config.seeds]
-                levels = [
-                    (floors[seed][key].mean(), of[i, seed].facts["reconstruction"][key].mean()) for seed in config.seeds
-                ]
-                rows = list(zip(config.seeds, curves, levels, strict=True))
-                if len(rows) > 1:
-                    rows.append((None, np.mean(curves, axis=0), np.mean(levels, axis=0)))
-                for seed, values, (floor, rebuilt) in rows:
-                    result = stopping.read_stopping_curve(values)
-                    error = np.std(values - values[:, -1:], axis=0, ddof=1) / np.sqrt(len(values))
-                    readings.append(Reading(plan, seed, readout, *key, result, error, float(floor), float(rebuilt)))
-    return readings
+def read(
+    config: Config, data: ImageData, matched: MatchedModel, of: Mapping[int, dict], floors: Mapping[int, dict]
+) -> list[tuple[dict, dict]]:
+    """Rows and curves of one model: of every seed, and of the mean over seeds, whose pseudo-values are the means of theirs.
+
+    Args:
+      config: of the experiment.
+      data: its data.
+      matched: the model.
+      of: what `measure` kept, by seed.
+      floors: distances of the training images by seed and measure.
+
+    Returns:
+      A row per readout, measure and seed (None for the mean), in which distances are squared, gains in the same unit, and a
+      best stop at the end is progress 1; with each its curves ``[S]`` by the names of arrays.
+    """
+    seeds, sampling = config.seeds, config.sampling
+    digests = {space.name: space.digest for space in data.spaces}
+    about = _about(config, data, matched)
+    found = []
+    for readout in sampling.readouts:
+        for key in of[seeds[0]]["pseudo"][readout]:
+            pseudo = {seed: of[seed]["pseudo"][readout][key] for seed in seeds}
+            levels = {seed: [floors[seed][key], of[seed]["reconstruction"][key]] for seed in seeds}
+            if len(seeds) > 1:
+                pseudo[None], levels[None] = (np.mean(list(x.values()), axis=0) for x in (pseudo, levels))
+            for seed, values in pseudo.items():
+                result = stopping.read_stopping_curve(values)
+                error = np.std(values - values[:, -1:], axis=0, ddof=1) / np.sqrt(len(values))
+                curves = {"curve": result.curve, "standard_error": result.standard_error, "difference_error": error}
+                row = {
+                    "seed": seed,
+                    "seeds": len(seeds) if seed is None else 1,
+                    "readout": readout,
+                    "features": key[0],
+                    "features_sha256": digests[key[0]],
+                    "metric": key[1],
+                    **result.record(progress_best=sampling.progress, logsnr_best=sampling.logsnrs),
+                    "noise_floor": levels[seed][0],
+                    "reconstruction": levels[seed][1],
+                }
+                found.append((row | about | ({} if seed is None else of[seed]["facts"]), curves))
+    return found
 
 
-def summary_readings(outcome: Outcome) -> list[Reading]:
-    """The mean over seeds of every curve; of a single seed, its own."""
-    means = [r for r in outcome.readings if r.seed is None]
-    return means or list(outcome.readings)
+def _about(config: Config, data: ImageData, matched: MatchedModel) -> dict:
+    """Fields that all rows of a model have."""
+    network = matched.network
+    return {
+        "model": matched.label,
+        "autoencoder": matched.kind,
+        "latent_shape": list(matched.latent_shape),
+        "network": network.model,
+        "hidden": network.hidden,
+        "channels": list(network.channels),
+        "batch_size": config.batch_size,
+        "precision": latent_diffusion.precision_used(matched.kind, network.model, asked=config.precision),
+        "flops": matched.flops,
+        "flops_pixel": matched.pixel_flops,
+        "flops_difference": matched.flops_difference,
+        **config.about(data.dataset),
+    }

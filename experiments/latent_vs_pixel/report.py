@@ -1,182 +1,146 @@
-"""The printed table, the records, the stopping curves and the grid of samples along the chain."""
+"""The tables, the stopping curves and the grid of samples along the chain."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.image_models import precision_used
-from experiments.latent_vs_pixel import FAMILIES, Config, Outcome, Reading, summary_readings
-from experiments.tables import align
-from ldmjax import plotting
-from ldmjax.data import Dataset
-from ldmjax.features import Features
+from experiments.latent_vs_pixel import FAMILIES
+from experiments.launch import Report, Results
+from ldmjax import plotting, stopping
+from ldmjax.latent_diffusion import SamplingConfig
+from ldmjax.tables import table
 
-METRIC_NAMES = {"w2": "squared Fréchet distance", "mmd": "squared MMD", "sliced_w2": "squared sliced W2"}
+EARLY, NONE, UNKNOWN = stopping.VERDICTS
 NEAR_END = 0.7  # progress from which the lower panels show the curves, or a little before the first best stop
 GRID_COLUMNS = 9
 PERCENT_TICKS = (50, 60, 70, 80, 90, 100)
+SAMPLES = "samples "  # before a model's label, in the names of arrays
 
 
-def table(outcome: Outcome, config: Config) -> str:
-    """What the command prints."""
-    lines = []
-    for readout in config.sampling.readouts:
-        lines += ["", f"Readout {readout!r}, {_seeds(config)}:", *align(_rows(outcome, config, readout), left=3)]
-    return "\n".join([*lines, "", *_model_lines(outcome), "", *answers(outcome, config)])
-
-
-def _seeds(config):
-    return (
-        f"mean over seeds {', '.join(map(str, config.seeds))}" if len(config.seeds) > 1 else f"seed {config.seeds[0]}"
-    )
-
-
-def _rows(outcome, config, readout):
-    head = [
-        "features",
-        "metric",
-        "model",
-        "at the end",
-        "best stop [90 %]",
-        "gain [90 %]",
-        "floor",
-        "rebuilt",
-        "verdict",
+def report(results: Results) -> Report:
+    """The best stops of all models and the answer; stopping curves for every network family and readout, and samples."""
+    curves = summary(results)
+    parts = [
+        f"Readout {readout!r}, {_seeds(results)}:\n" + _stops_table(own)
+        for readout, own in curves.groupby("readout", sort=False)
     ]
-    found = [r for r in summary_readings(outcome) if r.readout == readout]
-    return [head, *(_row(r, config) for r in sorted(found, key=lambda r: (r.features, r.metric)))]
-
-
-def _row(r: Reading, config: Config) -> list[str]:
-    def percent(stop):
-        return "?" if stop is None else f"{100 * config.sampling.progress[stop]:.0f}"
-
-    q = r.result
-    gains = [100 * x / q.end for x in (q.gain, q.gain_low, q.gain_high)]
-    return [
-        r.features, r.metric, r.plan.label, f"{q.end:.3g}",
-        f"{percent(q.best_stop)} % [{percent(q.best_stop_low)}, {percent(q.best_stop_high)}]",
-        "{:.1f} % [{:.1f}, {:.1f}]".format(*gains), f"{r.floor:.3g}", f"{r.reconstruction:.3g}", q.verdict,
-    ]  # fmt: skip
-
-
-def _model_lines(outcome):
-    title = (
+    parts += [
         "Per model and seed: operations of one evaluation and their difference to the pixel model's, distance to the nearest "
-        "training image over that of held-out images (small: copies), squared error of the autoencoder per pixel:"
-    )
-    flops = {p.label: (p.flops, p.flops_difference) for p in outcome.plans}
-    rows = [["model", "seed", "FLOPs", "difference", "nearest", "autoencoder", "diverged"]]
-    for (label, seed), facts in outcome.models.items():
-        step = facts["diverged_at_step"]
-        rows.append([
-            label, str(seed), f"{flops[label][0]:,}", f"{100 * flops[label][1]:+.2f} %", f"{facts['memorisation']:.2f}",
-            f"{facts['reconstruction_error']:.4f}", "no" if step is None else f"at step {step}",
-        ])  # fmt: skip
-    return [title, *align(rows, left=1)]
+        "training image over that of held-out images (small: copies), squared error of the autoencoder per pixel:\n"
+        + _models_table(results),
+        "Do the last steps make the latent model worse and not the pixel model?\n" + table(answers(curves), left=7),
+    ]
+    figures = {
+        f"curves_{family}_{readout}": _draw_curves(results, own, family, readout)
+        for family in FAMILIES
+        for (network, readout), own in curves.groupby(["network", "readout"], sort=False)
+        if network == family
+    }
+    return Report(text="\n\n".join(parts), figures=figures | {"chains": _draw_grid(results)})
 
 
-def answers(outcome: Outcome, config: Config) -> list[str]:
-    """The question, answered for every latent model, readout, feature space and metric."""
-    rows = [["model", "readout", "features", "metric", "latent model", "pixel model", "answer"]]
-    found = {(r.plan.label, r.readout, r.features, r.metric): r.result.verdict for r in summary_readings(outcome)}
-    pixel = {p.network.model: p.label for p in outcome.plans if p.kind == "identity"}
-    for plan in outcome.plans:
-        if plan.kind == "identity":
-            continue
-        for (label, *where), verdict in found.items():
-            if label == plan.label:
-                of_pixel = found[pixel[plan.network.model], *where]
-                rows.append([label, *where, verdict, of_pixel, _answer(verdict, of_pixel)])
+def summary(results: Results) -> pd.DataFrame:
+    """The rows of the mean over seeds; of a single seed, its own. Their index is that of the arrays."""
+    frame = results.frame()
+    means = frame[frame["seed"].isna()]
+    return means if len(means) else frame
+
+
+def _seeds(results: Results) -> str:
+    seeds = ", ".join(map(str, dict.fromkeys(row["seed"] for row in results.rows if row["seed"] is not None)))
+    return f"mean over seeds {seeds}" if "," in seeds else f"seed {seeds}"
+
+
+def _stops_table(curves: pd.DataFrame) -> str:
+    rows = []
+    for _, row in curves.sort_values(["features", "metric"], kind="stable").iterrows():
+        best, low, high = (row[f"progress_best{ending}"] for ending in ("", "_low", "_high"))
+        stops = ["?" if pd.isna(p) else f"{100 * p:.0f}" for p in (best, low, high)]
+        gains = [100 * row[name] / row["end"] for name in ("gain", "gain_low", "gain_high")]
+        shown = {
+            "features": row["features"],
+            "metric": row["metric"],
+            "model": row["model"],
+            "at the end": row["end"],
+            "best stop [90 %]": "{} % [{}, {}]".format(*stops),
+            "gain [90 %]": "{:.1f} % [{:.1f}, {:.1f}]".format(*gains),
+            "floor": row["noise_floor"],
+            "rebuilt": row["reconstruction"],
+            "verdict": row["verdict"],
+        }
+        rows.append(shown)
+    numbers = dict.fromkeys(("at the end", "floor", "rebuilt"), ".3g")
+    return table(rows, dict.fromkeys(rows[0], "") | numbers, left=3)
+
+
+def _models_table(results: Results) -> str:
+    frame = results.frame()
+    rows = [
+        {
+            "model": row["model"],
+            "seed": int(row["seed"]),
+            "FLOPs": row["flops"],
+            "difference": f"{100 * row['flops_difference']:+.2f} %",
+            "nearest": row["memorisation"],
+            "autoencoder": row["reconstruction_error"],
+            "diverged": "no" if pd.isna(row["diverged_at_step"]) else f"at step {row['diverged_at_step']:.0f}",
+        }
+        for _, row in frame[frame["seed"].notna()].drop_duplicates(["model", "seed"]).iterrows()
+    ]
+    return table(rows, dict.fromkeys(rows[0], "") | {"FLOPs": ",d", "nearest": ".2f", "autoencoder": ".4f"})
+
+
+def answers(curves: pd.DataFrame) -> list[dict]:
+    """The question, answered for every latent model, readout, feature space and metric, out of `summary`."""
+    where = ["network", "readout", "features", "metric"]
+    pixel = curves[curves["autoencoder"] == "identity"].set_index(where)["verdict"].to_dict()
     return [
-        "Do the last steps make the latent model worse and not the pixel model?",
-        *map(str.rstrip, align(rows, left=7)),
+        {
+            "model": row["model"],
+            "readout": row["readout"],
+            "features": row["features"],
+            "metric": row["metric"],
+            "latent model": row["verdict"],
+            "pixel model": pixel[tuple(row[where])],
+            "answer": _answer(row["verdict"], pixel[tuple(row[where])]),
+        }
+        for _, row in curves[curves["autoencoder"] != "identity"].iterrows()
     ]
 
 
 def _answer(latent: str, pixel: str) -> str:
-    if latent == "no gain from stopping" or pixel == "stop early":
+    if latent == NONE or pixel == EARLY:
         return "no"
-    return "cannot tell" if "cannot tell" in (latent, pixel) else "yes"
+    return UNKNOWN if UNKNOWN in (latent, pixel) else "yes"
 
 
-def make_records(outcome: Outcome, dataset: Dataset, features: Sequence[Features], config: Config) -> list[dict]:
-    """One line per reading; distances are squared, gains in the same unit; a best stop at the end is progress 1."""
-    sampling, digests = config.sampling, {f.name: f.digest for f in features}
-    rows = []
-    for r in outcome.readings:
-        stops = {"": r.result.best_stop, "_low": r.result.best_stop_low, "_high": r.result.best_stop_high}
-        where = {f"progress_best{k}": None if s is None else float(sampling.progress[s]) for k, s in stops.items()}
-        where |= {f"logsnr_best{k}": None if s is None else float(sampling.logsnrs[s]) for k, s in stops.items()}
-        own = {} if r.seed is None else outcome.models[r.plan.label, r.seed]
-        rows.append({
-            "model": r.plan.label, "autoencoder": r.plan.kind, "latent_shape": list(r.plan.latent_shape),
-            "network": r.plan.network.model, "hidden": r.plan.network.hidden, "channels": list(r.plan.network.channels),
-            "seed": r.seed, "seeds": len(config.seeds) if r.seed is None else 1, "readout": r.readout,
-            "features": r.features, "features_sha256": digests[r.features], "metric": r.metric,
-            "end": r.result.end, "best": r.result.best, **where, "gain": r.result.gain, "gain_low": r.result.gain_low,
-            "gain_high": r.result.gain_high, "verdict": r.result.verdict, "noise_floor": r.floor,
-            "reconstruction": r.reconstruction, "data": dataset.name, "n": config.n,
-            "reference": min(config.reference, len(dataset.samples) - config.n), "samples": sampling.samples,
-            "process": sampling.process, "sampler": sampling.sampler, "sampling_steps": sampling.steps,
-            "training_steps": config.training_steps, "batch_size": config.batch_size,
-            "precision": precision_used(r.plan.kind, r.plan.network.model, asked=config.precision),
-            "flops": r.plan.flops, "flops_pixel": r.plan.pixel_flops, "flops_difference": r.plan.flops_difference,
-            **{k: v for k, v in own.items() if k != "reconstruction"},
-        })  # fmt: skip
-    return rows
-
-
-def make_curves(outcome: Outcome, config: Config) -> dict[str, np.ndarray]:
-    """Arrays for curves.npz; rows of curve and standard_error are the lines of records.jsonl."""
-    return {
-        "progress": config.sampling.progress,
-        "logsnr": config.sampling.logsnrs,
-        "curve": np.stack([r.result.curve for r in outcome.readings]),
-        "standard_error": np.stack([r.result.standard_error for r in outcome.readings]),
-        **{f"samples {label}": grid for label, grid in outcome.grids.items()},
-    }
-
-
-def draw(outcome: Outcome, config: Config, name: str) -> dict[str, Figure]:
-    """Figures by file name: stopping curves for every network family and readout, and the grid of samples."""
-    families = [family for family in FAMILIES if any(p.network.model == family for p in outcome.plans)]
-    figures = {
-        f"curves_{family}_{readout}": draw_curves(outcome, config, name, family=family, readout=readout)
-        for family in families
-        for readout in config.sampling.readouts
-    }
-    return figures | {"chains": draw_grid(outcome, config, name)}
-
-
-def draw_curves(outcome: Outcome, config: Config, name: str, *, family: str, readout: str) -> Figure:
+def _draw_curves(results: Results, curves: pd.DataFrame, family: str, readout: str) -> Figure:
     """One column per feature space and metric: distance along the whole chain, and near its end relative to the end."""
-    found = [r for r in summary_readings(outcome) if r.plan.network.model == family and r.readout == readout]
-    columns = list(dict.fromkeys((r.features, r.metric) for r in found))
-    sampling = config.sampling
+    sampling, progress = results.config.sampling, results.arrays["progress"]
     caption = (
-        f"{name}, {FAMILIES[family]}s with equal operations, {sampling.process}, {sampling.steps} steps, readout {readout!r}, "
-        f"{sampling.samples} samples, {_seeds(config)}. Top: distance to held-out images; dotted: that of the training "
-        f"images, the noise floor. Bottom: the same near the end, relative to the end of sampling, with a band of two "
-        f"standard errors of the difference to the end; below 100 % it is better to stop. Marker and bar: best stop and its "
-        f"90 % interval, in the order of the legend. Numbers at the top edge: logsnr."
+        f"{results.data_name}, {FAMILIES[family]}s with equal operations, {sampling.process}, {sampling.steps} steps, readout "
+        f"{readout!r}, {sampling.samples} samples, {_seeds(results)}. Top: distance to held-out images; dotted: that of the "
+        "training images, the noise floor. Bottom: the same near the end, relative to the end of sampling, with a band of two "
+        "standard errors of the difference to the end; below 100 % it is better to stop. Marker and bar: best stop and its "
+        "90 % interval, in the order of the legend. Numbers at the top edge: logsnr."
     )
-    width = 1.5 + 3.4 * len(columns)
-    figure, axes = plotting.new_figure(2, len(columns), width=width, height=7.4, caption=caption)
-    for (top, bottom), (features, metric) in zip(axes.T, columns, strict=True):
-        here = [r for r in found if (r.features, r.metric) == (features, metric)]
-        firsts = [sampling.progress[r.result.best_stop_low] for r in here if r.result.best_stop is not None]
-        left = max(0.5, min([NEAR_END, *(first - 0.03 for first in firsts)]))
-        for i, r in enumerate(here):
-            _draw_reading(top, bottom, r, i, len(here), sampling.progress)
-        floor = np.mean([r.floor for r in here])
-        if floor > 0:
-            top.axhline(floor, color="black", linestyle=(0, (1, 2)), linewidth=1.2)
+    columns = list(curves.groupby(["features", "metric"], sort=False))
+    figure, axes = plotting.new_figure(2, len(columns), width=1.5 + 3.4 * len(columns), height=7.4, caption=caption)
+    for (top, bottom), ((features, metric), own) in zip(axes.T, columns, strict=True):
+        left = max(0.5, min(NEAR_END, own["progress_best_low"].min() - 0.03))
+        for i, (_, row) in enumerate(own.iterrows()):
+            _draw_model(top, bottom, row, results.arrays, place=(i, len(own)))
+        if own["noise_floor"].mean() > 0:
+            top.axhline(own["noise_floor"].mean(), color="black", linestyle=(0, (1, 2)), linewidth=1.2)
         top.set_yscale("log")
-        top.set_title(f"{METRIC_NAMES[metric]}, {features}", fontsize=9.5)
+        top.set_title(f"{plotting.METRIC_NAMES[metric]}, {features}", fontsize=9.5)
         bottom.set(xlim=(100 * left, 101), xlabel="progress of sampling (%)")
-        _relative_limits(bottom, here, sampling.progress, left)
+        finite = own.index[own["progress_best"].notna()]
+        if len(finite):
+            _set_relative_limits(bottom, results.arrays["curve"][finite], progress, left, lines=len(own))
         _add_logsnr(bottom, sampling)
         for panel in (top, bottom):
             panel.grid(alpha=0.25)
@@ -187,39 +151,40 @@ def draw_curves(outcome: Outcome, config: Config, name: str, *, family: str, rea
     return figure
 
 
-def _draw_reading(top, bottom, r, index, count, progress):
-    """One model's curve in both panels, and its best stop on a line of its own at the bottom of the lower one."""
-    style, x, curve = plotting.line_style(index), 100 * progress, r.result.curve
+def _draw_model(
+    top: Axes, bottom: Axes, row: pd.Series, arrays: Mapping[str, np.ndarray], *, place: tuple[int, int]
+) -> None:
+    """One model's curve in both panels, and its best stop on a line of its own, ``place`` of all, at the bottom."""
+    index, count = place
+    x, curve = 100 * arrays["progress"], arrays["curve"][row.name]
+    style = plotting.line_style(index)
     marker = {"marker": plotting.MARKERS[index % 8], "color": style["color"], "markersize": 5}
-    positive = np.where(curve > 0, curve, np.nan)
-    best = r.result.best_stop
-    top.plot(x, positive, label=r.plan.label, markevery=[] if best is None else [best], **style | marker)
-    if best is None:
+    best, low, high = (100 * row[f"progress_best{ending}"] for ending in ("", "_low", "_high"))
+    defined = not pd.isna(best)
+    marked = [int(np.searchsorted(x, best))] if defined else []
+    top.plot(x, np.where(curve > 0, curve, np.nan), label=row["model"], markevery=marked, **style | marker)
+    if not defined:
         return
-    relative, error = 100 * curve / curve[-1], 200 * r.difference_error / abs(curve[-1])
+    relative, error = 100 * curve / curve[-1], 200 * arrays["difference_error"][row.name] / abs(curve[-1])
     bottom.plot(x, relative, **style)
     bottom.fill_between(x, relative - error, relative + error, color=style["color"], alpha=0.15, linewidth=0)
-    height = 0.04 + 0.05 * (count - 1 - index)
-    low, high = x[r.result.best_stop_low], x[r.result.best_stop_high]
-    transform = bottom.get_xaxis_transform()
+    height, transform = 0.04 + 0.05 * (count - 1 - index), bottom.get_xaxis_transform()
     bottom.plot([low, high], [height] * 2, color=style["color"], linewidth=1.5, transform=transform)
-    bottom.plot([x[best]], [height], transform=transform, **marker)
+    bottom.plot([best], [height], transform=transform, **marker)
 
 
-def _relative_limits(axes, readings, progress, left):
-    """Vertical limits that show what happens around 100 %, with room below for the best stops."""
-    curves = np.array([100 * r.result.curve / r.result.end for r in readings if r.result.best_stop is not None])
-    if not curves.size:
-        return
-    low = max(0.0, curves[:, progress >= left].min())
+def _set_relative_limits(axes: Axes, curves: np.ndarray, progress: np.ndarray, left: float, *, lines: int) -> None:
+    """Vertical limits that show what happens around 100 %, with room below for the ``lines`` of best stops."""
+    relative = 100 * curves / curves[:, -1:]
+    low = max(0.0, relative[:, progress >= left].min())
     span = max(100.0 - low, 5.0)
     # Curves that rise steeply towards noise leave at the top.
-    high = np.clip(curves[:, progress >= 0.9].max(), 100.0 + 0.2 * span, 100.0 + 1.5 * span)
-    axes.set_ylim(low - 0.05 * span * (len(readings) + 2) - 0.1 * (high - low), high)
+    high = np.clip(relative[:, progress >= 0.9].max(), 100.0 + 0.2 * span, 100.0 + 1.5 * span)
+    axes.set_ylim(low - 0.05 * span * (lines + 2) - 0.1 * (high - low), high)
     axes.axhline(100.0, color="grey", linewidth=0.8)
 
 
-def _add_logsnr(axes, sampling):
+def _add_logsnr(axes: Axes, sampling: SamplingConfig) -> None:
     """Logsnr at a few places, on top."""
     steps = [round(sampling.steps * p / 100) for p in PERCENT_TICKS]
     values = sampling.schedule.logsnr(sampling.times[steps])
@@ -228,32 +193,33 @@ def _add_logsnr(axes, sampling):
     top.tick_params(length=2)
 
 
-def draw_grid(outcome: Outcome, config: Config, name: str) -> Figure:
+def _draw_grid(results: Results) -> Figure:
     """Rows are models, columns stops; all from the same starting noise."""
-    progress = config.sampling.progress
+    progress, pixel_range = results.arrays["progress"], results.arrays["pixel_range"]
+    grids = {name.removeprefix(SAMPLES): a for name, a in results.arrays.items() if name.startswith(SAMPLES)}
     wanted = np.concatenate([np.linspace(0.0, 0.6, 4), np.linspace(0.7, 1.0, GRID_COLUMNS - 4)])
     columns = np.unique([int(np.argmin(np.abs(progress - p))) for p in wanted])
     caption = (
-        f"{name}: states along the chain, decoded ({config.sampling.process}, states divided by their scale, first seed). Two "
-        f"samples of each model; all models start from the same noise, of which a latent of d entries sees the first d."
+        f"{results.data_name}: states along the chain, decoded ({results.config.process}, states divided by their scale, "
+        "first seed). Two samples of each model; all models start from the same noise, of which a latent of d entries sees the "
+        "first d."
     )
-    labels = [(label, k) for label in outcome.grids for k in range(outcome.grids[label].shape[1])]
+    lines = [(label, k) for label, grid in grids.items() for k in range(grid.shape[1])]
     figure, axes = plotting.new_figure(
-        len(labels), len(columns), width=1.6 + 0.8 * len(columns), height=1.2 + 0.82 * len(labels), caption=caption
+        len(lines), len(columns), width=1.6 + 0.8 * len(columns), height=1.2 + 0.82 * len(lines), caption=caption
     )
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01)
-    for row, (label, k) in zip(axes, labels, strict=True):
-        shown = outcome.grids[label][columns, k]
-        for panel, image, stop in zip(row, shown, columns, strict=True):
-            _draw_image(panel, image, *outcome.pixel_range)
-            if panel in axes[0]:
-                panel.set_title(f"{100 * progress[stop]:.0f} %", fontsize=9)
+    for panels, (label, k) in zip(axes, lines, strict=True):
+        for panel, stop in zip(panels, columns, strict=True):
+            _draw_image(panel, grids[label][stop, k], *pixel_range)
         if k == 0:
-            row[0].set_ylabel(label.replace(", ", ",\n"), rotation=0, ha="right", va="center", fontsize=8.5)
+            panels[0].set_ylabel(label.replace(", ", ",\n"), rotation=0, ha="right", va="center", fontsize=8.5)
+    for panel, stop in zip(axes[0], columns, strict=True):
+        panel.set_title(f"{100 * progress[stop]:.0f} %", fontsize=9)
     return figure
 
 
-def _draw_image(axes, image, low, high):
+def _draw_image(axes: Axes, image: np.ndarray, low: float, high: float) -> None:
     """Pictures in grey or colour; anything else as a strip."""
     if image.ndim == 1:
         image = image[None]

@@ -42,7 +42,7 @@ from experiments.launch.data import (
     precision_setting,
 )
 from experiments.launch.results import Report, Results, read_results, show, write_results
-from experiments.launch.settings import Range, SettingError, Settings, function, seed, seeds, setting
+from experiments.launch.settings import Range, SettingError, Settings, function, redeclared, seed, seeds, setting
 from ldmjax import chunks, devices, records
 from ldmjax.job import Job, is_live_terminal, printing
 from ldmjax.tables import table
@@ -66,6 +66,7 @@ __all__ = [
     "main",
     "per_batch_setting",
     "precision_setting",
+    "redeclared",
     "seed",
     "seeds",
     "setting",
@@ -186,7 +187,7 @@ def main(
       config: its settings; ``load()``, if there is one, gives the data and refuses settings that do not suit it.
       compute: from the configuration, the data (None without ``load``) and the job.
       report: from the results alone.
-      quick: values of settings that are not given, with --quick.
+      quick: values of settings that are not given, with --quick; and of other fields of the configuration.
       plan: what --dry_run shows, from the configuration and the data.
     """
     begin = time.perf_counter()
@@ -202,9 +203,9 @@ def main(
         directory = Path(own.workdir or f"results/{experiment}")
         if own.redraw:
             return _redraw(line, config, report, directory)
-        if own.quick:
-            line.apply(quick or {})
-        settings = config(**line.values(OWN))
+        quick = quick or {} if own.quick else {}
+        line.apply({name: quick[name] for name in line.groups[OWN] if name in quick})
+        settings = config(**{**quick, **line.values(OWN)})
         own.join_processes()
         chunks.obey_signals()
         data = settings.load() if hasattr(settings, "load") else None

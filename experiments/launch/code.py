@@ -18,7 +18,7 @@ REPORTING = {
     "files",
     "checkpoints",
 }  # of ldmjax: what computes no number
-REPORTS = {"report", "figures", "__main__"}  # modules of an experiment's package
+REPORTS = {"report", "figures", "__main__"}  # modules of a package
 
 
 def digest(compute: Callable) -> str:
@@ -31,7 +31,7 @@ def digest_of(paths: Iterable[Path]) -> str:
     total = hashlib.sha256()
     library = Path(ldmjax.__file__).parent
     for path in sorted(library.rglob("*.py")):
-        if path.relative_to(library).parts[0].removesuffix(".py") not in REPORTING:
+        if path.relative_to(library).parts[0].removesuffix(".py") not in REPORTING and path.stem not in REPORTS:
             total.update(_meaning(ast.parse(path.read_text()).body).encode())
     for path in itertools.chain(*map(_sources, paths)):
         total.update(_meaning(_computing(ast.parse(path.read_text()).body)).encode())

@@ -90,12 +90,10 @@ class DataSettings(Settings):
         """Every ``n`` leaves ``held_out`` samples of the data."""
         if dataset.samples is None:
             return
-        count = len(dataset.samples)
+        count, least = len(dataset.samples), type(self).__dataclass_fields__["n"].metadata["bounds"]["low"]
         if np.max(self.n) > count - held_out:
-            raise self.refuse(
-                "n",
-                f"must be 2..{count - held_out}: {dataset.name} has {count} samples, {held_out} are held out at least",
-            )
+            allowed = f"must be {least}..{count - held_out}"
+            raise self.refuse("n", f"{allowed}: {dataset.name} has {count} samples, {held_out} are held out at least")
 
     def check_latent_dims(self, dataset: data_lib.Dataset) -> None:
         """Every one of ``latent_dims`` is at most D."""

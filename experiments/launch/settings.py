@@ -79,6 +79,11 @@ def seeds(default: tuple[int, ...], help: str) -> Any:  # noqa: A002
     return setting(default, help, low=0, high=LARGEST_SEED)
 
 
+def redeclared(config: type, name: str, default: Any) -> Any:
+    """Declares a field of another configuration again, with a default of its own."""
+    return dataclasses.field(default=default, metadata=config.__dataclass_fields__[name].metadata)
+
+
 def function(help: str) -> Any:  # noqa: A002
     """Declares a function of the user's, given as text."""
     return setting(None, help, allowed="package.module:function", check=_check_import)

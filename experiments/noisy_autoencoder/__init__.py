@@ -19,265 +19,189 @@ over all models, trained or not, are given too.
         --latent_dims=2,4,6,8,12,16,24,32 --n=2000 --reference=3000 --training_steps=2500 \
         --autoencoder_steps=1000 --samples=2048 --stops=10
 
-The second takes 46 to 66 minutes on one core. Obtained with it, regret of the noisy autoencoder and of the others over models
-that count, squared Fréchet distance of pixels: MNIST 1.7 % [1.0, 2.5] against .5 % [.1, 1.1], 19 models of 24; Fashion-MNIST
-.5 % [.0, 1.5] against 4.9 % [3.7, 6.2], 23 of 24. Its stop at a given dimension is .5 and .4 % above the model's own best, the
-end of sampling 1.1 and 3.7 %. On both, "stop early" was said 59 times, confirmed 58 times and never contradicted; "no gain" was
-said 29 times and contradicted 10 times. Over all models, trained well or not, every predictor fails in classifier features (21
-to 75 %).
+The second takes 46 to 66 minutes on one core; the numbers obtained stand in docs/results.md#noisy_autoencoder.
 """
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from experiments import image_models, image_plans, plans
-from experiments.image_models import DiffusionModel, SamplingConfig, Split
-from experiments.noisy_autoencoder.predictors import (
-    Case,
-    Claims,
-    Comparison,
-    compare,
-    count_claims,
-    interpolated_latents,
-)
-from ldmjax import stopping
+from experiments import launch
+from experiments.launch import Results, redeclared, setting
+from experiments.launch.diffusion import LEAST, DiffusionSettings, ImageData
+from ldmjax import latent_diffusion, predictors, stopping
 from ldmjax.autoencoders import reconstruction_error
-from ldmjax.checkpoints import NOTHING_KEPT, Store
 from ldmjax.data import Dataset
-from ldmjax.features import Features
+from ldmjax.job import Job
+from ldmjax.latent_diffusion import DiffusionModel, Split
+from ldmjax.predictors import Candidate
 from ldmjax.training import TrainingConfig
 
-__all__ = ["Case", "Claims", "Comparison", "Config", "Costs", "Outcome", "plan", "run"]
-
-STILL_IMPROVING = 0.02
-FAR_FROM_AUTOENCODER = 2.0
+DIMS = (2, 4, 6, 8, 12, 16, 32, 64)
 FIRST_LOGSNR = -3.0  # stops noisier than that are not compared
+QUICK = {
+    "latent_dims": (2, 4, 8),
+    "seeds": (0,),
+    "training_steps": 500,
+    "autoencoder_steps": 200,
+    "samples": 512,
+    "sampling_steps": 100,
+    "stops": 10,
+    "hidden": 64,
+    "n": 500,
+    "reference": 500,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """What to train and compare.
+class Config(DiffusionSettings):
+    """What to train and compare."""
 
-    Attributes:
-      autoencoder: kind, see `ldmjax.autoencoders.KINDS`.
-      latent_dims: of vector latents.
-      seeds: each has its own split, autoencoders, diffusion models and noise.
-      n: training images.
-      reference: held-out images, at most.
-      hidden, blocks: size of the diffusion models' MLP.
-      training_steps, batch_size, learning_rate: of the diffusion models.
-      autoencoder_steps: of trained autoencoders.
-      sampling: of the diffusion models.
-      readout: of their states, and of the noisy autoencoder.
-      runs_per_batch: runs vmapped at once on each device, by default `devices.default_runs_per_batch`.
-      precision: of trained autoencoders, out of `convolutions.PRECISIONS`.
-    """
+    autoencoder: str = setting("conv", "Kind of autoencoder, with vector latents.", choices=("pca", "conv", "kl", "vq"))
+    latent_dims: tuple[int, ...] | None = setting(
+        None, f"Latent dimensions; those of {','.join(map(str, DIMS))} up to D if not given.", low=1, high=100_000
+    )
+    n: int | None = setting(None, "Training images; half, at most 5000, if not given.", low=LEAST, high=1_000_000)
+    readout: str = setting(
+        "rescaled", "Of stopped states, and of the noisy autoencoder.", choices=stopping.NOISY_READOUTS
+    )
+    samples: int = setting(4096, "Generated images per model, even.", low=512, high=1_048_576)
+    sampling_batch: int = redeclared(DiffusionSettings, "sampling_batch", 512)
+    training_steps: int = setting(4000, "Optimiser steps of every diffusion model.", low=2, high=10_000_000)
+    learning_rate: float = setting(1e-3, "Peak rate of the diffusion models.", low=1e-8)
+    hidden: int = setting(256, "Width of the diffusion models' MLP.", low=1, high=16_384)
+    blocks: int = setting(2, "Residual blocks of the MLP.", low=0, high=64)
+    autoencoder_steps: int = redeclared(DiffusionSettings, "autoencoder_steps", 2000)
+    runs_per_batch: int | None = launch.per_batch_setting()
 
-    autoencoder: str
-    latent_dims: tuple[int, ...]
-    seeds: tuple[int, ...]
-    n: int
-    reference: int
-    hidden: int = 256
-    blocks: int = 2
-    training_steps: int = 4000
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    autoencoder_steps: int = 2000
-    sampling: SamplingConfig = SamplingConfig(samples=4096)
-    readout: str = "rescaled"
-    runs_per_batch: int | None = None
-    precision: str = "float32"
+    def resolved(self, dataset: Dataset) -> "Config":
+        """The settings with what the data set decides."""
+        n = self.n or min(len(dataset.samples) // 2, 5000)
+        dims = self.latent_dims or tuple(d for d in DIMS if d <= dataset.dim)
+        return dataclasses.replace(self, n=n, latent_dims=dims)
+
+    def check_models(self, dataset: Dataset) -> None:
+        config = self.resolved(dataset)
+        super(Config, config).check_models(dataset)
+        config.check_latent_dims(dataset)
+        launch.check_precision(config, [config.autoencoder])
+        config.check_latent_shapes(
+            "latent_dims", config.autoencoder, [(d,) for d in config.latent_dims], dataset, n=config.n
+        )
 
     @property
-    def kept(self) -> np.ndarray:
+    def compared(self) -> np.ndarray:
         """Which of the sampler's stops are compared, a mask."""
         return self.sampling.logsnrs >= FIRST_LOGSNR
 
     @property
     def logsnrs(self) -> np.ndarray:
         """Logsnr of these stops ``[S]``; the last is the end of the chain."""
-        return self.sampling.logsnrs[self.kept]
+        return self.sampling.logsnrs[self.compared]
 
     @property
-    def network(self) -> TrainingConfig:
-        """Of the diffusion models."""
-        return TrainingConfig(
-            model="mlp",
-            steps=self.training_steps,
-            batch_size=self.batch_size,
-            hidden=self.hidden,
-            blocks=self.blocks,
-            schedule=self.sampling.schedule,
-            **self.sampling.trained_range,
-        )
+    def mlp(self) -> TrainingConfig:
+        """Network and training of the diffusion models."""
+        return self.network(model="mlp", hidden=self.hidden, blocks=self.blocks)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Costs:
-    """Mean seconds: ``training`` and ``sampling`` of one diffusion model, ``prediction`` of one latent dimension.
-
-    Of a stage that was interrupted, those since it was resumed.
-    """
-
-    training: float
-    sampling: float
-    prediction: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """All results.
-
-    Attributes:
-      cases: one per (seed, latent dimension, feature space, metric).
-      trained: (seed, latent dimension, feature space) of models that count as trained.
-      comparisons: predictors' choices, regrets and rank correlations.
-      claims: the noisy autoencoder's verdicts and stops against the models' own.
-      costs: seconds.
-    """
-
-    cases: list[Case]
-    trained: set[tuple[int, int, str]]
-    comparisons: list[Comparison]
-    claims: list[Claims]
-    costs: Costs
-
-
-def plan(dataset: Dataset, spaces: Sequence[Features], config: Config) -> list[plans.Stage]:
-    """The stages of `run`."""
+def plan(config: Config, data: ImageData) -> list[launch.Stage]:
+    """What `compute` does."""
+    config = config.resolved(data.dataset)
     shapes = {config.autoencoder: [(d,) for d in config.latent_dims]}
-    seeds, sampling = len(config.seeds), config.sampling
-    dims, stops = seeds * list(config.latent_dims), len(config.logsnrs)
-    measured = {
-        "reference": config.reference, "dims": [space.dim for space in spaces], "pixels": dataset.dim,
-        "decoding": image_plans.decoding(shapes, dataset.image_shape),
-    }  # fmt: skip
+    runs, stops = len(config.seeds) * len(config.latent_dims), len(config.logsnrs)
     return [
-        *image_plans.autoencoders(shapes, dataset.image_shape, seeds=seeds, steps=config.autoencoder_steps),
-        *image_plans.diffusion([(config.network, d) for d in dims], sampling, times_sampled=2),
-        image_plans.measuring("measure models", sets=len(dims) * (stops + 2), samples=sampling.samples, **measured),
-        image_plans.measuring(
-            "noisy autoencoder", sets=len(dims) * stops, samples=max(sampling.samples, 2 * config.n), **measured
-        ),
-        plans.host("read curves, draw figures", runs=1, seconds=10.0),
+        *config.autoencoder_stages(shapes, data.dataset.image_shape),
+        *config.model_stages([(config.mlp, d) for d in config.latent_dims], times_sampled=2),
+        launch.Stage(stage="decode and measure sets of images", runs=runs * (stops + 2)),
+        launch.Stage(stage="noisy autoencoder, sets of images", runs=runs * stops),
     ]
 
 
-def run(
-    dataset: Dataset,
-    spaces: Sequence[Features],
-    config: Config,
-    report: Callable[[str], None] = print,
-    store: Store = NOTHING_KEPT,
-) -> Outcome:
-    """Trains, samples, predicts and compares; the function behind the command.
+def compute(config: Config, data: ImageData, job: Job) -> Results:
+    """Trains, samples, predicts and compares.
 
-    Args:
-      dataset: with images.
-      spaces: in which distances are measured.
-      config: what to train.
-      report: receives progress lines.
-      store: where trainings and measured models are kept.
+    Arrays, with R models seen through a measure (the rows whose ``record`` is "model") and S stops:
+      logsnr ``[S]``: of the stops;
+      model, noisy ``[R, S]``: distance of the diffusion model, and of the noisy autoencoder;
+      model_standard_error, noisy_standard_error ``[R, S]``.
     """
-    splits = {
-        seed: image_models.split_images(dataset, n=config.n, reference=config.reference, seed=seed)
-        for seed in config.seeds
+    config.check_features_unchanged(data, job)
+    config = config.resolved(data.dataset)
+    splits = config.splits(data.dataset)
+    measures = config.measures(data, splits)
+    with config.blaming("latent_dims"):
+        models, training_seconds = train(config, splits, job)
+
+        def measured_earlier(index: int) -> tuple[dict, float]:
+            model, begin = models[index].at_snapshot(), time.perf_counter()
+            states = latent_diffusion.sample_states(model, config.sampling, what="earlier chains", job=job)
+            seconds = time.perf_counter() - begin
+            return latent_diffusion.stopping_pseudo_values(model, states[-1:], measures[model.seed]), seconds
+
+        earlier = latent_diffusion.map_models(measured_earlier, models, what="sampled at 80 % of training", job=job)
+
+        def measured(index: int) -> tuple[list[Candidate], float]:
+            model = models[index]
+            states = latent_diffusion.sample_states(model, config.sampling, job=job)
+            return measure(model, states, earlier[index][0], splits[model.seed], measures[model.seed], config)
+
+        found = latent_diffusion.map_models(measured, models, what="sampled and predicted", job=job)
+    candidates = sorted(
+        (candidate for own, _ in found for candidate in own),
+        key=lambda c: (c.features, c.metric, c.seed, c.latent_dim),
+    )
+    # Of a stage that was interrupted, the seconds since it was resumed.
+    costs = {
+        "training": training_seconds / len(models),
+        "sampling": float(np.mean([seconds for _, seconds in earlier])),
+        "prediction": float(np.mean([seconds for _, seconds in found])),
     }
-    measures = {seed: image_models.make_measures(spaces, split.reference) for seed, split in splits.items()}
-    models, training_seconds = _train(splits, config, store, report)
-    kept = {"store": store, "report": report}
-    earlier_models = _earlier(models)
+    rows, arrays = make_rows(candidates, config, data.dataset), make_arrays(candidates, config)
+    return Results(rows=rows, arrays=arrays, metadata={"costs": costs})
 
-    def measured_earlier(place: int) -> tuple[dict, float]:
-        model, begin = earlier_models[place], time.perf_counter()
-        states = image_models.sample_states(model, config.sampling, what="earlier chains", **kept)
-        seconds = time.perf_counter() - begin
-        return image_models.stopping_pseudo_values(model, states[-1:], measures[model.seed]), seconds
 
-    earlier = image_models.of_each_model(models, measured_earlier, what="sampled at 80 % of training", **kept)
-
-    def measured(place: int) -> tuple[list[Case], float]:
-        model = models[place]
-        states = image_models.sample_states(model, config.sampling, **kept)
-        return _measure(model, states, earlier[place][0], splits[model.seed], measures[model.seed], config)
-
-    found = image_models.of_each_model(models, measured, what="sampled and predicted", **kept)
-    cases = sorted(
-        (case for cases, _ in found for case in cases), key=lambda c: (c.features, c.metric, c.seed, c.latent_dim)
+def train(config: Config, splits: Mapping[int, Split], job: Job) -> tuple[list[DiffusionModel], float]:
+    """Diffusion models of all seeds and dimensions, and the seconds that they trained."""
+    autoencoders = latent_diffusion.fit_autoencoders(
+        splits,
+        {config.autoencoder: [(d,) for d in config.latent_dims]},
+        job=job,
+        steps=config.autoencoder_steps,
+        precision=config.precision,
     )
-    trained = {(c.seed, c.latent_dim, c.features) for c in cases if c.metric == "w2" and is_trained(c)}
-    return Outcome(
-        cases=cases,
-        trained=trained,
-        comparisons=compare(cases, trained),
-        claims=count_claims(cases, trained),
-        costs=Costs(
-            training=training_seconds,
-            sampling=float(np.mean([seconds for _, seconds in earlier])),
-            prediction=float(np.mean([seconds for _, seconds in found])),
-        ),
-    )
-
-
-def is_trained(case: Case) -> bool:
-    """Whether a model counts, by its squared Fréchet distance."""
-    return not case.diverged and case.improvement < STILL_IMPROVING and case.excess <= FAR_FROM_AUTOENCODER
-
-
-def _train(splits, config, store, report) -> tuple[list[DiffusionModel], float]:
-    """Autoencoders and diffusion models of all seeds and dimensions; seconds of training per diffusion model."""
-    shapes = {config.autoencoder: [(d,) for d in config.latent_dims]}
-    pairs = [
-        (seed, autoencoder)
-        for seed, split in splits.items()
-        for autoencoder in image_models.fit_autoencoders(
-            split,
-            shapes,
-            seed=seed,
-            steps=config.autoencoder_steps,
-            precision=config.precision,
-            store=store,
-            report=report,
-        )
-    ]
-    begin = time.perf_counter()
-    models = image_models.train_models(
-        [autoencoder for _, autoencoder in pairs],
-        [config.network] * len(pairs),
-        [splits[seed] for seed, _ in pairs],
-        seeds=[seed for seed, _ in pairs],
+    begin, seeds = time.perf_counter(), [seed for seed, _, _ in autoencoders]
+    models = latent_diffusion.train_models(
+        list(autoencoders.values()),
+        [config.mlp] * len(seeds),
+        [splits[seed] for seed in seeds],
+        seeds=seeds,
         learning_rate=config.learning_rate,
         snapshot=max(1, int(0.8 * config.training_steps)),
         runs_per_batch=config.runs_per_batch,
-        store=store,
-        report=report,
+        job=job,
     )
-    seconds = store.piece("seconds of training", lambda: time.perf_counter() - begin)
-    return models, seconds / len(models)
+    return models, job.keep("seconds of training", lambda: time.perf_counter() - begin)
 
 
-def _earlier(models: Sequence[DiffusionModel]) -> list[DiffusionModel]:
-    """The models at their snapshots, after 80 % of training."""
-    sweep = dataclasses.replace(models[0].trained, params=models[0].trained.snapshot)
-    return [dataclasses.replace(model, trained=sweep) for model in models]
+def measure(
+    model: DiffusionModel, states: np.ndarray, earlier: Mapping, split: Split, measures: Mapping, config: Config
+) -> tuple[list[Candidate], float]:
+    """One diffusion model in every measure, and the seconds that the noisy autoencoder took.
 
-
-def _measure(
-    model: DiffusionModel,
-    states: np.ndarray,
-    earlier: Mapping[tuple[str, str], np.ndarray],
-    split: Split,
-    measures: Mapping,
-    config: Config,
-) -> tuple[list[Case], float]:
-    """All cases of one diffusion model, and the seconds that the noisy autoencoder took."""
+    Args:
+      model: the model.
+      states: its states ``[stops, N, d]``.
+      earlier: its pseudo-values ``[K, 1]`` at its snapshot, by measure.
+      split: its images.
+      measures: feature spaces by name.
+      config: of the experiment.
+    """
     autoencoder = model.autoencoder
-    read = image_models.read_out(states, config.sampling, config.readout)[config.kept]
-    curves = image_models.stopping_pseudo_values(model, read, measures)
+    read = latent_diffusion.read_out(states, config.sampling, config.readout)[config.compared]
+    curves = latent_diffusion.stopping_pseudo_values(model, read, measures)
     begin = time.perf_counter()
     z = autoencoder.standardise(autoencoder.encode(split.train))
     noisy = stopping.noisy_autoencoder(
@@ -285,32 +209,70 @@ def _measure(
         model.decode,
         measures,
         logsnrs=config.logsnrs,
-        samples=max(config.sampling.samples, 2 * len(z)),
+        samples=max(config.samples, 2 * len(z)),
         readout=config.readout,
         chain=config.sampling.chain,
         seed=model.seed,
         report=lambda line: None,
     )
     seconds = time.perf_counter() - begin
-    interpolation = image_models.distances_of(model.decode(interpolated_latents(z)), measures)
-    floor = image_models.distances_of(split.train, measures)
+    interpolation = latent_diffusion.mean_distances(model.decode(predictors.interpolated_latents(z)), measures)
+    floor = latent_diffusion.mean_distances(split.train, measures)
     shared = {
         "seed": model.seed,
         "latent_dim": model.spec.latent_dim,
         "reconstruction_error": reconstruction_error(autoencoder, split.reference),
-        "memorisation": image_models.memorisation(model.decode(states[-1]), split),
+        "memorisation": latent_diffusion.memorisation(model.decode(states[-1]), split),
         "failed_at": model.failed_at,
     }
     return [
-        Case(
+        Candidate(
             **shared,
             features=space,
             metric=metric,
             model=curve,
             noisy=noisy[space, metric],
             earlier=earlier[space, metric][:, 0],
-            interpolation=float(interpolation[space, metric].mean()),
-            floor=float(floor[space, metric].mean()),
+            interpolation=interpolation[space, metric],
+            floor=floor[space, metric],
         )
         for (space, metric), curve in curves.items()
     ], seconds
+
+
+def make_rows(candidates: list[Candidate], config: Config, dataset: Dataset) -> list[dict]:
+    """One row per candidate, then one per selection and one per measure's claims; ``record`` says which."""
+    trained = predictors.trained_models(candidates)
+    about = config.about(dataset)
+    for name in ("autoencoder", "readout", "batch_size", "learning_rate", "hidden"):
+        about[name] = getattr(config, name)
+    about["precision"] = latent_diffusion.precision_used(config.autoencoder, "mlp", asked=config.precision)
+    rows = []
+    for c in candidates:
+        read = {
+            f"{curve}_{name}": value
+            for curve in ("model", "noisy")
+            for name, value in stopping.read_stopping_curve(getattr(c, curve)).record(logsnr=config.logsnrs).items()
+        }
+        names = ("improvement", "excess", "reconstruction_error", "interpolation", "floor", "memorisation")
+        where = {name: getattr(c, name) for name in ("seed", "latent_dim", "features", "metric")}
+        numbers = {name: getattr(c, name) for name in names}
+        state = {"trained": c.identity in trained, "diverged_at_step": c.failed_at}
+        rows.append({"record": "model", **where, **read, **state, **numbers, **about})
+    for s in predictors.score_predictors(candidates, trained):
+        where = {
+            name: [[seed, d, config.logsnrs[k]] for seed, (d, k) in getattr(s, name).items()]
+            for name in ("chosen", "best")
+        }
+        rows.append({"record": "comparison", **s._asdict(), "dims": list(s.dims.items()), **where, **about})
+    return rows + [{"record": "claims", **c._asdict(), **about} for c in predictors.count_claims(candidates, trained)]
+
+
+def make_arrays(candidates: list[Candidate], config: Config) -> dict[str, np.ndarray]:
+    """The curves of candidates."""
+    arrays = {"logsnr": config.logsnrs}
+    for name in ("model", "noisy"):
+        pseudo = np.stack([getattr(c, name) for c in candidates])
+        arrays[name] = pseudo.mean(axis=1)
+        arrays[f"{name}_standard_error"] = pseudo.std(axis=1, ddof=1) / np.sqrt(pseudo.shape[1])
+    return arrays

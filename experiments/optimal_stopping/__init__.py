@@ -9,122 +9,99 @@ stopping curve is read per metric with intervals.
     python -m experiments.optimal_stopping          # digits, n = 500, d = 1..64, seeds 0,1,2
     python -m experiments.optimal_stopping --quick  # one seed, three dimensions, short training
 
-Takes 189 s on two cores. Obtained: linear scores within .0016 to .0074 of Prop. 4's (relative error of the predicted
-noise; .16 to .45 before training), their curves within 3.7 standard errors of the exact discretised law at every
-stop; MLPs on fresh draws within .013 (d <= 4), .018 (8), .023 (16), .030 (32), .079 (64) of the exact score. Squared
-W2 gains nothing from stopping with MLPs on fresh draws (21 of 21 runs); with MLPs on 500 digits at d = 32 stopping at
-logsnr 3.7 saves 1.8 to 3.0 %, "stop early" in 3 of 3 seeds and by every metric, each at its own time (MMD and sliced
-W2: 2.2). The paper's claim shows there, and is tiny (<= .3 %) elsewhere.
+Takes 189 s on two cores; the numbers obtained stand in docs/results.md#optimal_stopping.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 
-from experiments import plans
+from experiments.launch import Results, Stage
 from experiments.optimal_stopping.evaluation import (
     METRIC_PREFIX,
+    SCORE_DRAWS,
+    SCORE_LEVELS,
     exact_curve,
     exact_score,
     make_record,
+    sampling_widths,
     score_errors,
     stopping_results,
     summarise_errors,
 )
 from experiments.optimal_stopping.setup import Config, Problems, make_problems, make_specs
-from ldmjax import sweeps
-from ldmjax.checkpoints import NOTHING_KEPT, Store
-from ldmjax.training import flops as flops_of
+from ldmjax import sweeps, training
+from ldmjax.job import Job
 
-__all__ = ["Config", "Outcome", "make_problems", "plan", "run"]
+__all__ = ["QUICK", "Config", "compute", "make_problems", "plan"]
+
+MODELS = ("linear", "mlp")
+QUICK = {"seeds": (0,), "usual_dims": (1, 4, 16), "linear_steps": 800, "mlp_steps": 300, "samples": 1024}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """All results, one entry per run on each leading axis.
+def compute(config: Config, problems: Problems, job: Job) -> Results:
+    """Trains, checks, samples and reads every run.
 
-    Attributes:
-      records: the lines of records.jsonl.
-      logsnrs: ``[stops]``, where sampling may stop; the last is the end.
-      curves: ``{metric: [runs, stops]}``, debiased estimates, squared where records say so.
-      standard_errors: the same shapes.
-      exact: ``[runs, stops]``, squared W2 of the exact discretised law; NaN where there is no oracle.
-      compilations: compiled training programs per model class.
+    Arrays, with an entry per row on their first axis where they have one:
+      name ``[runs]``;
+      logsnr ``[stops]``: where sampling may stop; the last is the end;
+      w2_squared, mmd_squared, sliced_w2_squared, kl ``[runs, stops]``, debiased; each with its _standard_error;
+      oracle_w2_squared ``[runs, stops]``: squared W2 of the exact discretised law; NaN where there is no oracle.
     """
-
-    records: list[dict]
-    logsnrs: np.ndarray
-    curves: dict[str, np.ndarray]
-    standard_errors: dict[str, np.ndarray]
-    exact: np.ndarray
-    compilations: dict[str, int]
-
-
-def plan(problems: Problems, config: Config) -> list[plans.Stage]:
-    """The stages of `run`."""
-    stages, width = [], max(config.latent_dims)
-    for model in ("linear", "mlp"):
-        specs, training = make_specs(config, model, problems), config.training(model)
-        if model == "linear":
-            # Every level of the table sees the batch, as its second moments.
-            flops, parameters = 2 * 128 * width, 128 * width
-        else:
-            flops, parameters = flops_of(training, width), flops_of(training, width) // 2
-        size = {"runs": len(specs), "flops": flops, "entries": width}
-        stages.append(
-            plans.training(
-                f"train {model}", steps=training.steps, batch=training.batch_size, parameters=parameters, **size
-            )
-        )
-        stages.append(
-            plans.sampling(
-                f"sample {model}", steps=config.sampling_steps, samples=config.samples, noise=True, programs=2, **size
-            )
-        )
-    curves = sum(s.runs for s in stages) // 2
-    return [*stages, plans.host("read stopping curves, draw figures", runs=curves, seconds=0.5)]
-
-
-def run(
-    problems: Problems, config: Config, report: Callable[[str], None] = print, store: Store = NOTHING_KEPT
-) -> Outcome:
-    """Trains, checks, samples and reads every run; the function behind the command.
-
-    Args:
-      problems: from `make_problems`.
-      config: the same that made them.
-      report: receives progress lines.
-      store: where trainings and finished runs are kept.
-    """
-    latents = {key: problem.latents for key, problem in problems.items()}
     rows, results, exacts, compilations = [], [], [], {}
-    for model in ("linear", "mlp"):
-        specs = make_specs(config, model, problems)
+    for model in MODELS:
+        specs, width = make_specs(config, model, problems), max(problems.latent_dims)
         trained = sweeps.train(
-            specs, latents, config.training(model), width=max(config.latent_dims),
-            runs_per_batch=config.runs_per_batch, store=store, report=report,
-        )  # fmt: skip
+            specs, problems.latents, config.training(model), width=width, runs_per_batch=config.runs_per_batch, job=job
+        )
         compilations[model] = trained.compilations
-        laws = [exact_score(s, problems[(s.data, s.seed, s.n)]) for s in specs]
+        laws = [exact_score(spec, problems.of(spec)) for spec in specs]
         untrained = dataclasses.replace(trained, params=trained.initial)
-        initial, final = store.piece(
+        initial, final = job.keep(
             f"{model}/score errors",
             lambda runs=(untrained, trained), laws=laws: [score_errors(r, laws, config) for r in runs],
         )
-        stopped = stopping_results(trained, problems, config, store, report)
-        for i, spec in enumerate(specs):
-            problem = problems[(spec.data, spec.seed, spec.n)]
-            exact = None if laws[i] is None else exact_curve(laws[i], spec, problem, config)
+        stopped = stopping_results(trained, problems, config, job)
+        for i, (spec, law) in enumerate(zip(specs, laws, strict=True)):
+            exact = None if law is None else exact_curve(law, spec, problems.of(spec), config)
             errors = summarise_errors(*(x[i] for x in final), *(x[i] for x in initial))
             rows.append(make_record(spec, config, stopped[i], exact, errors, trained.failed_at[i]))
             exacts.append(np.full(config.stops, np.nan) if exact is None else exact)
         results += stopped
-    return Outcome(
-        records=rows,
-        logsnrs=config.stop_logsnrs,
-        curves={m: np.stack([r[m].curve for r in results]) for m in METRIC_PREFIX},
-        standard_errors={m: np.stack([r[m].standard_error for r in results]) for m in METRIC_PREFIX},
-        exact=np.stack(exacts),
-        compilations=compilations,
-    )
+    arrays = {"logsnr": config.stop_logsnrs, "name": np.array([row["name"] for row in rows])}
+    for metric, prefix in METRIC_PREFIX.items():
+        arrays[prefix] = np.stack([r[metric].curve for r in results])
+        arrays[f"{prefix}_standard_error"] = np.stack([r[metric].standard_error for r in results])
+    arrays["oracle_w2_squared"] = np.stack(exacts)
+    return Results(rows=rows, arrays=arrays, metadata={"compilations": compilations})
+
+
+def plan(config: Config, problems: Problems) -> list[Stage]:
+    """Training, score errors and sampling of both model classes."""
+    stages, width = [], max(problems.latent_dims)
+    for model in MODELS:
+        specs, own = make_specs(config, model, problems), config.training(model)
+        size = {"runs": len(specs), "parameters": training.parameter_count(own, width)}
+        stages += [
+            Stage(
+                stage=f"train {model}",
+                programs=1,
+                steps=own.steps,
+                evaluations=len(specs) * own.steps * own.batch_size,
+                **size,
+            ),
+            Stage(
+                stage=f"score errors {model}",
+                programs=1,
+                evaluations=2 * len(specs) * SCORE_LEVELS * SCORE_DRAWS,
+                **size,
+            ),
+            Stage(
+                stage=f"sample {model}",
+                programs=len(sampling_widths(problems.latent_dims)),
+                steps=config.sampling_steps,
+                evaluations=len(specs) * config.sampling_steps * config.samples,
+                **size,
+            ),
+        ]
+    return stages

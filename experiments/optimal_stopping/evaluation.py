@@ -1,8 +1,7 @@
 """What is measured on every run: score error against its oracle, stopping curves per metric, the exact law beside them."""
 
-import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +9,10 @@ import numpy as np
 
 from experiments.optimal_stopping.setup import BLOCKS, Config, Problem, Problems
 from ldmjax import devices, losses, metrics, oracle, process, samplers, stopping, sweeps, threefry
-from ldmjax.checkpoints import Store
+from ldmjax.job import NO_JOB, Job
 
 METRIC_PREFIX = {"w2": "w2_squared", "mmd": "mmd_squared", "sliced_w2": "sliced_w2_squared", "kl": "kl"}
+SPEC_FIELDS = ("name", "model", "data", "training_draws", "latent_dim", "cap", "seed", "n", "learning_rate")
 SCORE_LEVELS, SCORE_DRAWS = 36, 256
 
 
@@ -57,81 +57,100 @@ def score_errors(trained: sweeps.TrainedRuns, exact: list, config: Config) -> tu
 
 
 def stopping_results(
-    trained: sweeps.TrainedRuns, problems: Problems, config: Config, store: Store, report: Callable[[str], None]
+    trained: sweeps.TrainedRuns, problems: Problems, config: Config, job: Job = NO_JOB
 ) -> list[dict[str, stopping.StoppingResult]]:
     """Samples every run and reads its stopping curves: one ``{metric: StoppingResult}`` per run."""
-    kernel_count = min(1024, config.samples)
     groups = list(dict.fromkeys((s.data, s.seed, s.n) for s in trained.specs))
-    smallest = min(kernel_count, *(len(problems[g].reference.samples) for g in groups))
-    references = [
+    references = {group: problems.by_key[group].reference for group in groups}
+    smallest = min(_kernel_count(config), *(len(reference.samples) for reference in references.values()))
+    own = [
         metrics.latent_reference(
-            problems[g].reference, problems[g].basis[:, : trained.width], count=config.samples,
-            kernel_count=smallest, directions=32,
+            reference,
+            problems.by_key[group].basis[:, : trained.width],
+            count=config.samples,
+            kernel_count=smallest,
+            directions=32,
         )
-        for g in groups
-    ]  # fmt: skip
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *references)
+        for group, reference in references.items()
+    ]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
     chosen = jnp.asarray([groups.index((s.data, s.seed, s.n)) for s in trained.specs])
-    times, stops = config.times, config.stop_steps
+    statistics_of = _statistics(config, stacked)
+
+    def read(i, statistics):
+        """The stopping curves of run i."""
+        spec = trained.specs[i]
+        problem = problems.of(spec)
+        pseudo = metrics.pseudo_values(
+            statistics,
+            problem.reference,
+            problem.basis[:, : spec.latent_dim],
+            count=config.samples,
+            kernel_count=smallest,
+        )
+        return {metric: stopping.read_stopping_curve(values) for metric, values in pseudo.items()}
+
+    results = {}
+    with ThreadPoolExecutor(devices.host_threads()) as pool:
+        for width, runs in sampling_widths([s.latent_dim for s in trained.specs]).items():
+            call = sweeps.map_trained(trained, statistics_of, chosen, width=width, runs_per_batch=config.runs_per_batch)
+
+            def compute(batch, runs=runs, call=call):
+                statistics = call(runs[batch])
+                each = (jax.tree.map(lambda x, k=k: x[k], statistics) for k in range(len(batch)))
+                return pool.map(read, runs[batch], each)
+
+            found = job.map(
+                compute,
+                [f"stopping/{trained.specs[i].name}" for i in runs],
+                label=f"{trained.config.model}: sampled runs at latent width {width}",
+                at_once=devices.items_at_once(len(runs), _bytes_of_run(config, width), on_cpu=2),
+            )
+            results |= zip(runs.tolist(), found, strict=True)
+    return [results[i] for i in range(len(trained.specs))]
+
+
+def _statistics(config: Config, references: metrics.LatentReference) -> Callable:
+    """What one run's samples are reduced to at every stop, traceable; ``references`` are stacked."""
 
     def statistics_of(denoiser, run, sources, group):
         start_key, noise_key, chain_key = jax.random.split(jax.random.fold_in(run.key, 3), 3)
         x0 = sweeps.draw_latents(sources, run, start_key, config.samples)
         noise = threefry.normal(noise_key, *x0.shape) * run.inputs.mask
-        t = jnp.asarray(times[0], x0.dtype)
+        t = jnp.asarray(config.times[0], x0.dtype)
         start = process.perturb(x0, noise, config.schedule, t)
-        reference = jax.tree.map(lambda x: x[group], stacked)
+        reference = jax.tree.map(lambda x: x[group], references)
         return samplers.sample(
-            denoiser, config.schedule, start, chain_key, times=times, stops=stops, sampler="euler_maruyama",
+            denoiser,
+            config.schedule,
+            start,
+            chain_key,
+            times=config.times,
+            stops=config.stop_steps,
+            sampler="euler_maruyama",
             mask=run.inputs.mask,
             statistic=lambda z, _: metrics.sample_statistics(z, reference, run.inputs.mask, blocks=BLOCKS),
-        )  # fmt: skip
+        )
 
-    def read(spec, statistics):
-        """The run's stopping curves, kept as a piece."""
-        problem = problems[(spec.data, spec.seed, spec.n)]
-        pseudo = metrics.pseudo_values(
-            statistics, problem.reference, problem.basis[:, : spec.latent_dim], count=config.samples,
-            kernel_count=smallest,
-        )  # fmt: skip
-        results = {metric: stopping.read_stopping_curve(values) for metric, values in pseudo.items()}
-        store.put(f"stopping/{spec.name}", results)
-        return results
-
-    results = [store.get(f"stopping/{spec.name}") for spec in trained.specs]
-    missing = np.array([found is None for found in results])
-    begin, done, total = time.perf_counter(), 0, int(missing.sum())
-    with ThreadPoolExecutor(devices.host_threads()) as pool:
-        for width, runs in _by_width(trained).items():
-            indices = runs[missing[runs]]
-            call = sweeps.map_trained(trained, statistics_of, chosen, width=width, runs_per_batch=config.runs_per_batch)
-            # From the number of all, missing or not: a job that goes on with few of them must not round otherwise.
-            size = devices.items_at_once(len(runs), _bytes_of_run(config, width, kernel_count), on_cpu=2)
-            for first in range(0, len(indices), size):
-                batch = indices[first : first + size]
-                statistics = call(np.pad(batch, (0, size - len(batch)), mode="edge"))
-                for k, i in enumerate(batch):
-                    one = jax.tree.map(lambda x, k=k: x[k], statistics)
-                    results[i] = pool.submit(read, trained.specs[i], one)
-                done, seconds = done + len(batch), time.perf_counter() - begin
-                report(
-                    f"{trained.config.model}: sampled {done}/{total} runs at latent width {width}, "
-                    f"{done / seconds:.1f} runs/s"
-                )
-    return [found.result() if isinstance(found, Future) else found for found in results]
+    return statistics_of
 
 
-def _bytes_of_run(config: Config, width: int, kernel_count: int) -> float:
+def _kernel_count(config: Config) -> int:
+    """Most samples that MMD's kernels take."""
+    return min(1024, config.samples)
+
+
+def _bytes_of_run(config: Config, width: int) -> float:
     """Roughly, of one run that is sampled: states at all stops, a few more of activations, kernels, sums over blocks."""
     states = config.samples * (2 * config.stops * width + 16 * config.hidden)
-    kernels = samplers.STOPS_AT_ONCE * 3 * 2 * kernel_count**2
+    kernels = samplers.STOPS_AT_ONCE * 3 * 2 * _kernel_count(config) ** 2
     return 4.0 * (states + kernels + 2 * config.stops * BLOCKS * width**2)
 
 
-def _by_width(trained: sweeps.TrainedRuns) -> dict[int, np.ndarray]:
-    """Indices of the runs by the padded width to sample at: at most 16 if narrow, full for the rest."""
-    dims = np.array([s.latent_dim for s in trained.specs])
-    width_of = np.where(dims <= 16, min(16, trained.width), trained.width)
+def sampling_widths(latent_dims: Sequence[int]) -> dict[int, np.ndarray]:
+    """Places of runs of these latent dimensions by the padded width to sample at: at most 16 if narrow, full for the rest."""
+    dims, full = np.array(latent_dims), max(latent_dims)
+    width_of = np.where(dims <= 16, min(16, full), full)
     return {int(width): np.flatnonzero(width_of == width) for width in np.unique(width_of)}
 
 
@@ -162,25 +181,31 @@ def make_record(
             return None if stop is None or stop == end else float(logsnrs[stop])
 
         return {
-            f"{prefix}_end": r.end, f"{prefix}_best": r.best, "logsnr_best": logsnr(r.best_stop),
-            "logsnr_best_low": logsnr(r.best_stop_low), "logsnr_best_high": logsnr(r.best_stop_high),
-            "gain": r.gain, "gain_low": r.gain_low, "gain_high": r.gain_high, "verdict": r.verdict,
-        }  # fmt: skip
+            f"{prefix}_end": r.end,
+            f"{prefix}_best": r.best,
+            "logsnr_best": logsnr(r.best_stop),
+            "logsnr_best_low": logsnr(r.best_stop_low),
+            "logsnr_best_high": logsnr(r.best_stop_high),
+            **{name: getattr(r, name) for name in ("gain", "gain_low", "gain_high", "verdict")},
+        }
 
     record = {
-        "name": spec.name, "model": spec.model, "data": spec.data, "training_draws": spec.training_draws,
-        "latent_dim": spec.latent_dim, "cap": spec.cap, "seed": spec.seed, "n": spec.n,
-        "learning_rate": spec.learning_rate, "samples": config.samples, "logsnr_end": config.logsnr_max,
-        "diverged_at_step": None if failed_at < 0 else int(failed_at), **errors, **fields("w2"),
-    }  # fmt: skip
+        **{name: getattr(spec, name) for name in SPEC_FIELDS},
+        "samples": config.samples,
+        "logsnr_end": config.logsnr_max,
+        "diverged_at_step": None if failed_at < 0 else int(failed_at),
+        **errors,
+        **fields("w2"),
+    }
     if exact is None:
         record |= dict.fromkeys(["oracle_w2_squared_end", "oracle_w2_squared_best", "oracle_logsnr_best"])
     else:
         best = int(np.argmin(exact))
         record |= {
-            "oracle_w2_squared_end": exact[-1], "oracle_w2_squared_best": exact[best],
+            "oracle_w2_squared_end": exact[-1],
+            "oracle_w2_squared_best": exact[best],
             "oracle_logsnr_best": None if best == len(exact) - 1 else logsnrs[best],
-        }  # fmt: skip
+        }
     return record | {"metrics": {metric: fields(metric) for metric in METRIC_PREFIX if metric != "w2"}}
 
 

@@ -1,9 +1,11 @@
-"""What the main job trains on: configuration, problems (data, autoencoder, reference), and the list of runs."""
+"""What the main job trains on: settings, problems (data, autoencoder, reference), and the list of runs."""
 
 import dataclasses
 
 import numpy as np
 
+from experiments import launch
+from experiments.launch import setting
 from ldmjax import data, gaussians, metrics, schedules, sweeps
 from ldmjax import training as training_lib
 
@@ -11,31 +13,51 @@ BLOCKS = 64  # of the jackknife: what samples are reduced to
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """What the main job does; the flags of the same names say more."""
+class Config(launch.DataSettings):
+    """What the main job does.
 
-    n: tuple[int, ...] = (500,)
-    latent_dims: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    seeds: tuple[int, ...] = (0, 1, 2)
-    caps: tuple[float, ...] = (np.inf, 20.0)
-    learning_rates: tuple[float, ...] | None = None
-    linear_steps: int = 2000
-    mlp_steps: int = 1000
-    batch_size: int = 256
-    hidden: int = 64
-    samples: int = 4096
-    sampling_steps: int = 250
-    stops: int = 25
+    Attributes:
+      usual_dims: latent dimensions to choose from where none are given.
+      logsnr_min, logsnr_max: where training and sampling begin and end.
+      schedule: of both.
+    """
+
+    n: tuple[int, ...] = setting((500,), "Samples that PCA and the scores see.", low=2, high=1_000_000)
+    latent_dims: tuple[int, ...] | None = setting(
+        None, "Latent dimensions; those of 1,2,4,8,16,32,64 that the data have if not given.", low=1, high=100_000
+    )
+    seeds: tuple[int, ...] = launch.seeds((0, 1, 2), "Each seed has its own subset, initialisation and noise.")
+    caps: tuple[float, ...] = setting(
+        (np.inf, 20.0), "Bounds of the linear scores.", low=1, low_open=True, infinite=True
+    )
+    learning_rates: tuple[float, ...] | None = setting(
+        None, "Peak rates; 0.05 (linear) and 0.005 (MLP) if not given.", low=0, low_open=True
+    )
+    linear_steps: int = setting(2000, "Optimiser steps of the linear scores.", low=1, high=10_000_000)
+    mlp_steps: int = setting(1000, "Optimiser steps of the MLPs.", low=1, high=10_000_000)
+    batch_size: int = setting(256, "Latents per step of the MLPs.", low=2, high=65_536)
+    hidden: int = setting(64, "Width of the MLPs.", low=1, high=16_384)
+    samples: int = setting(4096, f"Generated samples per run; a multiple of {BLOCKS}.", low=2 * BLOCKS, high=1_048_576)
+    sampling_steps: int = setting(250, "Euler-Maruyama steps, uniform in logsnr from -10 to 9.", low=2, high=100_000)
+    stops: int = setting(25, "Recorded stopping times, evenly spaced steps; the last is the end.", low=2, high=10_000)
+    runs_per_batch: int | None = launch.per_batch_setting()
+    usual_dims: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     logsnr_min: float = -10.0
     logsnr_max: float = 9.0
-    runs_per_batch: int | None = None
     schedule: schedules.LinearVP = schedules.LinearVP()
 
     def __post_init__(self):
-        if self.samples % BLOCKS or self.samples < 2 * BLOCKS:
-            raise ValueError(f"samples must be a multiple of {BLOCKS}, at least {2 * BLOCKS}, got {self.samples}")
-        if not 2 <= self.stops <= self.sampling_steps:
-            raise ValueError(f"stops must be 2..{self.sampling_steps}, the sampling steps, got {self.stops}")
+        super().__post_init__()
+        if self.samples % BLOCKS:
+            raise self.refuse("samples", f"must be a multiple of {BLOCKS}, the number of jackknife blocks")
+        if self.stops > self.sampling_steps:
+            raise self.refuse("stops", f"must be 2..{self.sampling_steps}, the number of sampling steps")
+
+    def load(self) -> "Problems":
+        """The problems; `SettingError` where the data lack samples or dimensions that are asked for."""
+        dataset = super().load()
+        self.check_n(dataset, held_out=BLOCKS)
+        return make_problems(dataset, self)
 
     @property
     def times(self) -> np.ndarray:
@@ -87,7 +109,29 @@ class Problem:
     reference: metrics.Reference
 
 
-Problems = dict[tuple[str, int, int], Problem]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problems:
+    """All problems of a job: the Gaussian twin, and the data themselves if there are samples.
+
+    Attributes:
+      name, digest: of the data.
+      latent_dims: those that are trained.
+      by_key: the problems by (data, seed, n).
+    """
+
+    name: str
+    digest: str
+    latent_dims: tuple[int, ...]
+    by_key: dict[tuple[str, int, int], Problem]
+
+    def of(self, spec: sweeps.RunSpec) -> Problem:
+        """The problem of a run."""
+        return self.by_key[spec.data, spec.seed, spec.n]
+
+    @property
+    def latents(self) -> dict[tuple[str, int, int], sweeps.Latents]:
+        """Training latents by (data, seed, n)."""
+        return {key: problem.latents for key, problem in self.by_key.items()}
 
 
 def make_problem(dataset: data.Dataset, *, is_twin: bool, seed: int, n: int) -> Problem:
@@ -106,32 +150,35 @@ def make_problem(dataset: data.Dataset, *, is_twin: bool, seed: int, n: int) -> 
 
 
 def make_problems(dataset: data.Dataset, config: Config) -> Problems:
-    """All problems of the job, keyed by (data, seed, n): the Gaussian twin, and the data themselves if there are samples.
+    """All problems of the job; `SettingError` for a latent dimension between the rank of some n samples and D.
 
-    Raises:
-      ValueError: if a latent dimension lies between the rank of some n samples and D, where PCA's basis is arbitrary.
+    There PCA's basis is arbitrary. Where no latent dimensions are given, the usual ones outside that gap are trained.
     """
     names = {f"{dataset.name}_twin": True} | ({} if dataset.samples is None else {dataset.name: False})
+    if config.latent_dims is not None:
+        config.check_latent_dims(dataset)
     problems = {
         (name, seed, n): make_problem(dataset, is_twin=is_twin, seed=seed, n=n)
         for name, is_twin in names.items()
         for seed in config.seeds
         for n in config.n
     }
-    for (name, seed, n), problem in problems.items():
-        rank = int(np.count_nonzero(problem.variances))
-        arbitrary = [d for d in config.latent_dims if rank < d < dataset.dim]
-        if arbitrary:
-            raise ValueError(
-                f"must be 1..{rank} or {dataset.dim}: {n} samples of {name} (seed {seed}) have rank {rank}, beyond it "
-                f"the PCA basis is arbitrary"
-            )
-    return problems
+    ranks = {key: int(np.count_nonzero(problem.variances)) for key, problem in problems.items()}
+    name, seed, n = smallest = min(ranks, key=ranks.get)
+    rank = ranks[smallest]
+    dims = tuple(d for d in config.latent_dims or config.usual_dims if d <= rank or d == dataset.dim)
+    if config.latent_dims is not None and dims != config.latent_dims:
+        raise config.refuse(
+            "latent_dims",
+            f"must be 1..{rank} or {dataset.dim}: {n} samples of {name} (seed {seed}) have rank {rank}, beyond it "
+            "the PCA basis is arbitrary",
+        )
+    return Problems(name=dataset.name, digest=dataset.digest, latent_dims=dims, by_key=problems)
 
 
 def make_specs(config: Config, model: str, problems: Problems) -> list[sweeps.RunSpec]:
     """All runs of one model class: the linear class on samples with every cap, the MLP on samples and on fresh draws."""
-    twins = {name: problem.is_twin for (name, _, _), problem in problems.items()}
+    twins = {name: problem.is_twin for (name, _, _), problem in problems.by_key.items()}
     draws_of = {name: ("fresh", "sample") if twin and model == "mlp" else ("sample",) for name, twin in twins.items()}
     rates = config.learning_rates or (training_lib.DEFAULT_LEARNING_RATES[model],)
     return [
@@ -143,6 +190,6 @@ def make_specs(config: Config, model: str, problems: Problems) -> list[sweeps.Ru
         for cap in (config.caps if model == "linear" else (np.inf,))
         for n in config.n
         for rate in rates
-        for d in config.latent_dims
+        for d in problems.latent_dims
         for seed in config.seeds
     ]

@@ -6,8 +6,8 @@ dimension grows as noise is removed; with the exact score component d is worth k
 3 lam_d / (1 - lam_d) is the noise variance left.
 
 Time runs as in the paper: backward, 0 = noise, T = data, Ornstein-Uhlenbeck. Fig. 4's covariances, T and n are the
-paper's: left diag(1, .6, ..., .6^6, 1e-10, 1e-10), T = 2, exact score; right diag(10, .2, .2, .2, 0, 0), T = 3, n =
-1000. **Fig. 3's settings are ours** (the paper's are not public): .3 I on 6 of 10 dimensions, and .6^(i-1) on 10, each
+paper's: left diag(1, 0.6, ..., 0.6^6, 1e-10, 1e-10), T = 2, exact score; right diag(10, 0.2, 0.2, 0.2, 0, 0), T = 3, n =
+1000. **Fig. 3's settings are ours** (the paper's are not public): 0.3 I on 6 of 10 dimensions, and 0.6^(i-1) on 10, each
 with the score of n = 30 samples, T = 2. Estimated scores are diagonal, lamh_i = lam_i chi2_n / n, and the curves of
 Figs. 3 and 4 right are one draw of them: the first whose curve turns up at the counted dimension (4 in Fig. 4).
 
@@ -18,179 +18,105 @@ the estimates of that draw (exact score: on fresh draws), and 8192 samples of it
     python -m experiments.paper_figures                 # --nolearned: closed forms only, 7 s
     python -m experiments.paper_figures --quick         # fewer draws, steps and samples
 
-Takes 40 to 55 s on two cores. Obtained: t_4..t_8 = 1.12412, 1.70408, 1.85419, 1.92061, 2.00000. Fig. 4 right: d = 4
-has its minimum before the end in 523 of 1000 draws (90 % interval .497 to .549; 477 fall to the end), saving 44 % in
-the one shown. Fig. 3 left: the rank is the joint optimum in 1000 of 1000 draws, with its minimum before the end in
-741 of them, saving 1.4 % in the one shown. Learned scores, 27 of them at 10 stops each: root mean square deviation
-from the exact law .97 standard errors, largest 3.1; Fig. 3 right, d = 6 ends at .1105 ± .0014 against .1114. The
-largest is the end of Fig. 4 right at d = 5, -.0000 ± .0026 against .0078: so small a distance moves by half with
-training error (the exact law of the learned weights ends at .0038) and with 300 steps (the line, without steps, ends
-at .0136).
+Takes 40 to 55 s on two cores; the numbers obtained stand in docs/results.md#paper_figures.
 """
-
-import dataclasses
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments import plans
-from experiments.phase_diagram import twin_estimates, wilson_interval
-from ldmjax import oracle, plotting, schedules
-from ldmjax.checkpoints import NOTHING_KEPT, Store
+from experiments.launch import Results, Stage
+from experiments.paper_figures import learned
+from experiments.paper_figures.setup import PANELS, Config, Panel
+from ldmjax import oracle, schedules, training
+from ldmjax.job import Job
+from ldmjax.metrics.statistics import wilson_interval
+from ldmjax.random_matrices import twin_estimates
 
-SETTINGS = {
-    "fig3_low_rank": {
-        "title": "isotropic, rank 6 of 10, n = 30",
-        "variances": np.append(np.full(6, 0.3), np.zeros(4)),
-        "t_max": 2.0, "n": 30, "latent_dims": (2, 4, 5, 6, 7, 8, 10), "counted_dim": 6, "yscale": "linear",
-    },
-    "fig3_decaying": {
-        "title": "decaying, 0.6^(i-1), n = 30",
-        "variances": 0.6 ** np.arange(10.0),
-        "t_max": 2.0, "n": 30, "latent_dims": (1, 2, 4, 6, 8, 10), "counted_dim": 6, "yscale": "log",
-    },
-    "fig4_left": {
-        "title": "diag(1, .6, ..., .6^6, 1e-10, 1e-10), exact score",
-        "variances": np.append(0.6 ** np.arange(7.0), [1e-10, 1e-10]),
-        "t_max": 2.0, "n": None, "latent_dims": (1, 2, 3, 4, 5, 6, 7, 8), "counted_dim": None, "yscale": "linear",
-    },
-    "fig4_right": {
-        "title": "diag(10, .2, .2, .2, 0, 0), n = 1000",
-        "variances": np.array([10.0, 0.2, 0.2, 0.2, 0.0, 0.0]),
-        "t_max": 3.0, "n": 1000, "latent_dims": (1, 2, 3, 4, 5, 6), "counted_dim": 4, "yscale": "log",
-    },
-}  # fmt: skip
+QUICK = {"draws": 50, "steps": 300, "samples": 1024, "sampling_steps": 100}
+ARRAYS = ("variances", "estimated_variances", "times", "noise_var", "w2_squared", "best_times", "thresholds")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """What is computed; the flags of the same names say more."""
+def compute(config: Config, data: None, job: Job) -> Results:
+    """Closed forms of every panel, and learned scores.
 
-    draws: int = 1000
-    seed: int = 0
-    levels: int = 801
+    Rows are of kind latent_dim (per panel and latent dimension), draws (counts over draws of a panel), learned (per
+    panel, latent dimension and stop). Arrays are `closed_forms` of each panel, PANEL_NAME in curves.npz.
+    """
+    found = {
+        name: job.keep(f"panel/{name}", lambda panel=panel: closed_forms(panel, config))
+        for name, panel in PANELS.items()
+    }
+    rows = [row for name, forms in found.items() for row in _closed_rows(name, PANELS[name], forms)]
+    if config.learned:
+        estimates = {name: forms["estimated_variances"] for name, forms in found.items()}
+        rows += learned.measure(PANELS, estimates, config, job)
+    arrays = {f"{name}_{array}": forms[array] for name, forms in found.items() for array in ARRAYS}
+    return Results(rows=rows, arrays=arrays)
 
-    def __post_init__(self):
-        for name, low in [("draws", 1), ("levels", 2)]:
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be >= {low}, got {getattr(self, name)}")
+
+def plan(config: Config, data: None) -> list[Stage]:
+    """Closed forms, training and sampling."""
+    stages = [Stage(stage="closed forms", runs=len(PANELS))]
+    if not config.learned:
+        return stages
+    specs, ends = learned.make_specs(PANELS, config), {panel.t_max for panel in PANELS.values()}
+    own = learned.training_config(PANELS, config)
+    size = {"runs": len(specs), "parameters": training.parameter_count(own, max(spec.latent_dim for spec in specs))}
+    trained, sampled = (
+        len(specs) * steps * count
+        for steps, count in ((config.steps, config.batch_size), (config.sampling_steps, config.samples))
+    )
+    return [
+        *stages,
+        Stage(stage="train", programs=1, steps=config.steps, evaluations=trained, **size),
+        Stage(stage="sample", programs=len(ends), steps=config.sampling_steps, evaluations=sampled, **size),
+    ]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One panel. D components, K stops; time is backward and distances are squared W2.
+def closed_forms(panel: Panel, config: Config) -> dict:
+    """Curves of one draw of the estimated variances, and counts over draws; distances are squared W2.
 
-    Attributes:
-      name, title: of the panel.
-      variances, estimated_variances: ``[D]``; equal for the exact score.
-      t_max: T.
-      n: sample size, None for the exact score.
-      latent_dims: those drawn.
-      times, noise_var: ``[K]`` backward times 0..T and the noise variance left there.
-      w2_squared: ``[D, K]``, all dimensions.
-      best_times: ``[D]``, backward time of each dimension's minimum (T: never stop early).
-      best_w2_squared: ``[D]``, the distance there.
-      thresholds: ``[D]``, backward time from which component d lowers the distance; NaN if it never does.
-      counted_dim: the dimension whose minima before the end are counted over draws, or None.
+    Returns:
+      variances, estimated_variances ``[D]``; equal for the exact score.
+      times, noise_var ``[K]``: backward times 0..T and the noise variance left there.
+      w2_squared ``[D, K]``: all dimensions.
+      best_times ``[D]``: backward time of each dimension's minimum (T: never stop early); best_w2_squared ``[D]`` there.
+      thresholds ``[D]``: backward time from which component d lowers the distance; NaN if it never does.
       draws: how many.
       shown_draw: which of them the curves are: the first with an interior minimum at ``counted_dim`` (0 if none has).
       interior_count: in how many the minimum of ``counted_dim`` lies strictly between start and end.
-      rank_count: in how many the joint optimum over dimension and stop is at ``counted_dim``; None if not counted.
-      yscale: "linear" or "log".
-      points: learned results to draw over the lines.
+      rank_count: in how many the joint optimum over dimension and stop is at ``counted_dim``; only of an isotropic law.
     """
-
-    name: str
-    title: str
-    variances: np.ndarray
-    estimated_variances: np.ndarray
-    t_max: float
-    n: int | None
-    latent_dims: tuple[int, ...]
-    times: np.ndarray
-    noise_var: np.ndarray
-    w2_squared: np.ndarray
-    best_times: np.ndarray
-    best_w2_squared: np.ndarray
-    thresholds: np.ndarray
-    counted_dim: int | None
-    draws: int
-    shown_draw: int
-    interior_count: int
-    rank_count: int | None
-    yscale: str
-    points: tuple[plotting.Points, ...]
-
-
-def plan(config: Config) -> list[plans.Stage]:
-    """The stages of `run`."""
-    return [plans.host("closed forms", runs=len(SETTINGS), seconds=1e-3 * config.draws)]
-
-
-def run(
-    config: Config,
-    learned: Mapping[str, Sequence[plotting.Points]] | None = None,
-    store: Store = NOTHING_KEPT,
-) -> dict[str, Panel]:
-    """Computes every panel; the function behind the command.
-
-    Args:
-      config: what to compute.
-      learned: per panel name (the keys of `SETTINGS`), measured stopping curves of learned scores to draw over the
-        exact lines: one `plotting.Points` per latent dimension, with x in backward time.
-      store: where panels are kept.
-
-    Returns:
-      ``{name: Panel}``.
-    """
-    panels = {name: store.piece(f"panel/{name}", lambda name=name: _panel(name, config)) for name in SETTINGS}
-    return with_points(panels, learned or {})
-
-
-def with_points(panels: Mapping[str, Panel], learned: Mapping[str, Sequence[plotting.Points]]) -> dict[str, Panel]:
-    """The panels with the points of `run`'s ``learned``; those it does not name have none."""
-    if unknown := sorted(set(learned) - set(panels)):
-        raise ValueError(f"learned has no panel {unknown[0]!r}: the panels are {', '.join(panels)}")
-    return {name: dataclasses.replace(p, points=tuple(learned.get(name, ()))) for name, p in panels.items()}
-
-
-def _panel(name, config):
-    setting = SETTINGS[name]
-    variances, n, t_max = setting["variances"], setting["n"], setting["t_max"]
+    variances, t_max, dim = panel.variances, panel.t_max, panel.counted_dim
     schedule = schedules.OrnsteinUhlenbeck(t_max=t_max)
     noise_var_max = float(schedule.sigma(t_max) ** 2)
     # Half of the grid crowds towards the end, where estimated scores turn up.
-    grid = np.append(np.linspace(0.0, t_max, config.levels), t_max - np.geomspace(1e-5, t_max, config.levels)[:-1])
-    times = np.unique(grid)
+    towards_end = t_max - np.geomspace(1e-5, t_max, config.levels)[:-1]
+    times = np.unique(np.append(np.linspace(0.0, t_max, config.levels), towards_end))
     noise_var = schedule.sigma(t_max - times) ** 2
-    draws, dim = variances[None], setting["counted_dim"]
-    if n is not None:
-        draws = twin_estimates(variances, n=n, draws=config.draws, seed=config.seed)
-    interior = np.zeros(1, bool) if dim is None else interior_minima(variances, draws, dim, noise_var_max=noise_var_max)
-    at_rank = None
-    if name == "fig3_low_rank":
-        at_rank = sum(oracle.best_stop(variances, d, noise_var_max=noise_var_max)[0] == dim for d in draws)
+    draws, interior, rank_count = variances[None], np.zeros(1, bool), None
+    if panel.n is not None:
+        draws = twin_estimates(variances, n=panel.n, draws=config.draws, seed=config.seed)
+        interior = interior_minima(variances, draws, dim, noise_var_max=noise_var_max)
+        if np.ptp(variances[:dim]) == 0:
+            optima = [oracle.best_stop(variances, d, noise_var_max=noise_var_max)[0] for d in draws]
+            rank_count = optima.count(dim)
     shown = int(np.argmax(interior))
     estimated = draws[shown]
     best = oracle.best_noise_var(variances, estimated, noise_var_max=noise_var_max)
-    return Panel(
-        name=name,
-        variances=variances,
-        estimated_variances=estimated,
-        n=n,
-        times=times,
-        noise_var=noise_var,
-        w2_squared=oracle.w2_squared_curve(variances, estimated, noise_var),
-        best_times=np.maximum(t_max - _time(best), 0.0),
-        best_w2_squared=np.diagonal(oracle.w2_squared_curve(variances, estimated, best)).copy(),
-        thresholds=threshold_times(variances, estimated, t_max=t_max),
-        draws=len(draws),
-        shown_draw=shown,
-        interior_count=int(interior.sum()),
-        rank_count=at_rank,
-        points=(),
-        **{key: setting[key] for key in ("title", "t_max", "latent_dims", "counted_dim", "yscale")},
-    )
+    return {
+        "variances": variances,
+        "estimated_variances": estimated,
+        "times": times,
+        "noise_var": noise_var,
+        "w2_squared": oracle.w2_squared_curve(variances, estimated, noise_var),
+        "best_times": np.maximum(t_max - _time(best), 0.0),
+        "best_w2_squared": np.diagonal(oracle.w2_squared_curve(variances, estimated, best)).copy(),
+        "thresholds": threshold_times(variances, estimated, t_max=t_max),
+        "draws": len(draws),
+        "shown_draw": shown,
+        "interior_count": int(interior.sum()),
+        "rank_count": rank_count,
+    }
 
 
 def _time(noise_var):
@@ -219,39 +145,27 @@ def threshold_times(variances: np.ndarray, estimated_variances: np.ndarray, *, t
     return np.where(low == 0, np.clip(t_max - _time(high), 0.0, t_max), np.nan)
 
 
-def make_records(panels: Mapping[str, Panel]) -> list[dict]:
-    """Lines of records.jsonl: one per panel and latent dimension, then one per panel with counts over draws."""
-    rows = []
-    for panel in panels.values():
-        for d in range(1, panel.variances.size + 1):
-            rows.append(
-                {
-                    "kind": "latent_dim",
-                    "panel": panel.name,
-                    "n": panel.n,
-                    "t_max": panel.t_max,
-                    "latent_dim": d,
-                    "threshold_backward_time": panel.thresholds[d - 1],
-                    "best_backward_time": panel.best_times[d - 1],
-                    "w2_squared_best": panel.best_w2_squared[d - 1],
-                    "w2_squared_end": panel.w2_squared[d - 1, -1],
-                }  # fmt: skip
-            )
-        if panel.counted_dim is not None:
-            low, high = wilson_interval(panel.interior_count, panel.draws)
-            rows.append(
-                {
-                    "kind": "draws",
-                    "panel": panel.name,
-                    "n": panel.n,
-                    "draws": panel.draws,
-                    "latent_dim": panel.counted_dim,
-                    "interior_count": panel.interior_count,
-                    "interior_share": panel.interior_count / panel.draws,
-                    "interior_low": low,
-                    "interior_high": high,
-                    "joint_optimum_count": panel.rank_count,
-                    "shown_draw": panel.shown_draw,
-                }  # fmt: skip
-            )
-    return rows
+def _closed_rows(name: str, panel: Panel, forms: dict) -> list[dict]:
+    """One row per latent dimension, then one with counts over draws."""
+    rows = [
+        {
+            "kind": "latent_dim",
+            "panel": name,
+            "n": panel.n,
+            "t_max": panel.t_max,
+            "latent_dim": i + 1,
+            "threshold_backward_time": forms["thresholds"][i],
+            "best_backward_time": forms["best_times"][i],
+            "w2_squared_best": forms["best_w2_squared"][i],
+            "w2_squared_end": forms["w2_squared"][i, -1],
+        }
+        for i in range(panel.variances.size)
+    ]
+    if panel.counted_dim is None:
+        return rows
+    draws, count = forms["draws"], forms["interior_count"]
+    low, high = wilson_interval(count, draws)
+    counts = {"interior_count": count, "interior_share": count / draws, "interior_low": low, "interior_high": high}
+    counts |= {"joint_optimum_count": forms["rank_count"], "shown_draw": forms["shown_draw"]}
+    named = {"kind": "draws", "panel": name, "n": panel.n, "draws": draws, "latent_dim": panel.counted_dim}
+    return [*rows, named | counts]

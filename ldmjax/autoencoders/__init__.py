@@ -33,7 +33,7 @@ def fit(
     runs_per_batch: int | None = None,
     job: Job = NO_JOB,
 ) -> list[FittedAutoencoder]:
-    """One autoencoder per pair (latent_shapes[i], seeds[i]).
+    """Fits one autoencoder per pair (latent_shapes[i], seeds[i]).
 
     Args:
       images: ``[N, *image_shape]``; ``[N, H, W]`` or ``[N, H, W, C]`` for the trained kinds.

@@ -43,7 +43,7 @@ class Geometry:
         return -(-height >> self.levels), -(-width >> self.levels)
 
     def channels(self, coarsest: int) -> list[int]:
-        """Of the image, and of the maps after every halving, ``coarsest`` of them at last."""
+        """Returns the channels of the image and of the maps after every halving, ``coarsest`` at last."""
         halved = [max(1, coarsest >> (self.levels - i)) for i in range(1, self.levels + 1)]
         return [self.image_shape[2], *halved]
 
@@ -54,7 +54,7 @@ class Geometry:
 
 
 def geometry_of(image_shape: tuple[int, ...], latent_shape: tuple[int, ...], *, downsampling: int) -> Geometry:
-    """The geometry of one latent shape; ``downsampling`` is for vectors, maps must match some number of halvings.
+    """Returns the geometry of one latent shape; ``downsampling`` is for vectors, maps must match some number of halvings.
 
     Raises:
       ValueError: if the images are not [H, W] or [H, W, C], or no number of halvings gives the latent shape.
@@ -79,7 +79,7 @@ def geometry_of(image_shape: tuple[int, ...], latent_shape: tuple[int, ...], *, 
 
 
 def fan_in_normal(rng: np.random.Generator, *shape: int, fan_in: int) -> jax.Array:
-    """Normal weights of variance 1 / ``fan_in`` from a stream of their own; the first rows do not depend on later ones.
+    """Returns normal weights of variance 1 / ``fan_in`` from a stream of their own; the first rows do not depend on later ones.
 
     Drawn on the host: compiling jax's generator costs more than all of these draws.
     """
@@ -95,7 +95,7 @@ class Halving(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """``[B, H, W, inputs]`` with even sides to ``[B, H / 2, W / 2, outputs]``."""
+        """Returns ``[B, H, W, inputs]`` with even sides to ``[B, H / 2, W / 2, outputs]``."""
         return halve(x, self.kernel[...]) + self.bias[...].astype(x.dtype)
 
 
@@ -109,7 +109,7 @@ class Doubling(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """``[B, H, W, inputs]`` to ``[B, 2 H, 2 W, outputs]``."""
+        """Returns ``[B, H, W, inputs]`` to ``[B, 2 H, 2 W, outputs]``."""
         return double(x, self.kernel[...]) + self.bias[...].astype(x.dtype)
 
 
@@ -133,7 +133,7 @@ class ConvolutionalNetwork(nnx.Module):
         self.expand_bias = nnx.Param(jnp.zeros(features))
 
     def encode(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mean and log variance of the latent ``[B, *latent_shape]`` of ``[B, H, W, C]``; log variance 0 unless "kl"."""
+        """Returns mean and log variance, 0 unless "kl", of the latents ``[B, *latent_shape]`` of ``[B, H, W, C]``."""
         factor = 2**self.geometry.levels
         below, right = (side * factor - have for side, have in zip(self.geometry.grid, x.shape[1:3], strict=True))
         x = jnp.pad(x, ((0, 0), (0, below), (0, right), (0, 0)), mode="edge").astype(self.dtype)
@@ -156,8 +156,15 @@ class ConvolutionalNetwork(nnx.Module):
         return x[:, :height, :width].astype(z.dtype)
 
 
+def parameter_count(config: AutoencoderConfig, image_shape: tuple[int, ...], latent_shape: tuple[int, ...]) -> int:
+    """Returns the number of parameters of a trained autoencoder, its codebook left out."""
+    geometry, rng = geometry_of(image_shape, latent_shape, downsampling=config.downsampling), np.random.default_rng(0)
+    network = ConvolutionalNetwork(geometry, config, latent_dim=latent_shape[-1], rng=rng)
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)))
+
+
 def network_flops(geometry: Geometry, config: AutoencoderConfig) -> int:
-    """Floating-point operations of encoding and decoding one image: 2 per multiply-add of the matrix products."""
+    """Returns floating-point operations of encoding and decoding one image: 2 per multiply-add of the matrix products."""
     positions, channels = math.prod(geometry.grid), geometry.channels(config.channels)
     dense = (3 if config.kind == "kl" else 2) * positions * channels[-1] * geometry.width
     # The last halving, and the first doubling, has every position of the grid; the ones before it four times as many.

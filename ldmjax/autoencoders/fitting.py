@@ -7,9 +7,8 @@ codes q. Per image, averaged over a batch:
     (2)  kl     (|x - x'|^2 + kl_weight KL) / D,    KL = sum (mu^2 + e^v - 1 - v) / 2,    x' decodes a draw of N(mu, e^v)
     (3)  vq     |x - x'|^2 / D + commitment |z - q|^2 / (latent entries),    x' decodes q with straight-through gradient
 
-The power EMA of parameters and codes is kept: after step k it moves by 1 - (1 - 1/k)^(gamma + 1) (Karras et al., arXiv
-2312.02696). A run's random numbers come from its seed and name; latents are padded to the widest of the program and masked,
-so run i of a batch equals run i alone up to float tolerance.
+The power EMA of parameters and codes is kept (optimiser.py). A run's random numbers come from its seed and name; latents are
+padded to the widest of the program and masked, so run i of a batch equals run i alone up to float tolerance.
 """
 
 import dataclasses
@@ -26,13 +25,14 @@ import optax
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
-from ldmjax import chunks, loops, threefry
+from ldmjax import chunks, loops, random
 from ldmjax.autoencoders.config import AutoencoderConfig
 from ldmjax.autoencoders.convolutional import ConvolutionalNetwork, Geometry, network_flops
 from ldmjax.autoencoders.quantiser import Codebook, empty_codebook, nearest, reseed, straight_through, updated
 from ldmjax.checkpoints import fingerprint
 from ldmjax.devices import MappedRuns, default_runs_per_batch, map_runs
 from ldmjax.job import Job
+from ldmjax.optimiser import TrainState, fresh_state, train_chunk
 
 CHUNK = 100  # steps per dispatch and per progress line
 ADAM = optax.scale_by_adam()
@@ -59,38 +59,31 @@ class Run(NamedTuple):
     latent_dim: jax.Array
 
 
-class State(NamedTuple):
-    """Arrays of one run; ``failed_at`` is -1 for none, ``codebook`` None unless "vq", ``ema`` averages (params, codes).
+def averaged(params: jax.Array, codebook: Codebook | None) -> tuple[jax.Array, jax.Array | None]:
+    """Returns what the power EMA averages: parameters and codes."""
+    return params, codebook and codebook.codes
+
+
+def init_state(config: AutoencoderConfig, geometry: Geometry, spec: RunSpec) -> TrainState:
+    """Returns the state before the first step; its memory is the codebook, None unless "vq".
 
     Parameters are one flat vector: Adam and the average are then a few operations to compile and run, not some per layer.
     """
-
-    params: jax.Array
-    codebook: Codebook | None
-    optimiser: optax.OptState
-    ema: tuple[jax.Array, jax.Array | None]
-    failed_at: jax.Array
-
-
-def init_state(config: AutoencoderConfig, geometry: Geometry, spec: RunSpec) -> State:
-    """The state before the first step."""
     rng = np.random.default_rng(spec.entropy)
     network = ConvolutionalNetwork(geometry, config, latent_dim=spec.latent_dim, rng=rng)
     params = ravel_pytree(nnx.split(network)[1])[0]
     width = geometry.width if geometry.mapped else config.code_dim
     codebook = empty_codebook(config.codes, width) if config.kind == "vq" else None
-    return State(
-        params, codebook, ADAM.init(params), (params, codebook and codebook.codes), jnp.full((), -1, jnp.int32)
-    )
+    return fresh_state(params, memory=codebook, averaged=averaged, adam=ADAM)
 
 
 def kl_to_standard_normal(mean: jax.Array, log_var: jax.Array) -> jax.Array:
-    """KL(N(mean, e^log_var) || N(0, 1)) of each entry, in nats."""
+    """Returns KL(N(mean, e^log_var) || N(0, 1)) of each entry, in nats."""
     return 0.5 * (mean**2 + jnp.exp(log_var) - 1.0 - log_var)
 
 
 def own_entries(geometry: Geometry, latent_dim: jax.Array | int) -> jax.Array:
-    """Mask ``[width]``: 1 for the run's own d latent entries."""
+    """Returns mask ``[width]``: 1 for the run's own d latent entries."""
     return (jnp.arange(geometry.width) < latent_dim).astype(jnp.float32)
 
 
@@ -100,7 +93,7 @@ def pieces_of(config: AutoencoderConfig, geometry: Geometry, z: jax.Array) -> ja
 
 
 def own_pieces(config: AutoencoderConfig, geometry: Geometry, latent_dim: jax.Array | int) -> jax.Array | int:
-    """How many of the P pieces are the run's own: padded entries of a vector make padded pieces, of a map none."""
+    """Returns how many of the P pieces are the run's own: padded entries of a vector make padded pieces, of a map none."""
     return geometry.grid[0] * geometry.grid[1] if geometry.mapped else latent_dim // config.code_dim
 
 
@@ -114,12 +107,12 @@ def batch_loss(
     x: jax.Array,
     key: jax.Array,
 ) -> tuple[jax.Array, Codebook | None]:
-    """Equations (1)-(3) on standardised pixels ``[B, H, W, C]``, and the codebook after this batch."""
+    """Computes equations (1)-(3) on standardised pixels ``[B, H, W, C]``, and the codebook after this batch."""
     mask = own_entries(geometry, latent_dim)
     z, log_var = network.encode(x, mask)
     penalty = 0.0
     if config.kind == "kl":
-        noise = threefry.normal(key, math.prod(z.shape[:-1]), geometry.width).reshape(z.shape)
+        noise = random.normal(key, math.prod(z.shape[:-1]), geometry.width).reshape(z.shape)
         penalty = config.kl_weight * jnp.sum(kl_to_standard_normal(z, log_var)) / x.size
         z = z + jnp.exp(0.5 * log_var) * noise * mask
     if config.kind == "vq":
@@ -132,35 +125,6 @@ def batch_loss(
         codebook = updated(codebook, pieces, index, valid, decay=config.code_decay)
         z = straight_through(z, quantised)
     return jnp.mean((network.decode(z, mask) - x) ** 2) + penalty, codebook
-
-
-def apply_step(
-    config: AutoencoderConfig,
-    state: State,
-    *,
-    loss: jax.Array,
-    gradient: jax.Array,
-    codebook: Codebook | None,
-    step: jax.Array,
-    counts: jax.Array | bool = True,
-) -> State:
-    """Adam, then the power EMA; a run whose loss or parameters are not finite keeps its last state for good.
-
-    A step that does not count (`loops.repeat`) changes nothing.
-    """
-    rate = config.learning_rate * jnp.minimum(1.0, (step + 1.0) / max(1, config.warm_up))
-    update, optimiser = ADAM.update(gradient, state.optimiser)
-    params = state.params - rate * update
-    average = 1.0 - (1.0 - 1.0 / (step + 1.0)) ** (config.ema_gamma + 1.0)
-    if config.steps > 50_000:
-        average = jnp.maximum(average, 1.0 - 0.9999)
-    ema = optax.incremental_update((params, codebook and codebook.codes), state.ema, average)
-    finite = jnp.isfinite(loss) & jnp.isfinite(params).all()
-    running = (state.failed_at < 0) & counts
-    fine = finite & running
-    failed_at = jnp.where(running & ~finite, step, state.failed_at)
-    new = State(params, codebook, optimiser, ema, failed_at)
-    return jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, state)._replace(failed_at=failed_at)
 
 
 class CodingPrograms(NamedTuple):
@@ -179,7 +143,7 @@ class CodingPrograms(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def coding_programs(config: AutoencoderConfig, geometry: Geometry) -> CodingPrograms:
-    """How to encode and decode; compiled at the first call, once for all runs of a configuration and geometry."""
+    """Says how to encode and decode; compiled at the first call, once for all runs of a configuration and geometry."""
     network_of = _network_of(config, geometry)
 
     def encode(params, latent_dim, pixels):
@@ -198,7 +162,7 @@ def coding_programs(config: AutoencoderConfig, geometry: Geometry) -> CodingProg
 
 @functools.lru_cache(maxsize=16)
 def training_program(config: AutoencoderConfig, geometry: Geometry, runs_per_batch: int | None) -> MappedRuns:
-    """How to train: ((images, first, last), state, run) to the state after steps first..last - 1 and the sum of losses.
+    """Says how to train: ((images, first, last), state, run) to the state after steps first..last - 1 and the sum of losses.
 
     Compiled at the first call, so that a second `fit` of the same kind and sizes compiles nothing.
     """
@@ -208,23 +172,26 @@ def training_program(config: AutoencoderConfig, geometry: Geometry, runs_per_bat
         images, first, last = shared
 
         def draws_of(step):
-            draw_key, loss_key = jax.random.split(jax.random.fold_in(run.key, step))
+            draw_key, loss_key = jax.random.split(random.step(run.key, step))
             return jax.random.randint(draw_key, (config.batch_size,), 0, len(images)), loss_key
 
-        def step_of(step, draws, carry, counts):
-            (index, loss_key), (state, total) = draws, carry
+        def loss_of(params, codebook, draws):
+            index, loss_key = draws
+            network, x = network_of(params), images[index]
+            return batch_loss(config, geometry, network, codebook, run.latent_dim, x=x, key=loss_key)
 
-            def objective(params):
-                network, x = network_of(params), images[index]
-                return batch_loss(config, geometry, network, state.codebook, run.latent_dim, x=x, key=loss_key)
-
-            (loss, codebook), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
-            changes = {"loss": loss, "gradient": gradient, "codebook": codebook, "step": step, "counts": counts}
-            return apply_step(config, state, **changes), total + jnp.where(counts, loss, 0.0)
-
-        carry = state, jnp.zeros(())
-        length = loops.steps_per_call(CHUNK)
-        return loops.repeat(step_of, carry, first=first, last=last, length=length, prepare=draws_of)
+        return train_chunk(
+            state,
+            first=first,
+            last=last,
+            length=loops.steps_per_call(CHUNK),
+            draws_of=draws_of,
+            loss_of=loss_of,
+            rate_of=lambda step: config.learning_rate * jnp.minimum(1.0, (step + 1.0) / max(1, config.warm_up)),
+            ema_gamma=config.ema_gamma,
+            averaged=averaged,
+            adam=ADAM,
+        )
 
     step_flops = 3 * config.batch_size * network_flops(geometry, config)
     return map_runs(advance, runs_per_batch=runs_per_batch or default_runs_per_batch(step_flops), donate=1)
@@ -246,9 +213,9 @@ def train(
     *,
     runs_per_batch: int | None,
     job: Job,
-) -> tuple[State, np.ndarray]:
+) -> tuple[TrainState, np.ndarray]:
     """Trains ``specs`` on standardised ``pixels`` ``[N, H, W, C]``; returns stacked states and losses ``[runs, chunks]``."""
-    runs = _stacked([Run(_key(spec), jnp.asarray(spec.latent_dim)) for spec in specs])
+    runs = _stacked([Run(random.named_key(spec.seed, spec.name), jnp.asarray(spec.latent_dim)) for spec in specs])
     finished = chunks.train(
         training_program(config, geometry, runs_per_batch),
         lambda: _stacked([init_state(config, geometry, spec) for spec in specs]),
@@ -266,8 +233,3 @@ def train(
 
 def _stacked(trees):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def _key(spec: RunSpec) -> jax.Array:
-    seed, name = spec.entropy
-    return jax.random.fold_in(threefry.key(seed), name)

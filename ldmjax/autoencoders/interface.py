@@ -35,7 +35,7 @@ class LatentScale:
 
     @classmethod
     def measure(cls, latents: np.ndarray) -> "LatentScale":
-        """The scale of ``latents`` ``[N, *latent_shape]``, summed in float64.
+        """Returns the scale of ``latents`` ``[N, *latent_shape]``, summed in float64.
 
         Raises:
           ValueError: if an entry is NaN or infinite, or if all are equal.
@@ -48,11 +48,11 @@ class LatentScale:
         return cls(mean=mean, std=std)
 
     def standardise(self, latents: np.ndarray) -> np.ndarray:
-        """Equation (1), float32."""
+        """Computes equation (1), float32."""
         return ((latents - self.mean) / self.std).astype(np.float32)
 
     def unstandardise(self, z: np.ndarray) -> np.ndarray:
-        """The inverse of `standardise`, float32."""
+        """Returns the inverse of `standardise`, float32."""
         return (z * self.std + self.mean).astype(np.float32)
 
 
@@ -94,7 +94,7 @@ class FittedAutoencoder:
         return self.scale.standardise(latents)
 
     def unstandardise(self, z: np.ndarray) -> np.ndarray:
-        """The inverse of `standardise`."""
+        """Returns the inverse of `standardise`."""
         return self.scale.unstandardise(z)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
@@ -113,7 +113,7 @@ class FittedAutoencoder:
 
 
 def reconstruction_error(autoencoder: Autoencoder, images: np.ndarray) -> float:
-    """Mean squared error per pixel of decode(encode(images)), summed in float64."""
+    """Returns mean squared error per pixel of decode(encode(images)), summed in float64."""
     error = autoencoder.decode(autoencoder.encode(images)) - images
     return float(np.mean(error**2, dtype=np.float64))
 

@@ -43,7 +43,7 @@ class Identity(FittedAutoencoder):
 
 
 def principal_axes(centred: np.ndarray) -> np.ndarray:
-    """Principal axes of ``centred`` samples ``[N, D]`` as columns, largest variance first, float64 ``[D, min(N, D)]``.
+    """Returns principal axes of ``centred`` samples ``[N, D]`` as columns, largest variance first, float64 ``[D, min(N, D)]``.
 
     With fewer samples than dimensions they come from the small Gram matrix; axes beyond the rank are 0 there.
     """
@@ -57,7 +57,7 @@ def principal_axes(centred: np.ndarray) -> np.ndarray:
 def fit_pca(
     images: np.ndarray, latent_shapes: Sequence[tuple[int, ...]], *, names: Sequence[str]
 ) -> list[FittedAutoencoder]:
-    """One PCA per latent shape ``(d,)``; all share one eigendecomposition in float64."""
+    """Fits one PCA per latent shape ``(d,)``; all share one eigendecomposition in float64."""
     samples = images.reshape(len(images), -1).astype(np.float64)
     most = min(samples.shape)
     if bad := [s for s in latent_shapes if len(s) != 1 or not 1 <= s[0] <= most]:
@@ -81,7 +81,7 @@ def fit_pca(
 def fit_identity(
     images: np.ndarray, latent_shapes: Sequence[tuple[int, ...]], *, names: Sequence[str]
 ) -> list[FittedAutoencoder]:
-    """The pixel run's autoencoder; every latent shape must be the images' own."""
+    """Returns the pixel run's autoencoder; every latent shape must be the images' own."""
     shape = images.shape[1:]
     if bad := [s for s in latent_shapes if s != shape]:
         raise ValueError(f"latent shapes of identity must be the image shape {shape}, got {bad[0]}")

@@ -57,7 +57,7 @@ class NeuralAutoencoder(FittedAutoencoder):
         return self.pixel_scale.unstandardise(pixels).reshape(-1, *self.image_shape)
 
     def code_numbers(self, latents: np.ndarray) -> np.ndarray:
-        """Nearest codes ``[N, P]`` of the P pieces of latents ``[N, *latent_shape]``; "vq" only."""
+        """Returns nearest codes ``[N, P]`` of the P pieces of latents ``[N, *latent_shape]``; "vq" only."""
         index = coding_programs(self.config, self.geometry).index
         numbers = self._batched(lambda z: index(self.codes, z), self._padded(latents))
         return numbers[:, : latents[0].size // self.codes.shape[1]] if not self.geometry.mapped else numbers
@@ -88,7 +88,7 @@ def fit_neural(
     runs_per_batch: int | None,
     job: Job,
 ) -> list[FittedAutoencoder]:
-    """One trained autoencoder per latent shape and seed; vectors of all lengths, and maps of equal sides, share a program."""
+    """Fits one autoencoder per latent shape and seed; vectors of all lengths, maps of equal sides, share a program."""
     options = {"runs_per_batch": runs_per_batch, "job": job}
     geometries = [geometry_of(images.shape[1:], s, downsampling=config.downsampling) for s in latent_shapes]
     if config.kind == "vq" and (bad := [s for s in latent_shapes if len(s) == 1 and s[0] % config.code_dim]):
@@ -121,7 +121,7 @@ def fit_neural(
 
 
 def _measured(autoencoder: NeuralAutoencoder, images: np.ndarray) -> NeuralAutoencoder:
-    """The autoencoder with its latent scale and perplexity; one that diverged keeps nan, so that nobody uses it unaware."""
+    """Measures latent scale and perplexity; one that diverged keeps nan, so that nobody uses it unaware."""
     if autoencoder.failed_at >= 0:
         return autoencoder
     latents = autoencoder.encode(images)

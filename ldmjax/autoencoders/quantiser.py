@@ -31,12 +31,12 @@ class Codebook(NamedTuple):
 
 
 def empty_codebook(codes: int, width: int) -> Codebook:
-    """A codebook that the first batch seeds."""
+    """Returns a codebook that the first batch seeds."""
     return Codebook(jnp.zeros(codes), jnp.zeros((codes, width)))
 
 
 def nearest(codes: jax.Array, pieces: jax.Array) -> jax.Array:
-    """Index of the nearest of ``codes`` ``[K, w]`` to each of ``pieces`` ``[..., w]``; the first of equals."""
+    """Returns index of the nearest of ``codes`` ``[K, w]`` to each of ``pieces`` ``[..., w]``; the first of equals."""
     return jnp.argmin(jnp.sum(codes**2, axis=1) - 2.0 * pieces @ codes.T, axis=-1)
 
 
@@ -61,7 +61,7 @@ def reseed(codebook: Codebook, pieces: jax.Array, valid: jax.Array | int, key: j
 def updated(
     codebook: Codebook, pieces: jax.Array, index: jax.Array, valid: jax.Array | int, *, decay: float
 ) -> Codebook:
-    """Equation (1) for ``pieces`` ``[B, P, w]`` that chose codes ``index`` ``[B, P]``; the first ``valid`` pieces count."""
+    """Moves codes by (1) for ``pieces`` ``[B, P, w]`` that chose ``index`` ``[B, P]``; the first ``valid`` count."""
     real = (jnp.arange(pieces.shape[1]) < valid)[None, :]
     chose = jax.nn.one_hot(index, len(codebook.count)) * real[..., None]
     count, total = chose.sum((0, 1)), jnp.einsum("bpk,bpw->kw", chose, pieces)
@@ -69,5 +69,5 @@ def updated(
 
 
 def straight_through(z: jax.Array, quantised: jax.Array) -> jax.Array:
-    """Equation (2): the value of ``quantised``, the gradient of ``z``."""
+    """Computes equation (2): the value of ``quantised``, the gradient of ``z``."""
     return z + jax.lax.stop_gradient(quantised - z)

@@ -7,6 +7,7 @@ that has to learn the mean as well would blur it. `Dataset.images` adds it back.
 - `dataset`: `Dataset`, PCA
 - `channels`: where an array has its colours
 - `images`: digits, .npz files
+- `latents`: stored latents
 - `precision`: what float32 cannot hold
 - `pictures`: folders of pictures
 - `hugging_face`: Hugging Face data sets, from the hub or from disk
@@ -18,7 +19,8 @@ from pathlib import Path
 from ldmjax.data import channels
 from ldmjax.data.dataset import Dataset, from_samples, principal_components
 from ldmjax.data.hugging_face import load_hugging_face
-from ldmjax.data.images import digits, load_npz
+from ldmjax.data.images import digits, from_images, load_npz
+from ldmjax.data.latents import load_latents
 from ldmjax.data.pictures import load_folder
 from ldmjax.data.precision import float32_problem
 from ldmjax.data.spectra import SPECTRA, spectrum, spectrum_variances
@@ -32,10 +34,12 @@ __all__ = [
     "channels",
     "digits",
     "float32_problem",
+    "from_images",
     "from_samples",
     "load",
     "load_folder",
     "load_hugging_face",
+    "load_latents",
     "load_npz",
     "principal_components",
     "spectrum",
@@ -44,7 +48,7 @@ __all__ = [
 
 
 def load(name: str, *, layout: str = "auto") -> Dataset:
-    """A data set by name, one of `NAMES`.
+    """Loads a data set by name, one of `NAMES`.
 
     Args:
       name: of the data.

@@ -28,10 +28,10 @@ def of_latents_are_first(latent_shape: tuple[int, ...]) -> bool:
 
 
 def move_last(images: np.ndarray) -> np.ndarray:
-    """``[N, C, H, W]`` to ``[N, H, W, C]``."""
+    """Returns ``[N, C, H, W]`` to ``[N, H, W, C]``."""
     return np.ascontiguousarray(np.moveaxis(images, 1, -1))
 
 
 def move_first(images: np.ndarray) -> np.ndarray:
-    """``[N, H, W, C]`` to ``[N, C, H, W]``."""
+    """Returns ``[N, H, W, C]`` to ``[N, C, H, W]``."""
     return np.ascontiguousarray(np.moveaxis(images, -1, 1))

@@ -46,7 +46,7 @@ class Dataset:
         return self.samples.T @ self.samples / len(self.samples)
 
     def images(self, samples: np.ndarray) -> np.ndarray:
-        """Centred samples ``[N, D]`` as images ``[N, *image_shape]``, float32, the mean added back."""
+        """Returns centred samples ``[N, D]`` as images ``[N, *image_shape]``, float32, the mean added back."""
         if samples.ndim != 2 or samples.shape[1] != self.dim:
             raise ValueError(f"samples of {self.name} must have shape [N, {self.dim}], got {list(samples.shape)}")
         # Added in float64 and rounded once, without a float64 copy of all images.
@@ -72,7 +72,7 @@ class Dataset:
         return self.samples[train], self.samples[held_out]
 
     def twin_draws(self, count: int, *, seed: int, stream: int = 0) -> np.ndarray:
-        """``[count, D]`` draws of N(0, covariance); ``stream`` separates uses of one seed."""
+        """Returns ``[count, D]`` draws of N(0, covariance); ``stream`` separates uses of one seed."""
         if count < 2:
             raise ValueError(f"n must be >= 2, got {count}")
         factor = covariance_factor(self.covariance)
@@ -90,14 +90,14 @@ def from_samples(
 
 
 def from_variances(name: str, variances: np.ndarray) -> Dataset:
-    """The bare Gaussian N(0, diag(variances)), ``[D]``."""
+    """Returns the bare Gaussian N(0, diag(variances)), ``[D]``."""
     digest = hashlib.sha256(np.ascontiguousarray(variances)).hexdigest()
     shape = variances.shape
     return Dataset(name=name, variances=variances, mean=np.zeros(shape), image_shape=shape, digest=digest)
 
 
 def principal_components(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """PCA about 0: variances ``[D]``, largest first, and the orthogonal basis ``[D, D]`` with components as columns.
+    """Returns PCA about 0: variances ``[D]``, largest first, and the orthogonal basis ``[D, D]`` with components as columns.
 
     The latents ``samples @ basis`` have second moment exactly diag(variances); entries at the rank tolerance are 0.
     """

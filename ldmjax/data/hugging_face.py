@@ -59,7 +59,7 @@ def load_hugging_face(description: str, *, layout: str = "auto") -> Dataset:
 
 
 def _open_table(datasets, path, split):
-    """The `datasets.Dataset` of one split."""
+    """Returns the `datasets.Dataset` of one split."""
     local = Path(path)
     if path.startswith(("/", ".")) and not local.exists():
         raise ValueError("no such file or directory")  # a name of the hub would be looked for, for half a minute
@@ -80,7 +80,7 @@ def _open_table(datasets, path, split):
 
 
 def _pixels(datasets, table, column):
-    """``[N, H, W]`` or ``[N, H, W, C]``."""
+    """Returns ``[N, H, W]`` or ``[N, H, W, C]``."""
     if not isinstance(table.features[column], datasets.Image):
         return np.asarray(table.with_format("numpy")[column][:])
     undecoded = table.cast_column(column, datasets.Image(decode=False))

@@ -20,7 +20,7 @@ LABEL_KEYS = ("labels", "y", "train_labels", "y_train")
 
 
 def digits() -> Dataset:
-    """scikit-learn's 1797 handwritten digits, 8 x 8 pixels scaled from 0..16 to [-1, 1], centred, with labels."""
+    """Returns scikit-learn's 1797 handwritten digits, 8 x 8 pixels scaled from 0..16 to [-1, 1], centred, with labels."""
     source = load_digits()
     return from_samples("digits", source.data / 8.0 - 1.0, (8, 8), labels=source.target)
 
@@ -28,7 +28,7 @@ def digits() -> Dataset:
 def from_images(
     name: str, images: np.ndarray, *, labels: np.ndarray | None, source: str, layout: str = "auto"
 ) -> Dataset:
-    """A data set from images ``[N, *image_shape]``, scaled as the module says.
+    """Returns a data set from images ``[N, *image_shape]``, scaled as the module says.
 
     Args:
       name: of the data set.

@@ -60,6 +60,6 @@ def _read_spectrum(path: str) -> np.ndarray:
 
 
 def spectrum(description: str, dim: int) -> Dataset:
-    """The bare Gaussian N(0, diag(`spectrum_variances`))."""
+    """Returns the bare Gaussian N(0, diag(`spectrum_variances`))."""
     name = Path(description).stem if description.endswith(".npy") else description
     return from_variances(name, spectrum_variances(description, dim))

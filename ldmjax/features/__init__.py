@@ -15,6 +15,7 @@ metric does. `load` reads a description:
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,9 @@ __all__ = [
     "LARGEST",
     "ClassifierConfig",
     "Features",
+    "as_stored",
     "average_pool",
+    "from_function",
     "import_object",
     "load",
     "pixels",
@@ -40,7 +43,7 @@ PROBES = 16
 
 
 def load(description: str, dataset: Dataset, *, job: Job = NO_JOB) -> Features:
-    """The features that a description stands for, as the module says; tried on a few images of ``dataset``.
+    """Returns the features that a description stands for, as the module says; tried on a few images of ``dataset``.
 
     Args:
       description: one of `DESCRIPTIONS`.
@@ -64,6 +67,17 @@ def load(description: str, dataset: Dataset, *, job: Job = NO_JOB) -> Features:
         function = as_stored(import_object(description), dataset)
     else:
         raise ValueError(f"unknown features {description!r}: allowed are {DESCRIPTIONS}")
+    return from_function(name, function, dataset, accuracy=accuracy)
+
+
+def from_function(
+    name: str, function: Callable[[np.ndarray], np.ndarray], dataset: Dataset, *, accuracy: float | None = None
+) -> Features:
+    """The features that a function of images with channels last gives; it is tried on a few images of ``dataset``.
+
+    Raises:
+      ValueError: with one line, if they are not finite numbers ``[N, F]``.
+    """
     probe = evaluate(name, function, dataset.images(dataset.samples[:PROBES]))
     if not np.all(np.isfinite(probe)):
         raise ValueError(f"features {name} of the first {len(probe)} images hold NaN or infinity")

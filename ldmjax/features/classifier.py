@@ -20,7 +20,7 @@ import optax
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
-from ldmjax import threefry
+from ldmjax import random
 from ldmjax.data import Dataset
 from ldmjax.devices import cache_directory, is_first_process, platform
 from ldmjax.features.maps import pixels
@@ -77,7 +77,7 @@ class Classifier(nnx.Module):
         self.last = nnx.Linear(config.features, classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(features ``[B, F]``, logits ``[B, classes]``)."""
+        """Returns (features ``[B, F]``, logits ``[B, classes]``)."""
         features = jax.nn.gelu(self.second(jax.nn.gelu(self.first(x))))
         return features, self.last(features)
 
@@ -85,7 +85,7 @@ class Classifier(nnx.Module):
 def classifier(
     dataset: Dataset, config: ClassifierConfig, *, job: Job = NO_JOB
 ) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
-    """(images ``[B, *image_shape]`` -> features ``[B, F]``, held-out accuracy); from the cache if they are there.
+    """Returns (images ``[B, *image_shape]`` -> features ``[B, F]``, held-out accuracy); from the cache if they are there.
 
     Raises:
       ValueError: for data without labels of at least two classes.
@@ -152,7 +152,7 @@ def _network(config, width, classes):
 
 
 def _outputs(network, parameters, inputs):
-    """(features ``[N, F]``, logits ``[N, classes]``), in batches of one size: one program."""
+    """Returns (features ``[N, F]``, logits ``[N, classes]``), in batches of one size: one program."""
     parts = []
     for first in range(0, len(inputs), BATCH):
         rows = inputs[first : first + BATCH]
@@ -163,12 +163,12 @@ def _outputs(network, parameters, inputs):
 
 
 def _train(network, inputs, targets, config, job):
-    """(parameters ``[P]``, share of the held-out rows named rightly), from rows ``[N, D]`` and classes ``[N]``."""
+    """Returns (parameters ``[P]``, share of the held-out rows named rightly), from rows ``[N, D]`` and classes ``[N]``."""
     order = np.random.default_rng(config.seed).permutation(len(inputs))
     held_out, rows = np.split(order, [max(1, round(config.held_out * len(inputs)))])
     data = jnp.asarray(inputs[rows], jnp.float32), jnp.asarray(targets[rows], jnp.int32)
     state = jnp.array(network.initial), network.start(network.initial)
-    keys = jax.random.split(threefry.key(config.seed), config.steps).reshape(CHUNKS, -1)
+    keys = jax.random.split(random.key(config.seed), config.steps).reshape(CHUNKS, -1)
     with job.progress("classifier", config.steps, unit="step") as progress:
         for done, chunk_keys in enumerate(keys, start=1):
             state, loss = network.chunk(state, *data, chunk_keys)
@@ -179,7 +179,7 @@ def _train(network, inputs, targets, config, job):
 
 
 def _key(dataset, config):
-    """sha256 of all that the trained parameters depend on, the platform's rounding included."""
+    """Returns sha256 of all that the trained parameters depend on, the platform's rounding included."""
     digest = hashlib.sha256(f"{VERSION} {platform()} {config} {dataset.image_shape} {dataset.digest}".encode())
     for array in (dataset.mean, dataset.labels):
         digest.update(np.ascontiguousarray(array))
@@ -187,7 +187,7 @@ def _key(dataset, config):
 
 
 def _read(path, size):
-    """(parameters ``[size]``, accuracy), or None if there is no such file or it is damaged."""
+    """Returns (parameters ``[size]``, accuracy), or None if there is no such file or it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             parameters, accuracy = archive["parameters"], float(archive["accuracy"])
@@ -198,7 +198,7 @@ def _read(path, size):
 
 
 def _write(path, trained, job):
-    """Whole or not at all: another session may read or write the same file."""
+    """Writes whole or not at all: another session may read or write the same file."""
     part = path.with_suffix(f".{os.getpid()}.npz")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -61,7 +61,7 @@ class Features:
 
 
 def import_object(description: str) -> Callable:
-    """The callable that "package.module:name" names; the current directory is searched as well.
+    """Returns the callable that "package.module:name" names; the current directory is searched as well.
 
     Raises:
       ValueError: with one line, if there is no such module or name, the module fails, or the object is not callable.
@@ -85,12 +85,12 @@ def import_object(description: str) -> Callable:
 
 
 def as_stored(function: Callable, dataset: Dataset) -> Callable:
-    """A function of images as ``dataset`` was given, channels first or last, as one of images with channels last."""
+    """Returns a function of images as ``dataset`` was given, channels first or last, as one of images with channels last."""
     return (lambda images: function(channels.move_first(images))) if dataset.channels_first else function
 
 
 def evaluate(name: str, function: Callable, images: np.ndarray) -> np.ndarray:
-    """Float32 features ``[B, F]`` of images ``[B, ...]``.
+    """Returns float32 features ``[B, F]`` of images ``[B, ...]``.
 
     Raises:
       ValueError: with one line that says what came instead.
@@ -117,7 +117,7 @@ def average_pool(images: np.ndarray) -> np.ndarray:
 def pixels(
     image_shape: tuple[int, ...], *, channels_first: bool = False
 ) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
-    """(name, map): pictures are pooled to at most `LARGEST` values, channel by channel; other samples are left whole.
+    """Returns (name, map): pictures are pooled to at most `LARGEST` values, channel by channel; other samples are left whole.
 
     Args:
       image_shape: ``[H, W]`` or ``[H, W, C]`` of pictures.
@@ -138,7 +138,7 @@ def pixels(
 
 
 def linear_map(path: str, dim: int) -> Callable[[np.ndarray], np.ndarray]:
-    """The linear map in an .npz file, keys ``weight`` ``[D = dim, F]`` and, if there is one, ``bias`` ``[F]``.
+    """Returns the linear map in an .npz file, keys ``weight`` ``[D = dim, F]`` and, if there is one, ``bias`` ``[F]``.
 
     Raises:
       ValueError: with a line that says what is wrong with the file.

@@ -30,6 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from scipy import stats
 from threadpoolctl import threadpool_limits
 
@@ -157,7 +158,7 @@ class Measure(NamedTuple):
 def measure(
     images: np.ndarray, measures: Mapping[str, Measure], *, copies: int | None = None
 ) -> dict[tuple[str, str], np.ndarray]:
-    """Pseudo-values of every metric in every feature space.
+    """Returns pseudo-values of every metric in every feature space.
 
     Args:
       images: generated images in two halves, ``[2, N, ...]``.
@@ -202,7 +203,7 @@ def measure_curves(
 def feature_pseudo_values(
     samples: np.ndarray, reference: FeatureReference, *, copies: int | None = None
 ) -> dict[str, np.ndarray]:
-    """Pseudo-values of the reference's metrics, equation (1).
+    """Returns pseudo-values of the reference's metrics, equation (1).
 
     Args:
       samples: features in two halves, ``[2, N, F]``, N >= K.
@@ -243,22 +244,22 @@ def feature_pseudo_values(
 
 
 def _block_sums(influence, blocks, copies=1):
-    """Mean 0 ``[K]``: K / N times the sums over K consecutive blocks of N centred influences, no image in two of them."""
+    """Returns K / N times the sums ``[K]`` over K consecutive blocks of N centred influences, no image in two of them."""
     images = len(influence) // copies
     block = np.arange(len(influence)) // copies * blocks // images
     sums = np.bincount(block, influence - influence.mean(), minlength=blocks) * (blocks / len(influence))
     return sums - sums.mean()
 
 
-def nearest_distances(samples: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Distance ``[N]`` of each sample ``[N, ...]`` to its nearest one among ``others`` ``[M, ...]``: a memorisation check."""
+def nearest_distances(samples: np.ndarray, others: np.ndarray) -> Float[np.ndarray, " N"]:
+    """Returns the distance ``[N]`` of each sample ``[N, ...]`` to its nearest one among ``others`` ``[M, ...]``."""
     a, b = (np.reshape(x, (len(x), -1)) for x in (samples, others))
     centre = b.mean(axis=0)
     return np.sqrt(_squared_distances(a - centre, b - centre).min(axis=1))
 
 
 def _squared_distances(a, b):
-    """``[len(a), len(b)]``, float32, from values that are centred or small."""
+    """Returns ``[len(a), len(b)]``, float32, from values that are centred or small."""
     a, b = a.astype(np.float32), b.astype(np.float32)
     squares = np.sum(a**2, axis=1)[:, None] + np.sum(b**2, axis=1) - 2.0 * (a @ b.T)
     return np.maximum(squares, 0.0)

@@ -62,7 +62,7 @@ class Reference:
         return float(np.sqrt(np.median(distances[np.triu_indices(len(first), 1)])))
 
     def own_kernel(self, count: int) -> float:
-        """Mean kernel over pairs of distinct samples among the first ``count``; computed once."""
+        """Returns mean kernel over pairs of distinct samples among the first ``count``; computed once."""
         if count not in self._own_kernels:
             samples = self.samples[:count] - self.mean
             squares = np.sum(samples**2, axis=1)
@@ -177,7 +177,7 @@ def sample_statistics(
 
 
 def block_moments(z: jax.Array, *, blocks: int = 64) -> tuple[jax.Array, jax.Array]:
-    """Block means ``[K, d]`` and block means of z z^T ``[K, d, d]`` of samples ``[N, d]``, N a multiple of K."""
+    """Returns block means ``[K, d]`` and block means of z z^T ``[K, d, d]`` of samples ``[N, d]``, N a multiple of K."""
     grouped = z.reshape(blocks, z.shape[0] // blocks, -1)
     return grouped.mean(axis=1), jnp.einsum("kni,knj->kij", grouped, grouped) * (blocks / z.shape[0])
 
@@ -190,7 +190,7 @@ def _kernel(a, b, bandwidth, offset):
 def sliced_statistics(
     projected: jax.Array, quantiles: ArrayLike, blocks: int = 64, *, debiased: bool = True
 ) -> tuple[jax.Array, jax.Array]:
-    """Squared sliced W2 and what its standard error needs (traceable).
+    """Returns squared sliced W2 and what its standard error needs (traceable).
 
     Args:
       projected: samples along each direction ``[N, P]``, N a multiple of ``blocks``.
@@ -226,7 +226,7 @@ def sliced_statistics(
 
 
 def _distance_of_halves(ordered, quantiles, first):
-    """Mean squared W2 of both halves of sorted samples ``[P, N]``; ``first``: those of the first half, as many as others."""
+    """Returns the mean squared W2 of both halves of sorted samples ``[P, N]``; ``first`` marks the first half."""
     pairs = 0.5 * (quantiles[:, ::2] + quantiles[:, 1::2])
     before = jnp.cumsum(first, axis=1)
     rank = jnp.where(first, before - 1, jnp.arange(first.shape[1]) - before)
@@ -246,7 +246,7 @@ def _block_sums(values, block, blocks):
 def pseudo_values(
     statistics: SampleStatistics, reference: Reference, basis: np.ndarray, *, count: int, kernel_count: int
 ) -> dict[str, np.ndarray]:
-    """Jackknife pseudo-values of every metric, equation (1).
+    """Returns jackknife pseudo-values of every metric, equation (1).
 
     Args:
       statistics: of S stops, every leaf with a leading axis ``[S]``; components beyond basis's columns are dropped.
@@ -277,7 +277,7 @@ def moment_pseudo_values(
     centre: ArrayLike = 0.0,
     with_kl: bool = True,
 ) -> dict[str, np.ndarray]:
-    """Pseudo-values of the metrics that need first and second moments only, "w2" and "kl".
+    """Returns pseudo-values of the metrics that need first and second moments only, "w2" and "kl".
 
     Args:
       mean: block means ``[S, K, d]`` of `block_moments`; components beyond basis's columns are dropped.
@@ -311,7 +311,7 @@ def moment_pseudo_values(
 
 
 def _jackknife(theta):
-    """Pseudo-values ``[K, S]`` from ``theta`` ``[S, K + 1]``: the full value first, then those without one block."""
+    """Returns pseudo-values ``[K, S]`` from ``theta`` ``[S, K + 1]``: the full value first, then those without one block."""
     blocks = theta.shape[1] - 1
     with np.errstate(invalid="ignore"):
         return (blocks * theta[:, :1] - (blocks - 1) * theta[:, 1:]).T
@@ -330,7 +330,7 @@ def _leave_one_out_moments(mean, second):
 
 
 def _frechet(means, covariances, centre, basis, factor):
-    """Squared Fréchet distances ``[K + 1]`` but for the means' part outside the latent space.
+    """Returns squared Fréchet distances ``[K + 1]`` but for the means' part outside the latent space.
 
     The reference covariance is factor factor^T.
     """
@@ -342,7 +342,7 @@ def _frechet(means, covariances, centre, basis, factor):
 
 
 def _mmd(statistics, own, per_block, reference_count):
-    """Squared MMD ``[S, K + 1]``, U-statistics."""
+    """Returns squared MMD ``[S, K + 1]``, U-statistics."""
     kernel, cross = np.asarray(statistics.kernel, np.float64), np.asarray(statistics.cross, np.float64)
     blocks = cross.shape[1]
     within = kernel.sum(axis=(1, 2))[:, None]
@@ -376,7 +376,7 @@ def distances(
     blocks: int = 64,
     directions: int = 64,
 ) -> dict[str, tuple[float, float]]:
-    """All metrics of one set of samples: ``{metric: (estimate, standard error)}``.
+    """Returns all metrics of one set of samples: ``{metric: (estimate, standard error)}``.
 
     Args:
       samples: latents ``[N, d]``; the last N mod ``blocks`` are left out.

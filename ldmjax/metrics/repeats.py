@@ -96,7 +96,7 @@ def near_repeats(samples: np.ndarray) -> NearRepeats:
 
 
 def _projected(rows):
-    """``[N, <= DIRECTIONS]`` float64, always by the same directions."""
+    """Returns ``[N, <= DIRECTIONS]`` float64, always by the same directions."""
     rows = rows - rows.mean(axis=0, dtype=np.float64)
     if rows.shape[1] <= DIRECTIONS:
         return rows
@@ -104,7 +104,7 @@ def _projected(rows):
 
 
 def _ratio(fifth, tenth):
-    """The number c of equation (1), from squared distances to neighbours."""
+    """Returns the number c of equation (1), from squared distances to neighbours."""
     apart = fifth > 0.0
     growth = 0.5 * np.mean(np.log(tenth[apart] / fifth[apart])) if apart.any() else 0.0
     if growth <= 0.0:

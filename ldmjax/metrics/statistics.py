@@ -43,6 +43,7 @@ Sources: Santambrogio, Optimal Transport for Applied Mathematicians, prop. 7.17 
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from scipy.special import ndtri
 
 from ldmjax.random_matrices import root_trace
@@ -72,7 +73,7 @@ class Estimate(NamedTuple):
 
 
 def frechet(samples, reference, copies) -> Estimate:
-    """Squared Fréchet distance; all arguments as in `features.feature_pseudo_values`."""
+    """Returns squared Fréchet distance; all arguments as in `features.feature_pseudo_values`."""
     rows = samples.shape[1]
     means = samples.mean(axis=1)
     mean, shift = means.mean(axis=0), 0.5 * (means[0] - means[1])
@@ -110,7 +111,7 @@ def frechet(samples, reference, copies) -> Estimate:
 
 
 def _squared_frechet(mean, own, rows, part, eigenvalues):
-    """(squared distance of a mean and a covariance with so many degrees of freedom to a part of the reference, root)."""
+    """Returns (squared distance of a mean and a covariance to a part of the reference, root)."""
     # Where the rows of the reference are too few to show its rank, that of a known covariance bounds the product's.
     if len(eigenvalues) < part.rows - 1:
         rank = len(eigenvalues)
@@ -122,13 +123,13 @@ def _squared_frechet(mean, own, rows, part, eigenvalues):
     return squares + trace + part_trace - 2.0 * root.value, root
 
 
-def covariance(x: np.ndarray) -> np.ndarray:
-    """Covariance ``[F, F]`` of rows ``[N, F]``, divided by N - 1."""
+def covariance(x: np.ndarray) -> Float[np.ndarray, "F F"]:
+    """Returns covariance ``[F, F]`` of rows ``[N, F]``, divided by N - 1."""
     return np.atleast_2d(np.cov(x, rowvar=False))
 
 
 def norms(x: np.ndarray) -> np.ndarray:
-    """Squared norms along the last axis."""
+    """Returns squared norms along the last axis."""
     return np.einsum("...i,...i->...", x, x)
 
 
@@ -139,7 +140,7 @@ def image_halves(rows: int, copies: int) -> tuple[slice, slice]:
 
 
 def mmd(samples, reference, copies) -> Estimate:
-    """Squared MMD; arguments as in `frechet`."""
+    """Returns squared MMD; arguments as in `frechet`."""
     own, rows = reference.own_kernel, reference.kernel_rows
     halves = samples if copies is None else _matched_halves(samples, reference, copies)
     to_other = reference.kernel_means(*halves)
@@ -158,7 +159,7 @@ def mmd(samples, reference, copies) -> Estimate:
 
 
 def _matched_halves(samples, reference, copies):
-    """Two halves of the images ``[n, F]``, both draws of the noise, with the mean and the main covariance of all rows."""
+    """Returns two halves of the images ``[n, F]``, both draws of the noise, with all rows' mean and main covariance."""
     count, dim = samples.shape[1:]
     axes = reference.axes[:, : max(min(MATCHED_COMPONENTS, count // copies // 4), 1)]
     mean = samples.reshape(-1, dim).mean(axis=0)
@@ -175,25 +176,25 @@ def _matched_halves(samples, reference, copies):
 
 
 def _rest(centred, main):
-    """Deviation of centred rows orthogonal to the axes along which they have components ``main``."""
+    """Returns deviation of centred rows orthogonal to the axes along which they have components ``main``."""
     return np.sqrt(max(np.mean(norms(centred)) - np.mean(norms(main)), 0.0))
 
 
 def _shortfall(halves):
-    """Tr S^2 - tr S_A S_B of the matched halves, S = (S_A + S_B) / 2: by how much x.y squared is too small between them."""
+    """Returns tr S^2 - tr S_A S_B of the halves, S = (S_A + S_B) / 2: what x.y squared lacks between them."""
     first, second = (np.cov(half, rowvar=False, dtype=np.float32) for half in halves)
     return 0.25 * np.sum((first - second) ** 2, dtype=np.float64)
 
 
 def _root(symmetric, power):
-    """A power of a positive semi-definite matrix; directions without variance stay without."""
+    """Returns a power of a positive semi-definite matrix; directions without variance stay without."""
     values, vectors = np.linalg.eigh(symmetric)
     kept = values > 1e-9 * values[-1]
     return (vectors[:, kept] * values[kept] ** power) @ vectors[:, kept].T
 
 
 def sliced_w2(samples, reference, copies) -> Estimate:
-    """Squared sliced W2; arguments as in `frechet`."""
+    """Returns squared sliced W2; arguments as in `frechet`."""
     projected = samples @ reference.directions.T
     count, directions = projected.shape[1:]
     both = projected.reshape(-1, directions)
@@ -226,14 +227,14 @@ def sliced_w2(samples, reference, copies) -> Estimate:
 
 
 def ratio(a: ArrayLike, b: ArrayLike) -> np.ndarray:
-    """A / b, broadcast; 0 where b is 0."""
+    """Returns a / b, broadcast; 0 where b is 0."""
     return np.divide(a, b, out=np.zeros(np.broadcast(a, b).shape), where=np.asarray(b) > 0)
 
 
 STATISTICS = {"w2": frechet, "mmd": mmd, "sliced_w2": sliced_w2}
 
 
-def wilson_interval(count: np.ndarray, total: int, *, confidence: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
+def wilson_interval(count: ArrayLike, total: int, *, confidence: float = 0.9) -> tuple[ArrayLike, ArrayLike]:
     """Wilson score interval of a share, from ``count`` successes in ``total`` trials."""
     z = ndtri(0.5 + 0.5 * confidence)
     share = np.asarray(count) / total

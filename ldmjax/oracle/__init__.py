@@ -5,12 +5,12 @@ component order, never re-sorted); the autoencoder keeps the first ``latent_dim`
 noise variance nu left when sampling stops. Results are float64 numpy ``[D, K]``: row d-1 is latent dimension d,
 column k is ``noise_var[k]``. Every distance is squared and says so.
 
-- `stopped`: laws and optima without a cap, THEORY.md §2
+- `stopped`: laws and optima without a cap, docs/theory.md (2.1)-(2.4)
 - `capped`: laws and bounds with a cap on the score, §3
 - `general`: any covariance, any linear autoencoder, §4
 - `discretised`: laws of samplers with finitely many steps, §5
 - `tables`: the squared W2 of many such samplers at once
-- `levels`: what a ladder of noise levels costs and which is best, T_SPACE.md §1, §2
+- `levels`: what a ladder of noise levels costs and which is best, docs/t_space.md, sections 1 and 2
 - `denoisers`: the exact score as a `Denoiser`
 - `propositions`: every proposition of arXiv 2510.08409 checked on a given spectrum
 """

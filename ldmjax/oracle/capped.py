@@ -1,4 +1,4 @@
-"""Exact laws with a cap C on the score. Source: arXiv 2510.08409 §5, THEORY.md §3.
+"""Exact laws with a cap C on the score. Source: arXiv 2510.08409 §5, docs/theory.md (3.1)-(3.4).
 
 With nu the VP noise variance, so alpha^2 = 1 - nu, and the score s = -m z:
 
@@ -13,6 +13,7 @@ where B = -log(1 - nu) / 2, v = 1/(2C-1) and V_0 = g_T (start "marginal") or 1 (
 import math
 
 import numpy as np
+from jaxtyping import Float
 
 from ldmjax.oracle.stopped import check_noise_var, check_spectra, w2_squared_from_variances
 from ldmjax.typing import ArrayLike
@@ -34,8 +35,8 @@ def check_cap(cap: float) -> float:
     return float(cap)
 
 
-def capped_score_weights(estimated_variances: ArrayLike, noise_var: ArrayLike, cap: float) -> np.ndarray:
-    """The minimiser of score matching over diagonal linear scores bounded by ``cap``, equation (1): ``[D, K]``.
+def capped_score_weights(estimated_variances: ArrayLike, noise_var: ArrayLike, cap: float) -> Float[np.ndarray, "D K"]:
+    """Returns the minimiser of score matching over diagonal linear scores bounded by ``cap``, equation (1): ``[D, K]``.
 
     Args:
       estimated_variances: ``[D]``, (1/n) sum of squares of each component.
@@ -56,8 +57,8 @@ def capped_variances(
     cap: float,
     start: str,
     dynamics: str,
-) -> np.ndarray:
-    """Variance of each component at every time of the continuous sampler with a capped score, equations (3)-(6).
+) -> Float[np.ndarray, "D K"]:
+    """Returns variance of each component at every time of the continuous sampler with a capped score, equations (3)-(6).
 
     Args:
       estimated_variances: ``[D]``.
@@ -101,7 +102,7 @@ def capped_variances(
 
 
 def cap_binds_below(estimated_variances: np.ndarray, cap: float) -> np.ndarray:
-    """Noise variance nu* under which the cap binds, equation (2); 0 where it never does. Same shape as the input."""
+    """Returns noise variance nu* under which the cap binds, equation (2); 0 where it never does. Same shape as the input."""
     inverse = 1.0 / cap
     with np.errstate(divide="ignore", invalid="ignore"):
         threshold = (inverse - estimated_variances) / (1.0 - estimated_variances)
@@ -118,7 +119,7 @@ def best_capped_stop(
     start: str,
     dynamics: str,
 ) -> tuple[int, float, float, float]:
-    """Joint optimum over latent dimension, stopping time and cap, on the given grids.
+    """Returns joint optimum over latent dimension, stopping time and cap, on the given grids.
 
     Returns:
       ``(latent_dim, noise_var, cap, w2_squared)``; ties go to the earlier cap, then the smaller dimension.

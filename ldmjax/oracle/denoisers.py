@@ -11,16 +11,17 @@ What it leaves open of the noise eps = (z - alpha z_0) / sigma is the conditiona
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from ldmjax.oracle.capped import check_cap
 from ldmjax.oracle.stopped import check_spectra
 from ldmjax.process import Denoiser
-from ldmjax.schedules import Schedule
+from ldmjax.schedules import Schedule, check_schedule, on_host
 from ldmjax.typing import ArrayLike
 
 
 def gaussian_denoiser(variances: ArrayLike, schedule: Schedule, *, cap: float = np.inf) -> Denoiser:
-    """The exact denoiser of N(0, diag(variances)), or with a cap the one of Prop. 4's score; equation (1).
+    """Returns the exact denoiser of N(0, diag(variances)), or with a cap the one of Prop. 4's score; equation (1).
 
     Args:
       variances: ``[D]``, any order.
@@ -32,10 +33,11 @@ def gaussian_denoiser(variances: ArrayLike, schedule: Schedule, *, cap: float = 
     """
     (variances,) = check_spectra(variances)
     cap = check_cap(cap)
+    check_schedule(schedule, ("alpha", "sigma"), what="gaussian_denoiser")
 
     def denoise(z, t):
         lam = jnp.asarray(variances, z.dtype)
-        alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
+        alpha, sigma = (jnp.asarray(function(t), z.dtype)[:, None] for function in (schedule.alpha, schedule.sigma))
         marginal = alpha**2 * lam + sigma**2
         # A variance of 0 has denoiser 0 at every t, also at t = 0 where the marginal vanishes.
         gain = jnp.where(lam > 0, alpha * lam / jnp.where(marginal > 0, marginal, 1.0), 0.0)
@@ -46,8 +48,8 @@ def gaussian_denoiser(variances: ArrayLike, schedule: Schedule, *, cap: float = 
     return denoise
 
 
-def bayes_noise_error(variances: ArrayLike, schedule: Schedule, t: ArrayLike) -> np.ndarray:
-    """The noise-prediction error that no network gets below on N(0, diag(variances)), equation (2).
+def bayes_noise_error(variances: ArrayLike, schedule: Schedule, t: ArrayLike) -> Float[np.ndarray, " L"]:
+    """Returns the noise-prediction error that no network gets below on N(0, diag(variances)), equation (2).
 
     The prediction that attains it is `process.epsilon_from_x0` of `gaussian_denoiser`.
 
@@ -66,12 +68,14 @@ def bayes_noise_error(variances: ArrayLike, schedule: Schedule, t: ArrayLike) ->
     t = np.asarray(t, np.float64)
     if t.ndim != 1:
         raise ValueError(f"t must be [L], got shape {list(t.shape)}")
+    check_schedule(schedule, ("alpha", "sigma"), what="bayes_noise_error")
+    schedule = on_host(schedule)
     signal = schedule.alpha(t)[:, None] ** 2 * variances[variances > 0]
     return np.sum(signal / (signal + schedule.sigma(t)[:, None] ** 2), axis=1)
 
 
 def rotated_denoiser(denoiser: Denoiser, basis: ArrayLike) -> Denoiser:
-    """The denoiser of ``basis`` x where ``denoiser`` is that of x; ``basis`` ``[D, D]`` is orthogonal."""
+    """Returns the denoiser of ``basis`` x where ``denoiser`` is that of x; ``basis`` ``[D, D]`` is orthogonal."""
 
     def denoise(z, t):
         rotation = jnp.asarray(basis, z.dtype)

@@ -1,4 +1,6 @@
-"""Exact laws of samplers with finitely many steps: recursions on D variances. Source: arXiv 2405.14250, THEORY.md §5.
+"""Exact laws of samplers with finitely many steps: recursions on D variances.
+
+Source: arXiv 2405.14250; docs/theory.md, section 5.
 
 For a linear score -m z every scheme multiplies each variance by a factor and adds noise. With w2 = dB/dt at t_k,
 dt = t_k - t_{k+1}, DB = B(t_k) - B(t_{k+1}) and m = min(C, 1/(sigma^2 + alpha^2 lamh)) at t_k:
@@ -9,22 +11,30 @@ dt = t_k - t_{k+1}, DB = B(t_k) - B(t_{k+1}) and m = min(C, 1/(sigma^2 + alpha^2
     (4) heun_ode        explicit trapezoid of dz/dt = -k z, k = w2 (1 - m)
 
 Chains over a ladder of levels (alpha, sigma), Dn = alpha^2 lam + sigma^2, r = sigma/alpha, tau^2 = sigma'^2 (1 -
-(sigma' alpha / (alpha' sigma))^2) and c = sqrt(sigma'^2 - eta^2 tau^2) (T_SPACE.md §1):
+(sigma' alpha / (alpha' sigma))^2) and c = sqrt(sigma'^2 - eta^2 tau^2) (docs/t_space.md (1.1)-(1.7)):
 
     (5) ddim            v' = ((alpha' alpha lam + c sigma) / Dn)^2 v + eta^2 tau^2
     (6) ddpm_exact      (5) with eta = 1 plus the posterior variance (alpha' - c alpha/sigma)^2 lam sigma^2 / Dn
 """
 
 import numpy as np
+from jaxtyping import Float
 
 from ldmjax.oracle.capped import STARTS, capped_score_weights, capped_variances, check_choice
 from ldmjax.oracle.stopped import check_spectra, stopped_variances, w2_squared_from_variances
-from ldmjax.schedules import Ladder, Schedule, VariancePreserving
+from ldmjax.schedules import (
+    VARIANCE_PRESERVING_METHODS,
+    Ladder,
+    Schedule,
+    VariancePreserving,
+    check_schedule,
+    on_host,
+)
 from ldmjax.typing import ArrayLike
 
 SCHEMES = ("euler_maruyama", "exponential", "euler_ode", "heun_ode")
 CHAINS = ("ddim", "ddpm_exact", "heun", "dpmpp_2m")
-KEPT_BY = ("euler", "ddim", "ddpm", "dpmpp_2m")  # samplers of `variance_kept`
+KEPT_BY = ("euler_ode", "ddim", "ddpm", "dpmpp_2m")  # samplers of `variance_kept`
 COLUMNS = 64  # components at a time: their arrays stay in the processor's cache
 
 
@@ -36,8 +46,8 @@ def sampler_variances(
     scheme: str,
     cap: float = np.inf,
     start: str,
-) -> np.ndarray:
-    """Variance of every component after each step of a discretised sampler, equations (1)-(4).
+) -> Float[np.ndarray, "points D"]:
+    """Returns variance of every component after each step of a discretised sampler, equations (1)-(4).
 
     Args:
       estimated_variances: lamh ``[D]``.
@@ -54,8 +64,8 @@ def sampler_variances(
     Raises:
       ValueError: if the schedule is not variance preserving, or an argument is out of range.
     """
-    if not isinstance(schedule, VariancePreserving):
-        raise ValueError(f"sampler_variances needs a variance-preserving schedule, got {type(schedule).__name__}")
+    check_schedule(schedule, VARIANCE_PRESERVING_METHODS, what="sampler_variances")
+    schedule = on_host(schedule)
     (estimated,) = check_spectra(estimated_variances)
     times = np.asarray(times, np.float64)
     if times.ndim != 1 or times.size < 1 or not np.all(np.diff(times) < 0) or times[-1] < 0:
@@ -82,7 +92,7 @@ def sampler_variances(
 
 
 def _accumulate(slopes, noise, first):
-    """V_1 .. V_N ``[N, D]`` of V_{k+1} = slopes_k V_k + noise_k: log2(N) rounds of doubling and no loop over N steps.
+    """Returns V_1 .. V_N ``[N, D]`` of V_{k+1} = slopes_k V_k + noise_k: log2(N) rounds of doubling and no loop over N steps.
 
     After a round, entry k holds the map that the last 1, 2, 4, ... steps up to k make together. All terms are positive, so
     no digits are lost.
@@ -109,8 +119,8 @@ def chain_variances(
     eta: float = 0.0,
     start: str = "standard",
     score_variances: ArrayLike | None = None,
-) -> np.ndarray:
-    """Variance of every component along a chain over a ladder of noise levels, last update to clean data; (5), (6).
+) -> Float[np.ndarray, "points D"]:
+    """Returns variance of every component along a chain over a ladder of noise levels, last update to clean data; (5), (6).
 
     Args:
       variances: data variances ``[D]``.
@@ -159,8 +169,8 @@ def chain_variances(
 
 def variance_kept(
     variances: ArrayLike, schedule: Schedule, steps: int, *, sampler: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """What a sampler with the exact Gaussian score makes of every component's variance, when stopped after each step.
+) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, "N D"]]:
+    """Returns what a sampler with the exact Gaussian score makes of every component's variance, when stopped after each step.
 
     The steps are evenly spaced in the schedule's time, from pure noise (variance 1) to clean data.
 
@@ -168,7 +178,7 @@ def variance_kept(
       variances: lam ``[D]``.
       schedule: rectified flow, a variance-preserving schedule, or a ladder of N levels.
       steps: N >= 2.
-      sampler: "euler" (of the flow ODE), "ddim", "ddpm" (ancestral, small posterior variance) or "dpmpp_2m"; the first two are
+      sampler: "euler_ode" (or "euler"), "ddim", "ddpm" (ancestral, small posterior variance) or "dpmpp_2m"; the first two are
         the same on rectified flow and on ladders.
 
     Returns:
@@ -180,15 +190,19 @@ def variance_kept(
       ValueError: for an unknown sampler, or fewer steps.
     """
     (variances,) = check_spectra(variances)
+    sampler = "euler_ode" if sampler == "euler" else sampler
     check_choice("sampler", sampler, KEPT_BY)
     if steps < 2:
         raise ValueError(f"steps must be >= 2, got {steps}")
+    check_schedule(schedule, what="variance_kept")
+    flow_needs_time = sampler == "euler_ode" and isinstance(schedule, VariancePreserving)
+    schedule = on_host(schedule)
     times = np.linspace(schedule.t_max, 0.0, steps + 1)
-    alpha, sigma = (np.asarray(function(times), np.float64) for function in (schedule.alpha, schedule.sigma))
-    if sampler == "euler" and isinstance(schedule, VariancePreserving):
+    alpha, sigma = schedule.alpha(times), schedule.sigma(times)
+    if flow_needs_time:
         stepped = sampler_variances(variances, schedule, times, scheme="euler_ode", start="standard")
     else:
-        chain = "ddim" if sampler in ("euler", "ddpm") else sampler
+        chain = "ddim" if sampler in ("euler_ode", "ddpm") else sampler
         stepped = chain_variances(variances, alpha[:-1], sigma[:-1], sampler=chain, eta=float(sampler == "ddpm"))
     exact = (alpha**2)[1:, None] * variances + (sigma**2)[1:, None]
     kept = np.divide(stepped[1:], exact, out=np.ones_like(exact), where=exact > 0)
@@ -196,7 +210,7 @@ def variance_kept(
 
 
 def _heun_gains(alpha, sigma, assumed):
-    """Accumulated gain ``[T, D]`` on z of Heun's method in r = sigma/alpha, the last update (to r = 0) by Euler."""
+    """Returns accumulated gain ``[T, D]`` on z of Heun's method in r = sigma/alpha, the last update (to r = 0) by Euler."""
     ratio = np.append(sigma / alpha, 0.0)
     slope = ratio[:-1, None] / (assumed + ratio[:-1, None] ** 2)
     step = np.diff(ratio)[:, None]
@@ -206,7 +220,7 @@ def _heun_gains(alpha, sigma, assumed):
 
 
 def _dpmpp_2m_gains(alpha, sigma, assumed):
-    """Accumulated gain ``[T, D]`` on z of DPM-Solver++(2M), linear in the last two x0-predictions."""
+    """Returns accumulated gain ``[T, D]`` on z of DPM-Solver++(2M), linear in the last two x0-predictions."""
     with np.errstate(divide="ignore"):  # alpha = 0 at the first level: an infinite step, which DPM-Solver++ takes well
         half_logsnr = np.log(alpha / sigma)
     state, previous, gains = np.ones(assumed.shape[1]), None, []
@@ -228,13 +242,13 @@ def _dpmpp_2m_gains(alpha, sigma, assumed):
 def error_split(
     variances: ArrayLike,
     estimated_variances: ArrayLike,
-    schedule: VariancePreserving,
+    schedule: Schedule,
     times: ArrayLike,
     *,
     scheme: str,
     cap: float = np.inf,
 ) -> dict[str, np.ndarray]:
-    """Squared W2 of each error source on its own, and of all together, for every latent dimension.
+    """Returns squared W2 of each error source on its own, and of all together, for every latent dimension.
 
     Source: arXiv 2405.14250 §4.
 
@@ -253,7 +267,7 @@ def error_split(
       "discretisation" compares kept components only; the others include the variance of the dropped ones.
     """
     variances, estimated = check_spectra(variances, estimated_variances)
-    noise_var = schedule.sigma(np.asarray(times, np.float64)) ** 2
+    noise_var = on_host(schedule).sigma(times) ** 2
     dynamics = "ode" if scheme.endswith("ode") else "sde"
 
     def continuous(spectrum, start, bound):

@@ -6,18 +6,21 @@ is G = Oh_d diag(g) Oh_d^T. It does not commute with the truth Sigma, and
     (1)  W2^2 = sum g + tr Sigma - 2 || diag(sqrt g) Oh_d^T Sigma^{1/2} ||_*        (nuclear norm)
 
 For rank(estimate) < d < D the estimate leaves the last eigenvectors arbitrary, so only d <= rank and d = D have a law.
-Source: arXiv 2510.08409 §6, THEORY.md §4.
+Source: arXiv 2510.08409 §6, docs/theory.md (4.2).
 """
 
 import numpy as np
+from jaxtyping import Float
 
 from ldmjax.gaussians import check_covariance, covariance_factor, eigh_descending, w2_squared
 from ldmjax.oracle.stopped import check_noise_var, stopped_variances
 from ldmjax.typing import ArrayLike
 
 
-def w2_squared_projected(covariance: ArrayLike, basis: ArrayLike, generated_variances: ArrayLike) -> np.ndarray:
-    """Equation (1) for given orthonormal directions and variances along them.
+def w2_squared_projected(
+    covariance: ArrayLike, basis: ArrayLike, generated_variances: ArrayLike
+) -> Float[np.ndarray, " K"]:
+    """Computes equation (1) for given orthonormal directions and variances along them.
 
     Args:
       covariance: true covariance ``[D, D]``.
@@ -37,8 +40,8 @@ def w2_squared_projected(covariance: ArrayLike, basis: ArrayLike, generated_vari
 
 def w2_squared_general(
     covariance: ArrayLike, estimated_covariance: ArrayLike, latent_dim: int, noise_var: ArrayLike
-) -> np.ndarray:
-    """Squared W2 of the stopped sampler with PCA of the estimate as autoencoder, exact Bures distance, equation (1).
+) -> Float[np.ndarray, " K"]:
+    """Returns squared W2 of the stopped sampler with PCA of the estimate as autoencoder, exact Bures distance, equation (1).
 
     Args:
       covariance: true covariance ``[D, D]``.
@@ -70,8 +73,8 @@ def w2_squared_linear_autoencoder(
     noise_var: ArrayLike,
     *,
     latent_scale: float = 1.0,
-) -> np.ndarray:
-    """Squared W2 of the stopped sampler behind any linear encoder P with decoder P^+ (also when P P^T is not I).
+) -> Float[np.ndarray, " K"]:
+    """Returns squared W2 of the stopped sampler behind any linear encoder P with decoder P^+ (also when P P^T is not I).
 
     The decoded covariance is P^+ [(1 - nu) P S P^T + nu c^2 I] P^{+T} with S the estimate; a whitening encoder
     (P S P^T = c^2 I) therefore gives a curve that does not depend on nu.

@@ -1,4 +1,6 @@
-"""What a ladder of T noise levels costs DDIM on Gaussian data, and the ladder that costs least. Source: T_SPACE.md §1, §2.
+"""What a ladder of T noise levels costs DDIM on Gaussian data, and the ladder that costs least.
+
+Source: docs/t_space.md (1.4), (2.2).
 
 Levels i = T (noisiest) ... 1 (cleanest), the order of the arrays, have l_i = log(sigma_i / alpha_i); angles are theta_i =
 atan2(sigma_i, alpha_i sqrt(lam)), phi_i = atan2(sigma_i, alpha_i), and theta_0 = phi_0 = 0 for clean data, where the last
@@ -22,6 +24,7 @@ samples used at every level: one model per level needs T / N_eff times the sampl
 """
 
 import numpy as np
+from jaxtyping import Float
 from scipy import optimize
 
 from ldmjax.oracle.stopped import check_spectra
@@ -29,8 +32,8 @@ from ldmjax.schedules import Ladder, spectral_levels
 from ldmjax.typing import ArrayLike
 
 
-def discretisation_weights(alpha: ArrayLike, sigma: ArrayLike) -> np.ndarray:
-    """How much each level's assumed variance matters for the std gain of the DDIM chain, equation (4).
+def discretisation_weights(alpha: ArrayLike, sigma: ArrayLike) -> Float[np.ndarray, " T"]:
+    """Returns how much each level's assumed variance matters for the std gain of the DDIM chain, equation (4).
 
     Args:
       alpha: ``[T]``, noisiest level first.
@@ -48,7 +51,7 @@ def discretisation_weights(alpha: ArrayLike, sigma: ArrayLike) -> np.ndarray:
 
 
 def effective_states(weights: ArrayLike) -> float:
-    """N_eff of equation (5), between 1 and T, from `discretisation_weights` ``[T]``.
+    """Returns N_eff of equation (5), between 1 and T, from `discretisation_weights` ``[T]``.
 
     Raises:
       ValueError: unless the weights are ``[T]``, finite and >= 0, and one of them is > 0.
@@ -65,8 +68,8 @@ def optimised_levels(
     *,
     initial: tuple[ArrayLike, ArrayLike] | None = None,
     pure_noise: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The levels from which DDIM, started from N(0, I), ends nearest to N(0, diag(variances)): a minimum of (2).
+) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
+    """Returns the levels from which DDIM, started from N(0, I), ends nearest to N(0, diag(variances)): a minimum of (2).
 
     The start's mismatch is part of what is minimised. It *raises* variances below 1, so unless the largest variances are
     well above 1 the optimum has a mild noisiest level whose mismatch cancels DDIM's loss of variance (several local minima
@@ -124,7 +127,7 @@ def optimised_levels(
 
 
 def _w2_squared(log_ratio: np.ndarray, variances: np.ndarray) -> tuple[float, np.ndarray]:
-    """Equation (2) and its gradient ``[T]`` in the log ratios ``[T]``, from (1) and (3); +inf is pure noise."""
+    """Computes equation (2) and its gradient ``[T]`` in the log ratios ``[T]``, from (1) and (3); +inf is pure noise."""
     theta = np.arctan(np.exp(log_ratio[:, None] - 0.5 * np.log(variances)))
     phi = np.arctan(np.exp(log_ratio[0]))
     step = -np.diff(theta, axis=0, append=0.0)

@@ -2,7 +2,7 @@
 
 A check answers "holds", "fails" (with a counter-example) or "does not apply" (its assumptions are not met by these
 spectra), and gives the slack: how far the tightest case is from failing, in the units that the check names.
-THEORY.md §9 lists where the printed statements needed correction; the corrected ones are checked.
+docs/theory.md, section 9, lists where the printed statements needed correction; the corrected ones are checked.
 """
 
 import dataclasses
@@ -85,7 +85,7 @@ def _not_applicable(name, why):
 
 
 def _proposition_1(variances, estimated, noise_var_max, grid):
-    """The closed-form best stop is never beaten by the grid, and is 0 exactly where the slope at 0 is >= 0."""
+    """Returns the closed-form best stop is never beaten by the grid, and is 0 exactly where the slope at 0 is >= 0."""
     best = best_noise_var(variances, estimated, noise_var_max=noise_var_max)
     scale = np.sum(variances) + np.sum(estimated)
     worst, where = math.inf, ""
@@ -140,7 +140,7 @@ def _proposition_3(variances, estimated, noise_var_max):
 
 
 def _proposition_4(estimated, cap, grid):
-    """The capped weight minimises the score-matching loss m^2 g - 2 m over [-C, C], against a dense search."""
+    """Returns the capped weight minimises the score-matching loss m^2 g - 2 m over [-C, C], against a dense search."""
     weights = capped_score_weights(estimated, grid, cap)
     g = stopped_variances(estimated, grid)
     loss = weights**2 * g - 2.0 * weights

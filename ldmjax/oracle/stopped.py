@@ -1,4 +1,6 @@
-"""Exact law of the stopped sampler with a plug-in score, without a cap. Source: arXiv 2510.08409 §3-4, THEORY.md §2.
+"""Exact law of the stopped sampler with a plug-in score, without a cap.
+
+Source: arXiv 2510.08409 §3-4; docs/theory.md (2.1)-(2.4).
 
 With lam = ``variances``, lamh = ``estimated_variances``, nu = ``noise_var`` and c = ``latent_scale``:
 
@@ -9,6 +11,7 @@ With lam = ``variances``, lamh = ``estimated_variances``, nu = ``noise_var`` and
 """
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from ldmjax.typing import ArrayLike
 
@@ -26,7 +29,7 @@ def check_spectra(variances: ArrayLike, *others: ArrayLike) -> list[np.ndarray]:
     return spectra
 
 
-def check_noise_var(noise_var: ArrayLike, *, maximum: float = 1.0) -> np.ndarray:
+def check_noise_var(noise_var: ArrayLike, *, maximum: float = 1.0) -> Float[np.ndarray, " K"]:
     """Returns ``noise_var`` as float64 ``[K]`` (a scalar gives K = 1); ValueError outside [0, maximum]."""
     noise_var = np.atleast_1d(np.asarray(noise_var, np.float64))
     if noise_var.ndim != 1 or not np.all((noise_var >= 0) & (noise_var <= maximum)):
@@ -40,8 +43,10 @@ def _check_latent_scale(latent_scale: float) -> float:
     return float(latent_scale) ** 2
 
 
-def stopped_variances(estimated_variances: ArrayLike, noise_var: ArrayLike, *, latent_scale: float = 1.0) -> np.ndarray:
-    """Variance g of each kept component when sampling stops at ``noise_var``, equation (1).
+def stopped_variances(
+    estimated_variances: ArrayLike, noise_var: ArrayLike, *, latent_scale: float = 1.0
+) -> Float[np.ndarray, "D K"]:
+    """Returns variance g of each kept component when sampling stops at ``noise_var``, equation (1).
 
     Args:
       estimated_variances: ``[D]``.
@@ -56,8 +61,8 @@ def stopped_variances(estimated_variances: ArrayLike, noise_var: ArrayLike, *, l
     return estimated[:, None] + noise_var * (_check_latent_scale(latent_scale) - estimated[:, None])
 
 
-def w2_squared_from_variances(variances: ArrayLike, generated_variances: ArrayLike) -> np.ndarray:
-    """Squared W2 for every latent dimension from the variances of the generated components, equation (2).
+def w2_squared_from_variances(variances: ArrayLike, generated_variances: ArrayLike) -> Float[np.ndarray, "D K"]:
+    """Returns squared W2 for every latent dimension from the variances of the generated components, equation (2).
 
     Args:
       variances: true variances ``[D]``, largest first.
@@ -76,7 +81,7 @@ def w2_squared_from_variances(variances: ArrayLike, generated_variances: ArrayLi
 
 
 def _prefix_distances(variances, generated, difference):
-    """Equation (2) for all d; ``difference`` = generated - variances is given so that it need not cancel."""
+    """Computes equation (2) for all d; ``difference`` = generated - variances is given so that it need not cancel."""
     result = np.empty_like(difference)
     total = np.zeros(difference.shape[1])
     root, dropped = np.sqrt(variances), dropped_mass(variances)
@@ -91,14 +96,14 @@ def _prefix_distances(variances, generated, difference):
 
 
 def dropped_mass(variances: np.ndarray) -> np.ndarray:
-    """``[D]``: row d-1 is the sum of the variances after the d-th, summed smallest first."""
+    """Returns ``[D]``: row d-1 is the sum of the variances after the d-th, summed smallest first."""
     return np.append(np.cumsum(variances[::-1])[-2::-1], 0.0)
 
 
 def w2_squared_curve(
     variances: ArrayLike, estimated_variances: ArrayLike, noise_var: ArrayLike, *, latent_scale: float = 1.0
-) -> np.ndarray:
-    """Squared W2 between data and the decoded stopped latents, all latent dimensions and noise levels at once, (2).
+) -> Float[np.ndarray, "D K"]:
+    """Returns squared W2 between data and the decoded stopped latents, all latent dimensions and noise levels at once, (2).
 
     Args:
       variances: true variances ``[D]``, largest first.
@@ -121,8 +126,8 @@ def w2_squared_curve(
 
 def mmd_squared_from_variances(
     variances: ArrayLike, generated_variances: ArrayLike, latent_dim: int, *, bandwidth: float
-) -> np.ndarray:
-    """Squared MMD with the RBF kernel exp(-|x-y|^2 / (2 h^2)) for one latent dimension, in closed form.
+) -> Float[np.ndarray, " K"]:
+    """Returns squared MMD with the RBF kernel exp(-|x-y|^2 / (2 h^2)) for one latent dimension, in closed form.
 
     Unlike squared W2 it can fall with noise although the score is exact: dropped components make the law too narrow.
 
@@ -144,8 +149,8 @@ def mmd_squared_from_variances(
 
 def sliced_w2_squared_from_variances(
     variances: ArrayLike, generated_variances: ArrayLike, latent_dim: int, *, directions: ArrayLike
-) -> np.ndarray:
-    """Mean squared W2 along unit ``directions`` ``[P, D]`` for one latent dimension ``[K]``; else as for the MMD."""
+) -> Float[np.ndarray, " K"]:
+    """Returns mean squared W2 along unit ``directions`` ``[P, D]`` for one latent dimension ``[K]``; else as for the MMD."""
     true, kept = _kept(variances, generated_variances, latent_dim)
     squares = np.asarray(directions, np.float64) ** 2
     return np.mean((np.sqrt(squares @ kept) - np.sqrt(squares @ true)) ** 2, axis=0)
@@ -160,8 +165,8 @@ def _kept(variances, generated, latent_dim):
 
 def best_noise_var(
     variances: ArrayLike, estimated_variances: ArrayLike, *, noise_var_max: float, latent_scale: float = 1.0
-) -> np.ndarray:
-    """The best noise level to stop at for each latent dimension: argmin of equation (2) over [0, noise_var_max].
+) -> Float[np.ndarray, " D"]:
+    """Returns the best noise level to stop at for each latent dimension: argmin of equation (2) over [0, noise_var_max].
 
     W2^2 is convex in nu, so the answer is 0 where the slope (3) at 0 is >= 0 (also on a flat curve), ``noise_var_max``
     where the slope there is <= 0, else the root of the slope, found by bisection to the last bit. Source: Prop. 1.
@@ -189,8 +194,8 @@ def best_noise_var(
 
 def slope_terms(
     variances: np.ndarray, estimated: np.ndarray, noise_var: np.ndarray, scale_squared: float
-) -> np.ndarray:
-    """The terms ``[D, K]`` of equation (3), whose prefix sums are the slopes for each latent dimension."""
+) -> Float[np.ndarray, "D K"]:
+    """Returns the terms ``[D, K]`` of equation (3), whose prefix sums are the slopes for each latent dimension."""
     kept = estimated[:, None] + noise_var * (scale_squared - estimated)[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(variances[:, None] > 0, variances[:, None] / kept, 0.0)
@@ -200,7 +205,7 @@ def slope_terms(
 
 
 def _slope_roots(variances, estimated, scale_squared, rows, noise_var_max):
-    """Bisection for the latent dimensions ``rows + 1`` together, until no midpoint lies strictly inside."""
+    """Bisects for the latent dimensions ``rows + 1`` together, until no midpoint lies strictly inside."""
     if rows.size == 0:
         return np.zeros(0)
     size = rows.max() + 1
@@ -217,14 +222,14 @@ def _slope_roots(variances, estimated, scale_squared, rows, noise_var_max):
 
 def component_is_useful(
     variances: ArrayLike, estimated_variances: ArrayLike, noise_var: ArrayLike, *, latent_scale: float = 1.0
-) -> np.ndarray:
-    """Whether keeping component i does not raise the distance: g_i <= 4 lam_i, equation (4). Boolean ``[D, K]``."""
+) -> Bool[np.ndarray, "D K"]:
+    """Says whether keeping component i does not raise the distance: g_i <= 4 lam_i, equation (4). Boolean ``[D, K]``."""
     variances, estimated = check_spectra(variances, estimated_variances)
     return stopped_variances(estimated, noise_var, latent_scale=latent_scale) <= 4.0 * variances[:, None]
 
 
-def useful_noise_var(variances: ArrayLike, estimated_variances: ArrayLike) -> np.ndarray:
-    """The noise variances within [0, 1] at which each component is useful: equation (4) solved for nu (Prop. 2).
+def useful_noise_var(variances: ArrayLike, estimated_variances: ArrayLike) -> Float[np.ndarray, "D 2"]:
+    """Returns the noise variances within [0, 1] at which each component is useful: equation (4) solved for nu (Prop. 2).
 
     For lamh < 1 the upper end is (4 lam - lamh) / (1 - lamh), which is 3 lam / (1 - lam) with the exact score; for
     lamh > 1 the inequality turns around and the same ratio is the lower end.
@@ -243,8 +248,8 @@ def useful_noise_var(variances: ArrayLike, estimated_variances: ArrayLike) -> np
 
 def best_latent_dim(
     variances: ArrayLike, estimated_variances: ArrayLike, noise_var: ArrayLike, *, latent_scale: float = 1.0
-) -> np.ndarray:
-    """The best latent dimension (1-based; the smallest of several) for each noise level, integers ``[K]``."""
+) -> Int[np.ndarray, " K"]:
+    """Returns the best latent dimension (1-based; the smallest of several) for each noise level, integers ``[K]``."""
     curve = w2_squared_curve(variances, estimated_variances, noise_var, latent_scale=latent_scale)
     return 1 + np.argmin(curve, axis=0)
 
@@ -252,7 +257,7 @@ def best_latent_dim(
 def best_stop(
     variances: ArrayLike, estimated_variances: ArrayLike, *, noise_var_max: float, latent_scale: float = 1.0
 ) -> tuple[int, float, float]:
-    """Joint optimum over latent dimension and stopping time.
+    """Returns joint optimum over latent dimension and stopping time.
 
     Returns:
       ``(latent_dim, noise_var, w2_squared)``; the smallest latent dimension of several equally good ones.
@@ -267,8 +272,8 @@ def best_stop(
     return d + 1, float(best[d]), float(distance[d])
 
 
-def tolerance_noise_var(variances: ArrayLike, *, relative: float, noise_var_max: float) -> np.ndarray:
-    """With the exact score: the noise variance left that costs ``relative`` (e.g. 0.01) of the distance, per dimension.
+def tolerance_noise_var(variances: ArrayLike, *, relative: float, noise_var_max: float) -> Float[np.ndarray, " D"]:
+    """Returns the noise variance left that costs ``relative`` (e.g. 0.01) of the distance with the exact score.
 
     Args:
       variances: ``[D]``, largest first; used as their own estimate.
@@ -276,7 +281,7 @@ def tolerance_noise_var(variances: ArrayLike, *, relative: float, noise_var_max:
       noise_var_max: the largest noise variance looked at.
 
     Returns:
-      ``[D]``; ``noise_var_max`` where even that costs less, 0 where the distance at the end is 0. THEORY.md §10.
+      ``[D]``; ``noise_var_max`` where even that costs less, 0 where the distance at the end is 0. docs/theory.md (10.1).
     """
     (variances,) = check_spectra(variances)
     allowed = relative * dropped_mass(variances)
@@ -308,8 +313,8 @@ def _rise_roots(variances, rows, allowed, noise_var_max):
 
 def rectified_flow_w2_squared_curve(
     variances: ArrayLike, estimated_variances: ArrayLike, times: ArrayLike, *, rescaled: bool
-) -> np.ndarray:
-    """Squared W2 of rectified flow stopped at ``times`` s in [0, 1].
+) -> Float[np.ndarray, "D K"]:
+    """Returns squared W2 of rectified flow stopped at ``times`` s in [0, 1].
 
     Args:
       variances: ``[D]``, largest first.
@@ -328,8 +333,10 @@ def rectified_flow_w2_squared_curve(
     return w2_squared_from_variances(variances, (1.0 - times) ** 2 * estimated[:, None] + times**2)
 
 
-def latent_kl_divergences(variances: ArrayLike, generated_variances: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """KL inside the latent space, both directions, for every latent dimension (in data space it is infinite).
+def latent_kl_divergences(
+    variances: ArrayLike, generated_variances: ArrayLike
+) -> tuple[Float[np.ndarray, "D K"], Float[np.ndarray, "D K"]]:
+    """Returns KL inside the latent space, both directions, for every latent dimension (in data space it is infinite).
 
     Args:
       variances: ``[D]``, largest first.

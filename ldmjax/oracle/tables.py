@@ -17,13 +17,14 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from ldmjax.devices import MappedRuns, collect, map_runs, padded_count
 from ldmjax.loops import repeat
 from ldmjax.oracle.capped import STARTS, check_cap, check_choice
 from ldmjax.oracle.discretised import SCHEMES
 from ldmjax.oracle.stopped import check_spectra, stopped_variances
-from ldmjax.schedules import Schedule, VariancePreserving, uniform_times
+from ldmjax.schedules import VARIANCE_PRESERVING_METHODS, Schedule, check_schedule, on_host, uniform_times
 from ldmjax.typing import ArrayLike
 
 
@@ -37,8 +38,8 @@ def discretisation_table(
     t_ends: ArrayLike,
     starts: Sequence[str],
     cap: float = np.inf,
-) -> np.ndarray:
-    """Squared W2 between the data and the end of each discretised sampler, all D components kept.
+) -> Float[np.ndarray, "schemes steps T starts"]:
+    """Returns squared W2 between the data and the end of each discretised sampler, all D components kept.
 
     The same numbers as `sampler_variances` on `uniform_times` and `w2_squared_from_variances`, one call for all. The first
     call with new schemes or new sizes compiles. With several processes all of them have to call: they share the work. A TPU
@@ -61,8 +62,8 @@ def discretisation_table(
     Raises:
       ValueError: if the schedule is not variance preserving, or an argument is empty or out of range.
     """
-    if not isinstance(schedule, VariancePreserving):
-        raise ValueError(f"discretisation_table needs a variance-preserving schedule, got {type(schedule).__name__}")
+    check_schedule(schedule, VARIANCE_PRESERVING_METHODS, what="discretisation_table")
+    schedule = on_host(schedule)
     variances, estimated = check_spectra(variances, estimated_variances)
     cap, t_ends = check_cap(cap), np.atleast_1d(np.asarray(t_ends, np.float64))
     if not (len(schemes) and len(steps) and t_ends.size and len(starts)):
@@ -88,7 +89,7 @@ def discretisation_table(
 
 
 def _rows(schedule, grids):
-    """Each grid's N ``[R]`` and (noise_var, dt w2, expm1(DB)) ``[R, N_max + 1, 3]``, R padded with rows of no steps."""
+    """Returns each grid's N ``[R]`` and (noise_var, dt w2, expm1(DB)) ``[R, N_max + 1, 3]``, R padded with rows of no steps."""
     counts = np.zeros(padded_count(len(grids)), int)
     coefficients = np.zeros((counts.size, max(map(len, grids)), 3))
     for row, times in enumerate(grids):
@@ -103,7 +104,7 @@ def _rows(schedule, grids):
 
 
 def _dealt(counts):
-    """The order in which devices, a block of rows each, get equal work: dealt like cards, the longest first."""
+    """Returns the order in which devices, a block of rows each, get equal work: dealt like cards, the longest first."""
     return np.argsort(-counts, kind="stable").reshape(-1, jax.device_count()).T.ravel()
 
 
@@ -113,7 +114,7 @@ def _program(schemes: tuple[str, ...]) -> MappedRuns:
 
 
 def _distances(schemes, spectra, count, coefficients):
-    """One row: squared W2 ``[schemes, starts]``, inf where the end law is infinite or undefined."""
+    """Returns one row: squared W2 ``[schemes, starts]``, inf where the end law is infinite or undefined."""
     variances, estimated, start_laws, cap = spectra
 
     def weights_and_euler(k):
@@ -141,7 +142,7 @@ def _distances(schemes, spectra, count, coefficients):
 
 
 def _step(scheme, weights, euler, euler_next, drift, growth):
-    """One step's factor f and noise n, equation (2); ``drift`` is dt w2 and ``growth`` expm1(DB)."""
+    """Returns one step's factor f and noise n, equation (2); ``drift`` is dt w2 and ``growth`` expm1(DB)."""
     if scheme == "euler_maruyama":
         return (1.0 + drift) - 2.0 * drift * weights, 2.0 * drift
     if scheme == "exponential":

@@ -5,7 +5,7 @@ Variance-preserving (VP) schedules come from dz = -w(t)^2 z dt + sqrt(2) w(t) dW
     (3)  B(t) = int_0^t w^2:   alpha = exp(-B),   sigma^2 = 1 - exp(-2B),   logsnr = -log(expm1(2B)).
 
 The natural axis of the theory is the VP noise variance nu = 1 / (1 + exp(logsnr)), called ``noise_var``.
-Every function takes numpy or jax arrays and returns the same kind. Source: Song et al., arXiv 2011.13456; THEORY.md §1.
+Every function takes numpy or jax arrays and returns the same kind. Source: Song et al., arXiv 2011.13456; docs/theory.md (1.2).
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from ldmjax.typing import ArrayLike
 
@@ -29,7 +30,7 @@ def noise_var_from_logsnr(logsnr: ArrayLike):
 
 
 def logsnr_from_noise_var(noise_var: ArrayLike):
-    """Inverse of `noise_var_from_logsnr`; nu = 0 gives +inf."""
+    """Inverts `noise_var_from_logsnr`; nu = 0 gives +inf."""
     xp = _namespace(noise_var)
     with np.errstate(divide="ignore"):
         return xp.log1p(-xp.asarray(noise_var)) - xp.log(noise_var)
@@ -59,11 +60,11 @@ class VariancePreserving:
     """Equation (3) for any B; subclasses give ``B``, its derivative ``w_squared`` and its inverse ``inverse_B``."""
 
     def alpha(self, t: ArrayLike):
-        """Signal scale exp(-B(t))."""
+        """Returns signal scale exp(-B(t))."""
         return _namespace(t).exp(-self.B(t))
 
     def sigma(self, t: ArrayLike):
-        """Noise scale sqrt(1 - exp(-2 B(t)))."""
+        """Returns noise scale sqrt(1 - exp(-2 B(t)))."""
         xp = _namespace(t)
         return xp.sqrt(-xp.expm1(-2.0 * self.B(t)))
 
@@ -75,16 +76,16 @@ class VariancePreserving:
             return -(two_b + xp.log(-xp.expm1(-two_b)))
 
     def inverse_logsnr(self, logsnr: ArrayLike):
-        """The time at which `logsnr` takes the given value."""
+        """Returns the time at which `logsnr` takes the given value."""
         xp = _namespace(logsnr)
         return self.inverse_B(0.5 * xp.logaddexp(0.0, -xp.asarray(logsnr)))
 
     def alpha_dot(self, t: ArrayLike):
-        """Time derivative of alpha."""
+        """Returns time derivative of alpha."""
         return -self.w_squared(t) * self.alpha(t)
 
     def sigma_dot(self, t: ArrayLike):
-        """Time derivative of sigma; +inf at t = 0."""
+        """Returns time derivative of sigma; +inf at t = 0."""
         with np.errstate(divide="ignore"):
             return self.w_squared(t) * self.alpha(t) ** 2 / self.sigma(t)
 
@@ -105,15 +106,15 @@ class OrnsteinUhlenbeck(VariancePreserving):
         _check_positive("OrnsteinUhlenbeck", t_max=self.t_max)
 
     def B(self, t: ArrayLike):
-        """Integrated drift, t itself."""
+        """Returns integrated drift, t itself."""
         return _namespace(t).asarray(t) * 1.0
 
     def inverse_B(self, b: ArrayLike):
-        """The time at which B takes the value ``b``."""
+        """Returns the time at which B takes the value ``b``."""
         return b
 
     def w_squared(self, t: ArrayLike):
-        """dB/dt = 1."""
+        """Returns dB/dt = 1."""
         return _namespace(t).ones_like(t, dtype=float)
 
 
@@ -131,20 +132,20 @@ class LinearVP(VariancePreserving):
             raise ValueError(f"LinearVP: beta_max must be >= beta_min = {self.beta_min}, got {self.beta_max}")
 
     def beta(self, t: ArrayLike):
-        """Song's noise rate; the drift rate w^2 is half of it."""
+        """Returns Song's noise rate; the drift rate w^2 is half of it."""
         return self.beta_min + (self.beta_max - self.beta_min) * _namespace(t).asarray(t) / self.t_max
 
     def w_squared(self, t: ArrayLike):
-        """dB/dt = beta(t) / 2."""
+        """Returns dB/dt = beta(t) / 2."""
         return 0.5 * self.beta(t)
 
     def B(self, t: ArrayLike):
-        """Integrated drift beta_min t / 2 + (beta_max - beta_min) t^2 / (4 t_max)."""
+        """Returns integrated drift beta_min t / 2 + (beta_max - beta_min) t^2 / (4 t_max)."""
         t = _namespace(t).asarray(t)
         return 0.5 * self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / (4.0 * self.t_max)
 
     def inverse_B(self, b: ArrayLike):
-        """The time at which B takes the value ``b`` (the positive root, in the form that does not cancel)."""
+        """Returns the time at which B takes the value ``b`` (the positive root, in the form that does not cancel)."""
         slope = (self.beta_max - self.beta_min) / self.t_max
         return 4.0 * b / (self.beta_min + _namespace(b).sqrt(self.beta_min**2 + 4.0 * slope * b))
 
@@ -156,41 +157,41 @@ class RectifiedFlow:
     t_max: float = dataclasses.field(default=1.0, init=False)
 
     def alpha(self, t: ArrayLike):
-        """Signal scale 1 - s."""
+        """Returns signal scale 1 - s."""
         return 1.0 - _namespace(t).asarray(t)
 
     def sigma(self, t: ArrayLike):
-        """Noise scale s."""
+        """Returns noise scale s."""
         return _namespace(t).asarray(t) * 1.0
 
     def radius(self, t: ArrayLike):
-        """r(s) = sqrt((1-s)^2 + s^2): dividing a state by it gives the VP variable of the same logsnr."""
+        """Returns r(s) = sqrt((1-s)^2 + s^2): dividing a state by it gives the VP variable of the same logsnr."""
         return _namespace(t).hypot(self.alpha(t), self.sigma(t))
 
     def logsnr(self, t: ArrayLike):
-        """2 log((1 - s) / s); +inf at s = 0, -inf at s = 1."""
+        """Returns 2 log((1 - s) / s); +inf at s = 0, -inf at s = 1."""
         xp = _namespace(t)
         with np.errstate(divide="ignore"):
             return 2.0 * (xp.log1p(-xp.asarray(t)) - xp.log(t))
 
     def inverse_logsnr(self, logsnr: ArrayLike):
-        """The s at which `logsnr` takes the given value."""
+        """Returns the s at which `logsnr` takes the given value."""
         xp = _namespace(logsnr)
         return xp.exp(-xp.logaddexp(0.0, 0.5 * xp.asarray(logsnr)))
 
     def alpha_dot(self, t: ArrayLike):
-        """Derivative of alpha: -1."""
+        """Returns derivative of alpha: -1."""
         return -_namespace(t).ones_like(t, dtype=float)
 
     def sigma_dot(self, t: ArrayLike):
-        """Derivative of sigma: 1."""
+        """Returns derivative of sigma: 1."""
         return _namespace(t).ones_like(t, dtype=float)
 
 
 def uniform_logsnr_times(
     schedule: ContinuousSchedule, steps: int, *, logsnr_min: float, logsnr_max: float
-) -> np.ndarray:
-    """Sampling times, uniform in logsnr, from noise to data.
+) -> Float[np.ndarray, " points"]:
+    """Returns sampling times, uniform in logsnr, from noise to data.
 
     Args:
       schedule: any schedule.
@@ -211,8 +212,8 @@ def uniform_logsnr_times(
     return schedule.inverse_logsnr(np.linspace(logsnr_min, logsnr_max, steps + 1))
 
 
-def uniform_times(schedule: ContinuousSchedule, steps: int, *, t_min: float = 0.0) -> np.ndarray:
-    """Sampling times ``[steps + 1]``, uniform in t from ``schedule.t_max`` down to ``t_min``, float64."""
+def uniform_times(schedule: ContinuousSchedule, steps: int, *, t_min: float = 0.0) -> Float[np.ndarray, " points"]:
+    """Returns sampling times ``[steps + 1]``, uniform in t from ``schedule.t_max`` down to ``t_min``, float64."""
     if steps < 1 or not 0.0 <= t_min < schedule.t_max:
         raise ValueError(f"need steps >= 1 and 0 <= t_min < {schedule.t_max}, got {steps} and {t_min}")
     return np.linspace(schedule.t_max, t_min, steps + 1)

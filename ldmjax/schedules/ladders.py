@@ -1,4 +1,4 @@
-"""Ladders: T noise levels for training and sampling. Source: T_SPACE.md §1; schedules as cited below.
+"""Ladders: T noise levels for training and sampling. Source: docs/t_space.md, section 1; schedules as cited below.
 
 Functions return (alpha ``[T]``, sigma ``[T]``), float64, **noisiest first**; level 1 is the cleanest and the last update
 of a chain goes from it to clean data. With r = sigma / alpha and i = 1..T counted from the cleanest level:
@@ -89,15 +89,15 @@ class Ladder:
         return table[np.asarray(t, int)]
 
     def alpha(self, t: ArrayLike):
-        """Signal scale of level t; 1 at t = 0."""
+        """Returns signal scale of level t; 1 at t = 0."""
         return self._look_up(self.alpha_levels, 1.0, t)
 
     def sigma(self, t: ArrayLike):
-        """Noise scale of level t; 0 at t = 0."""
+        """Returns noise scale of level t; 0 at t = 0."""
         return self._look_up(self.sigma_levels, 0.0, t)
 
     def logsnr(self, t: ArrayLike):
-        """2 log(alpha / sigma) of level t; +inf at t = 0."""
+        """Returns 2 log(alpha / sigma) of level t; +inf at t = 0."""
         with np.errstate(divide="ignore"):
             logsnr = 2.0 * (np.log(self.alpha_levels) - np.log(self.sigma_levels))
         return self._look_up(tuple(logsnr.tolist()), np.inf, t)
@@ -123,7 +123,7 @@ def _variance_preserving(ratio: np.ndarray) -> Levels:
 
 
 def karras_levels(levels: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Levels:
-    """Equation (1). Args: levels: T; one level is sigma_max. sigma_min, sigma_max: ratios sigma/alpha. rho: > 0."""
+    """Computes equation (1). Args: levels: T; one level is sigma_max. sigma_min, sigma_max: ratios sigma/alpha. rho: > 0."""
     _check_count(levels)
     _check_range(sigma_min, sigma_max)
     if not 0 < rho < np.inf:
@@ -132,7 +132,7 @@ def karras_levels(levels: int, *, sigma_min: float = 0.002, sigma_max: float = 8
 
 
 def uniform_logsnr_levels(levels: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Levels:
-    """Equation (2). Args: levels: T; one level is sigma_max. sigma_min, sigma_max: ratios sigma/alpha."""
+    """Computes equation (2). Args: levels: T; one level is sigma_max. sigma_min, sigma_max: ratios sigma/alpha."""
     _check_count(levels)
     _check_range(sigma_min, sigma_max)
     return _variance_preserving(np.geomspace(sigma_max, sigma_min, levels))
@@ -146,17 +146,17 @@ def _respaced(betas: np.ndarray, levels: int) -> Levels:
 
 
 def linear_beta_levels(levels: int) -> Levels:
-    """Equation (3), T <= 1000."""
+    """Computes equation (3), T <= 1000."""
     return _respaced(np.linspace(1e-4, 0.02, TRAINING_STEPS), levels)
 
 
 def scaled_linear_levels(levels: int) -> Levels:
-    """Equation (4), T <= 1000; its noisiest level keeps 7 % of the signal's amplitude."""
+    """Computes equation (4), T <= 1000; its noisiest level keeps 7 % of the signal's amplitude."""
     return _respaced(np.linspace(0.00085**0.5, 0.012**0.5, TRAINING_STEPS) ** 2, levels)
 
 
 def cosine_levels(levels: int) -> Levels:
-    """Equation (5), built at T steps."""
+    """Computes equation (5), built at T steps."""
     _check_count(levels)
     f = np.cos(0.5 * np.pi * (np.arange(levels + 1) / levels + 0.008) / 1.008) ** 2
     log_abar = np.cumsum(np.log1p(-np.minimum(1.0 - f[1:] / f[:-1], 0.999)))[::-1]
@@ -164,7 +164,7 @@ def cosine_levels(levels: int) -> Levels:
 
 
 def rectified_flow_levels(levels: int, *, shift: float = 1.0) -> Levels:
-    """Equation (6): the noisiest level is pure noise, alpha = 0. Args: shift: > 1 spends more levels on the noisy end."""
+    """Computes (6): the noisiest level is pure noise, alpha = 0. Args: shift: > 1 spends more on the noisy end."""
     _check_count(levels)
     if not 0 < shift < np.inf:
         raise ValueError(f"shift must be a finite number > 0, got {shift}")
@@ -174,7 +174,7 @@ def rectified_flow_levels(levels: int, *, shift: float = 1.0) -> Levels:
 
 
 def spectral_levels(variances: ArrayLike, levels: int, *, iterations: int = 5) -> Levels:
-    """The spectral rule (7): where DDIM loses least on a Gaussian with this covariance spectrum.
+    """Returns the spectral rule (7): where DDIM loses least on a Gaussian with this covariance spectrum.
 
     Args:
       variances: covariance spectrum ``[D]``, in any order; zeros drop out.
