@@ -18,17 +18,7 @@ from experiments import optimal_stopping
 from experiments.few_states import learned, mixture
 from experiments.optimal_stopping.evaluation import stopping_results
 from experiments.optimal_stopping.setup import make_specs
-from ldmjax import (
-    autoencoders,
-    devices,
-    experts,
-    latent_diffusion,
-    oracle,
-    schedules,
-    sweeps,
-    tasks,
-    training,
-)
+from ldmjax import autoencoders, devices, experts, latent_diffusion, oracle, schedules, sweeps, tasks, training
 from ldmjax.autoencoders import fitting
 from ldmjax.autoencoders.convolutional import geometry_of
 
@@ -121,9 +111,9 @@ def code(kind, way, shape=(32, 32, 3), latent=(8, 8, 4)):
     config = autoencoders.AutoencoderConfig(kind=kind)
     geometry = geometry_of(shape, latent, downsampling=config.downsampling)
     state = fitting.init_state(config, geometry, fitting.RunSpec(name="", seed=0, latent_dim=latent[-1]))
-    codes = None if state.codebook is None else state.codebook.codes
+    params, codes = fitting.averaged(state.params, state.memory)
     batch = {"encode": (shape,), "decode": (latent,)}[way][0]
-    arguments = {"encode": (state.params, 4), "decode": (state.params, codes, 4)}[way]
+    arguments = {"encode": (params, 4), "decode": (params, codes, 4)}[way]
     arguments = *arguments, np.zeros((config.eval_batch, *batch), np.float32)
     program = getattr(fitting.coding_programs(config, geometry), way)
     return ahead_of_time.Alone(program, ahead_of_time.shapes(arguments))

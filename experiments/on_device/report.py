@@ -84,7 +84,7 @@ def _machine(result):
 
 def _agreement(result):
     for part, found in result.items():
-        for key in set(UNITS) & set(found):
+        for key in (key for key in UNITS if key in found):
             shown = "not finite" if found[key] is None else f"{found[key]:.3g}"
             yield _line(f"{part}: {UNITS[key]}", shown, found[key], most=agreement.LIMITS[key])
         yield _line(f"{part}: twice the same bits", "yes" if found["equal"] else "no")
