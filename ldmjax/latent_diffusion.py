@@ -143,9 +143,7 @@ def split_images(dataset: Dataset, *, n: int, reference: int, seed: int) -> Spli
     return Split(*(dataset.images(dataset.samples[index]) for index in (train, held_out[:reference])))
 
 
-def make_measures(
-    features: Sequence[Features], reference: Float[np.ndarray, "m ..."]
-) -> dict[str, metrics.Measure]:
+def make_measures(features: Sequence[Features], reference: Float[np.ndarray, "m ..."]) -> dict[str, metrics.Measure]:
     """Returns the feature spaces by name, each with the held-out images seen through it."""
     return {f.name: metrics.Measure(f, metrics.FeatureReference(f(reference), blocks=BLOCKS)) for f in features}
 
@@ -327,9 +325,16 @@ def _chain_program(network: training.TrainingConfig, width: int, sampling: Sampl
         # Latents of all lengths start from the same noise.
         start = threefry.normal(start_key, sampling.chunk, width) * inputs.mask
         return samplers.sample(
-            as_denoiser(nnx.merge(graphdef, params), inputs), sampling.schedule, start, chain_key, times=sampling.times,
-            stops=sampling.stop_steps, sampler=sampling.sampler, statistic=lambda z, t: z, mask=inputs.mask,
-        )  # fmt: skip
+            as_denoiser(nnx.merge(graphdef, params), inputs),
+            sampling.schedule,
+            start,
+            chain_key,
+            times=sampling.times,
+            stops=sampling.stop_steps,
+            sampler=sampling.sampler,
+            statistic=lambda z, t: z,
+            mask=inputs.mask,
+        )
 
     return devices.map_runs(chain, samples=True, small=network.model != "unet")
 
