@@ -325,9 +325,16 @@ def _chain_program(network: training.TrainingConfig, width: int, sampling: Sampl
         # Latents of all lengths start from the same noise.
         start = random.normal(start_key, sampling.chunk, width) * inputs.mask
         return samplers.sample(
-            as_denoiser(nnx.merge(graphdef, params), inputs), sampling.schedule, start, chain_key, times=sampling.times,
-            stops=sampling.stop_steps, sampler=sampling.sampler, statistic=lambda z, t: z, mask=inputs.mask,
-        )  # fmt: skip
+            as_denoiser(nnx.merge(graphdef, params), inputs),
+            sampling.schedule,
+            start,
+            chain_key,
+            times=sampling.times,
+            stops=sampling.stop_steps,
+            sampler=sampling.sampler,
+            statistic=lambda z, t: z,
+            mask=inputs.mask,
+        )
 
     return devices.map_runs(chain, samples=True, small=network.model != "unet")
 

@@ -131,9 +131,15 @@ def test_one_chain_is_spread_over_the_devices(models):
     start = jax.random.normal(jax.random.split(key[0])[0], (model.trained.width, 256)).T * inputs.mask
     np.testing.assert_allclose(states[0], start[:, :5], rtol=1e-5, atol=1e-9)  # another quantile function
     direct = samplers.sample(
-        model.trained.denoiser(model.index), sampling.schedule, start, jax.random.key(0), times=sampling.times,
-        stops=sampling.stop_steps, sampler="euler", statistic=lambda z, t: z,
-    )  # fmt: skip
+        model.trained.denoiser(model.index),
+        sampling.schedule,
+        start,
+        jax.random.key(0),
+        times=sampling.times,
+        stops=sampling.stop_steps,
+        sampler="euler",
+        statistic=lambda z, t: z,
+    )
     np.testing.assert_allclose(states, direct[..., :5], atol=1e-5)
 
 
@@ -214,9 +220,12 @@ def test_sampling_configuration():
     asked = sampling.schedule.logsnr(sampling.times[1:-1])
     assert trained["logsnr_min"] <= asked.min() and trained["logsnr_max"] >= asked.max()
     for changes, line in [
-        ({"process": "ve"}, "process must be one of"), ({"samples": 100}, "at least 128"), ({"samples": 129}, "even"),
-        ({"batch": 0}, "batch >= 1"), ({"stops": 1}, "stops >= 2"),
-    ]:  # fmt: skip
+        ({"process": "ve"}, "process must be one of"),
+        ({"samples": 100}, "at least 128"),
+        ({"samples": 129}, "even"),
+        ({"batch": 0}, "batch >= 1"),
+        ({"stops": 1}, "stops >= 2"),
+    ]:
         with pytest.raises(ValueError, match=line):
             SamplingConfig(**changes)
     assert SamplingConfig(samples=1000, batch=128).chunk == 125 and SamplingConfig(samples=256, batch=999).chunk == 256
