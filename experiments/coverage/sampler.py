@@ -53,16 +53,8 @@ class Case:
         """Of the stops."""
         return np.linspace(LOGSNR_MIN, LOGSNR_MAX, self.steps + 1)[self.stop_steps]
 
-    def at_once(self, draws: int) -> int:
-        """Draws in one call of the compiled sampler."""
-        return devices.items_at_once(draws, 4.0 * self.samples * self.latent_dim * (len(self.stop_steps) + 8))
-
-    def size(self, draws: int) -> dict[str, int]:
-        """Counts for --dry_run."""
-        return {"programs": 1, "steps": self.steps, "evaluations": draws * self.samples * self.steps}
-
-    def analysis(self) -> Callable[[Sequence[int]], Iterator[list[dict]]]:
-        """The function from seeds to the row of each: exact and estimated best stops, interval, gain, verdict."""
+    def analysis(self, draws: int) -> tuple[Callable[[Sequence[int]], Iterator[list[dict]]], int]:
+        """The function from seeds to the row of each; and how many seeds it takes."""
         sample = make_sampler(self)
 
         def analyse(seeds):
@@ -73,7 +65,7 @@ class Case:
             for row in zip(seeds, laws, latent, moments, strict=True):
                 yield [make_row(self, *row)]
 
-        return analyse
+        return analyse, devices.items_at_once(draws, 4.0 * self.samples * self.latent_dim * (len(self.logsnrs) + 8))
 
 
 def make_sampler(case: Case) -> Callable:
@@ -120,7 +112,15 @@ def estimate(case: Case, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_row(case: Case, seed: int, law, latent_variances: np.ndarray, moments) -> dict:
-    """The row of one draw, from its (variances, basis), the variances that were sampled and their block moments."""
+    """Exact and estimated best stops, interval, gain, verdict of one draw.
+
+    Args:
+      case: what is repeated.
+      seed: of the draw.
+      law: estimated variances and basis.
+      latent_variances: of what was sampled.
+      moments: its block moments at the stops.
+    """
     (variances, basis), logsnrs = law, case.logsnrs
     if case.estimate == "whitened":  # the decoder undoes the whitening
         scale = np.sqrt(variances)
