@@ -23,7 +23,7 @@ from ldmjax.job import Job
 ROOT = Path(__file__).parent.parent
 
 
-def step(folder, name, code, *, stage="stage", needs=0.0, limit=30.0, read=dict):
+def step(folder, name, code, *, stage="stage", needs=0.0, limit=30.0, read=lambda folder: {}):
     """A step that runs a line of Python in a folder of its own."""
     own = folder / "scratch" / name
     words = "-c", f"import os, sys, time; os.chdir({str(own)!r})\n{code}"
@@ -48,13 +48,18 @@ def is_alive(pid):
 
 
 def test_a_failing_step_is_reported_and_does_not_end_the_rest(tmp_path):
-    def unreadable():
+    def unreadable(folder):
         raise ValueError("not what it should be")
 
     chosen = [
         step(tmp_path, "fails", "print('before'); sys.exit('the reason')"),
         step(tmp_path, "unreadable", "", read=unreadable),
-        step(tmp_path, "good", "open('x', 'w').write('1.5')", read=lambda: {"x": float((good / "x").read_text())}),
+        step(
+            tmp_path,
+            "good",
+            "open('x', 'w').write('1.5')",
+            read=lambda folder: {"x": float((folder / "x").read_text())},
+        ),
     ]
     good = chosen[-1].folder
     found, lines = run(chosen, tmp_path)
@@ -110,7 +115,7 @@ def test_a_step_is_ended_at_its_limit_with_all_that_it_started(tmp_path):
         "import subprocess; other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
         "open('pids', 'w').write(f'{os.getpid()} {other.pid}'); print('working'); time.sleep(60)"
     )
-    slow = step(tmp_path, "slow", code, limit=2.0, read=lambda: {"pids": (slow.folder / "pids").read_text()})
+    slow = step(tmp_path, "slow", code, limit=2.0, read=lambda folder: {"pids": (folder / "pids").read_text()})
     begin = time.monotonic()
     found = run([slow], tmp_path)[0]["stage, slow"]
     assert time.monotonic() - begin < 20.0
@@ -120,10 +125,10 @@ def test_a_step_is_ended_at_its_limit_with_all_that_it_started(tmp_path):
 
 def test_what_is_done_is_not_done_again_and_what_was_stopped_goes_on(tmp_path):
     counting = "open('starts', 'a').write('x')"
-    first = step(tmp_path, "first", "", read=lambda: {"value": 1})
+    first = step(tmp_path, "first", "", read=lambda folder: {"value": 1})
     second = step(
         tmp_path, "second", f"{counting}; time.sleep(0 if len(open('starts').read()) > 1 else 60)", limit=2.0,
-        read=lambda: {"starts": (second.folder / "starts").read_text()},
+        read=lambda folder: {"starts": (folder / "starts").read_text()},
     )  # fmt: skip
     found, _ = run([first, second], tmp_path)
     assert [found[s.label]["status"] for s in (first, second)] == ["done", "stopped"]
@@ -153,7 +158,7 @@ def test_killed_in_a_step_and_started_again(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=environment)
     pid = tmp_path / "scratch" / "second" / "pid"
-    end = time.monotonic() + 60.0
+    end = time.monotonic() + 240.0
     while not (pid.exists() and pid.read_text()) and time.monotonic() < end:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
@@ -162,7 +167,7 @@ def test_killed_in_a_step_and_started_again(tmp_path):
     held = Job(tmp_path / "kept").get("steps")
     assert list(held) == ["stage, first"] and held["stage, first"]["status"] == "done"
     (pid.parent / "again").write_text("")
-    assert subprocess.run(command, env=environment, timeout=60.0).returncode == 0
+    assert subprocess.run(command, env=environment, timeout=240.0).returncode == 0
     found = Job(tmp_path / "kept").get("steps")
     assert found["stage, first"] == held["stage, first"]
     assert [(r["step"], r["status"]) for r in found.values()] == [(n, "done") for n in ("first", "second", "third")]
@@ -192,8 +197,11 @@ def measured(tmp_path, monkeypatch):
         config = on_device.Config(only=("machine", "pytorch"), size="small", scratch=str(tmp_path / "s"), **settings)
         code = "open('x', 'a').write('1')"
         result = {"devices": 1, "device": device, "platform": "gpu"}
-        steps_of = lambda places, name, *_: step(places.scratch, name, code, stage="machine", read=lambda: result)  # noqa: E731
-        monkeypatch.setattr(stages, "ceilings_step", steps_of)
+
+        def ceilings(places, name, *_):
+            return step(places.scratch, name, code, stage="machine", read=lambda folder: result)
+
+        monkeypatch.setattr(stages, "ceilings_step", ceilings)
         monkeypatch.setattr(stages, "left_out", lambda asked: {"pytorch": "PyTorch is not installed"})
         lines = []
         job = Job(tmp_path / "kept", show=lines.append)
@@ -270,7 +278,7 @@ def test_what_a_cpu_finds_is_kept_step_by_step(tmp_path, monkeypatch):
     own += "json.dump({'seconds': 5.0}, open('metadata.json', 'w'))"
     once = f"\nopen({str(tmp_path / 'count')!r}, 'a').write('x')"
     monkeypatch.setattr(stages, "rate_step", lambda p, runs: step(p.scratch, "rates", f"{table}; {rates}{once}"))
-    monkeypatch.setattr(stages, "agreement_steps", lambda p: [step(p.scratch, "parts", arrays + once)])
+    monkeypatch.setattr(stages, "agreement_steps", lambda p, times: [step(p.scratch, "parts", arrays + once)])
     monkeypatch.setattr(stages, "main_job_steps", lambda p: [step(p.scratch, "job", own + once)])
     config = cifar(tmp_path)
     for _ in range(2):
@@ -497,9 +505,9 @@ def test_rates_without_a_bound_are_reported(tmp_path):
 
 
 def test_every_contest_against_pytorch_is_measured():
-    expected = [(name, "float32") for name, contest in CONTESTS.items() if contest.against.startswith("PyTorch")]
-    expected += [(f"unet_{work}_cifar", "bfloat16") for work in ("train", "sample")]
-    assert sorted(map(tuple, stages.PYTORCH)) == sorted(expected)
+    expected = [name for name, contest in CONTESTS.items() if contest.against.startswith("PyTorch")]
+    expected += [f"unet_{work}_cifar bfloat16" for work in ("train", "sample")]
+    assert sorted(stages.PYTORCH.split(", ")) == sorted(expected)
 
 
 def test_steps_come_in_the_order_of_the_stages_in_folders_of_their_own(tmp_path, monkeypatch):

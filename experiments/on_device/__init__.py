@@ -105,7 +105,7 @@ class Config(launch.Settings):
             return Carried(folder=None, cpu=None, digest=code)
         folder = Path(self.carried).absolute()
         try:
-            found = reading.read_json(folder / "metadata.json")
+            found = reading.read_json(folder, "metadata.json")
             cpu = {**found["rates"], "cores": found["cores"]}
             missing = {"images", "labels"} - set(records.load_curves(folder))  # reads all: damage is seen here
             if missing or not records.load_records(folder):

@@ -93,7 +93,7 @@ def compute(config: Config, chosen: Images, job: Job) -> Results:
     rates = keep(
         stages.rate_step(places, stages.SMALL_RUNS[0] if config.size == "small" else stages.CPU_RUNS), read_rates
     )
-    (step,) = stages.agreement_steps(places)
+    (step,) = stages.agreement_steps(places, times=1)
     arrays = keep(step, lambda folder: reading.load_arrays(folder / "found.npz"))
     (step,) = stages.main_job_steps(places)
     main_job = keep(step, lambda f: {**reading.read_job(f), "curves": reading.load_arrays(f / "curves.npz")})
@@ -108,7 +108,7 @@ def compute(config: Config, chosen: Images, job: Job) -> Results:
 def _read_arrays(step, read):
     """What ``read`` gives of the step's folder once it is done; `Step.read` is for JSON alone."""
     found = {}
-    result_of(dataclasses.replace(step, read=lambda: found.update(read(step.folder)) or {}))
+    result_of(dataclasses.replace(step, read=lambda folder: found.update(read(folder)) or {}))
     return found
 
 

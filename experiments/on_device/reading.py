@@ -12,9 +12,9 @@ from ldmjax import records
 WITHIN = 4.0  # combined standard errors that two curves may differ by
 
 
-def read_json(file: Path) -> Any:
-    """What a JSON file holds."""
-    return json.loads(file.read_text())
+def read_json(folder: Path, name: str) -> Any:
+    """What a JSON file in the folder holds."""
+    return json.loads((folder / name).read_text())
 
 
 def load_arrays(file: Path) -> dict[str, np.ndarray]:
@@ -28,19 +28,19 @@ def read_benchmark(folder: Path) -> dict[str, Any]:
 
     Parts of which nothing was measured are not there: "bounds" too, if the device refused them.
     """
-    metadata, table = read_json(folder / "metadata.json"), read_json(folder / "table.json")
+    metadata, table = read_json(folder, "metadata.json"), read_json(folder, "table.json")
     measured = {name: rows for name, rows in metadata["measured"].items() if rows}
     return {**measured, "machine": metadata["machine"], "runs": table["runs"], "skipped": metadata["skipped"]}
 
 
-def compare_parts(carried: Path, file: Path) -> dict[str, Any]:
+def compare_parts(carried: Path, folder: Path) -> dict[str, Any]:
     """`agreement.compare` with the carried reference."""
-    return agreement.compare(records.load_curves(carried), load_arrays(file))
+    return agreement.compare(records.load_curves(carried), load_arrays(folder / "found.npz"))
 
 
 def read_job(folder: Path) -> dict[str, Any]:
     """Records and metadata of a job."""
-    return {"records": records.load_records(folder), "metadata": read_json(folder / "metadata.json")}
+    return {"records": records.load_records(folder), "metadata": read_json(folder, "metadata.json")}
 
 
 def compare_jobs(carried: Path, folder: Path) -> dict[str, Any]:
@@ -63,14 +63,14 @@ def compare_jobs(carried: Path, folder: Path) -> dict[str, Any]:
     ]
     reference, found = records.load_curves(carried), load_arrays(folder / "curves.npz")
     metrics = [name for name in reference if f"{name}_standard_error" in reference]
-    metadata = read_json(folder / "metadata.json")
+    metadata = read_json(folder, "metadata.json")
     return {
         "runs": len(pairs),
         "verdicts": len(verdicts),
         "changed": [f"{name}, {metric}: {a} there, {b} here" for name, metric, a, b in verdicts if a != b],
         "curves": {name: _apart(reference, found, name) for name in metrics},
         "seconds": metadata["seconds"],
-        "seconds_there": read_json(carried / "metadata.json")["main_job_seconds"],
+        "seconds_there": read_json(carried, "metadata.json")["main_job_seconds"],
         "compilations": metadata["compilations"],
     }
 

@@ -18,16 +18,12 @@ STARTED = ("benchmark", "optimal_stopping", "noisy_autoencoder", "on_device")  #
 VARIANTS = {"": "", ", command buffers": "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL"}
 RUNS, SMALL_RUNS = (1024, 64, 4096), (8,)
 CPU_RUNS = 64  # of the rates to compare with: a CPU trains one run after another, however many there are
-# Contests of experiments.benchmark that need PyTorch, and the precision of U-Nets there, the most interesting ones first.
-PYTORCH = tuple(
-    name.split()
-    for name in (
-        "unet_train_cifar float32, unet_sample_cifar float32, unet_train_cifar bfloat16, unet_sample_cifar bfloat16, "
-        "mlp_vmap float32, unet_train_digits float32, unet_sample_digits float32, linear_vmap float32, mlp_loop float32, "
-        "linear_loop float32, experts float32"
-    ).split(", ")
+# Contests of experiments.benchmark that need PyTorch, U-Nets in bfloat16 too, the most interesting ones first.
+PYTORCH = (
+    "unet_train_cifar, unet_sample_cifar, unet_train_cifar bfloat16, unet_sample_cifar bfloat16, mlp_vmap, "
+    "unet_train_digits, unet_sample_digits, linear_vmap, mlp_loop, linear_loop, experts"
 )
-SMALL_PYTORCH = (("mlp_vmap", "float32"), ("unet_train_digits", "bfloat16"))
+SMALL_PYTORCH = "mlp_vmap, unet_train_digits bfloat16"
 # Shares of all seconds that earlier stages leave to these. Of 560 each has what its first step needs, and machine its limit.
 KEPT = {"agreement": 0.1, "benchmark": 0.2, "pytorch": 0.15, "main_job": 0.2, "science": 0.15}
 # Images of the stage science: its --n and --reference.
@@ -97,7 +93,7 @@ def left_out(stages: Sequence[str]) -> dict[str, str]:
 
 def ceilings_step(places: Places, name: str, what: str, needs: float) -> Step:
     """The program ceilings.py."""
-    read = partial(reading.read_json, places.scratch / "machine" / name / "found.json")
+    read = partial(reading.read_json, name="found.json")
     return places.python("machine", name, "found.json", "ceilings", what, needs=needs, limit=90.0, read=read)
 
 
@@ -106,19 +102,18 @@ def machine_steps(places: Places) -> list[Step]:
     return [ceilings_step(places, "ceilings", places.size, 30.0)]
 
 
-def agreement_steps(places: Places) -> list[Step]:
-    """All parts in one process, which writes after each; each part is computed twice."""
-    read = partial(reading.compare_parts, places.carried, places.scratch / "agreement" / "parts" / "found.npz")
-    facts = {"needs": 45.0, "limit": 180.0, "read": read}
-    return [places.python("agreement", "parts", "found.npz", "agreement", "2", **facts)]
+def agreement_steps(places: Places, *, times: int = 2) -> list[Step]:
+    """All parts in one process, which writes after each; each part is computed ``times`` times."""
+    facts = {"needs": 45.0, "limit": 180.0, "read": partial(reading.compare_parts, places.carried)}
+    return [places.python("agreement", "parts", "found.npz", "agreement", str(times), **facts)]
 
 
 def benchmark_step(places: Places, stage: str, name: str, flags: str, xla: str = "", **seconds: float) -> Step:
     """One call of `experiments.benchmark`."""
     environment = {"XLA_FLAGS": " ".join(filter(None, [os.environ.get("XLA_FLAGS"), xla]))}
     size = "--rounds=1 --steps=5" if places.size == "small" else "--rounds=3 --steps=100"
-    step = places.experiment(stage, name, "benchmark", f"{size} {flags}", read=dict, environment=environment, **seconds)
-    return dataclasses.replace(step, read=partial(reading.read_benchmark, step.folder))
+    facts = {"read": reading.read_benchmark, "environment": environment, **seconds}
+    return places.experiment(stage, name, "benchmark", f"{size} {flags}", **facts)
 
 
 def rate_step(places: Places, runs: int, variant: str = "") -> Step:
@@ -144,25 +139,24 @@ def pytorch_steps(places: Places) -> list[Step]:
     # On a CPU PyTorch compiles for minutes.
     contests, runs, limit = (SMALL_PYTORCH, 8, 300.0) if places.size == "small" else (PYTORCH, 64, 80.0)
     steps = []
-    for name, precision in contests:
-        flags = f"--only={name} --runs={runs} --precision={precision}"
-        label = name if precision == "float32" else f"{name}, {precision}"
+    for contest in contests.split(", "):
+        name, _, precision = contest.partition(" ")
+        flags = f"--only={name} --runs={runs} --precision={precision or 'float32'}"
+        label = f"{name}, {precision}" if precision else name
         steps.append(benchmark_step(places, "pytorch", label, flags, needs=30.0, limit=limit))
     return steps
 
 
 def main_job_steps(places: Places) -> list[Step]:
     """The main job; its programs are compiled anew, as it is timed with compilation."""
-    flags, facts = SMALL_JOB if places.size == "small" else "", {"needs": 60.0, "limit": 240.0, "read": dict}
+    facts = {"needs": 60.0, "limit": 240.0, "read": partial(reading.compare_jobs, places.carried)}
+    flags = SMALL_JOB if places.size == "small" else ""
     step = places.experiment("main_job", "optimal_stopping", "optimal_stopping", flags, **facts)
-    environment = {"JAX_COMPILATION_CACHE_DIR": str(step.folder / "compiled")}
-    read = partial(reading.compare_jobs, places.carried, step.folder)
-    return [dataclasses.replace(step, environment=environment, read=read)]
+    return [dataclasses.replace(step, environment={"JAX_COMPILATION_CACHE_DIR": str(step.folder / "compiled")})]
 
 
 def science_steps(places: Places) -> list[Step]:
     """Does the noisy autoencoder foresee the latent dimension on natural images? It may take all the time that is left."""
+    facts = {"needs": 80.0, "limit": float("inf"), "read": reading.read_job}
     flags = f"--data={places.images} {SCIENCE[places.size]}"
-    facts = {"needs": 80.0, "limit": float("inf"), "read": dict}
-    step = places.experiment("science", "noisy_autoencoder", "noisy_autoencoder", flags, **facts)
-    return [dataclasses.replace(step, read=partial(reading.read_job, step.folder))]
+    return [places.experiment("science", "noisy_autoencoder", "noisy_autoencoder", flags, **facts)]

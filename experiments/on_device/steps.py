@@ -31,7 +31,7 @@ class Step:
       words: what Python gets.
       needs: seconds; with less left it is not started.
       limit: seconds after which it is ended.
-      read: gives what it measured; OSError, ValueError or KeyError if that is not there.
+      read: gives what it measured, from its folder; OSError, ValueError or KeyError if that is not there.
       environment: variables of its own.
     """
 
@@ -41,7 +41,7 @@ class Step:
     words: tuple[str, ...]
     needs: float
     limit: float
-    read: Callable[[], Mapping[str, Any]]
+    read: Callable[[Path], Mapping[str, Any]]
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -111,7 +111,7 @@ def run_step(step: Step, *, seconds: float | None = None) -> dict[str, Any]:
     lines = output.read_text(errors="replace").splitlines()[-LAST_LINES:]
     status = "stopped" if code is None else "failed" if code else "done"
     try:
-        result = records.plain(step.read())
+        result = records.plain(step.read(step.folder))
     except (OSError, ValueError, KeyError) as error:
         if status == "done":
             status, lines = "failed", [*lines, f"nothing to read: {error!r}"]
