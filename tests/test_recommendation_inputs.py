@@ -242,14 +242,20 @@ def test_arguments_that_do_not_go_together(digits, pca):
         ({"images": digits, "autoencoders": pca, "n": 500}, "n: must be 64..472"),
         ({"images": digits, "autoencoders": pca, "reference": digits[:100]}, "reference: needs at least"),
         ({"images": digits, "autoencoders": pca, "reference": digits[:, :4]}, r"reference: must hold images \[8, 8\]"),
-        ({"images": digits, "latents": {"z": z["z"][:9]}, "decoder": np.sin}, "latents: must have one row for each of 600"),
+        (
+            {"images": digits, "latents": {"z": z["z"][:9]}, "decoder": np.sin},
+            "latents: must have one row for each of 600",
+        ),
         ({"latents": {"z": np.full((300, 2), np.nan)}}, "must hold finite numbers"),
         ({"latents": {"a": z["z"], "b": z["z"][:300]}}, "one number of rows, got 600, 300"),
         ({"images": digits + np.float64(1e9), "autoencoders": pca}, "float32 can hold"),
-        ({"images": (digits + 1) / 2, "autoencoders": {"own": Clipped(pca["pca 12"])}}, r"brought from \[0, 1\] to \[-1, 1\]"),
+        (
+            {"images": (digits + 1) / 2, "autoencoders": {"own": Clipped(pca["pca 12"])}},
+            r"brought from \[0, 1\] to \[-1, 1\]",
+        ),
         ({"images": digits, "autoencoders": pca, "features": {"f": lambda x: x}}, r"features f of .* images must be"),
         ({"images": digits, "autoencoders": pca, "sampler": "edm", "shift": 3}, "shift: allowed only"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=message) as error:
             ldmjax.recommend(**arguments)
         assert "\n" not in str(error.value)
