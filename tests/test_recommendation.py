@@ -67,8 +67,17 @@ def test_latents_of_the_true_second_moment_never_ask_for_an_early_stop(seed):
 def test_record_of_a_run(scarce):
     x, outcome = scarce
     (record,) = outcome.records
-    about = {"name": "pca", "features": "data", "metric": "w2", "latent_dim": 69, "training_images": 70,
-             "reference_images": 1500, "feature_dim": 80, "readout": "rescaled", "squared": True}  # fmt: skip
+    about = {
+        "name": "pca",
+        "features": "data",
+        "metric": "w2",
+        "latent_dim": 69,
+        "training_images": 70,
+        "reference_images": 1500,
+        "feature_dim": 80,
+        "readout": "rescaled",
+        "squared": True,
+    }
     assert {key: record[key] for key in about} == about
     for key in ("logsnr", "low"):
         assert record[key] in record["levels"]
@@ -131,9 +140,18 @@ def test_configuration_reaches_the_noisy_autoencoder(monkeypatch):
 def test_interval_that_reaches_the_end_has_no_number():
     candidate = pca_candidate(np.random.default_rng(17).standard_normal((80, 5)), np.ones((128, 5)) * GRADED, 3)
     result = stopping.StoppingResult(
-        curve=np.ones(4), standard_error=np.ones(4), end=1.0, best=1.0, best_stop=3, best_stop_low=1, best_stop_high=3,
-        gain=0.0, gain_low=-1.0, gain_high=1.0, verdict=UNKNOWN,
-    )  # fmt: skip
+        curve=np.ones(4),
+        standard_error=np.ones(4),
+        end=1.0,
+        best=1.0,
+        best_stop=3,
+        best_stop_low=1,
+        best_stop_high=3,
+        gain=0.0,
+        gain_low=-1.0,
+        gain_high=1.0,
+        verdict=UNKNOWN,
+    )
     config = RecommendationConfig(stops=4)
     scale = autoencoders.LatentScale(mean=0.0, std=2.0)
     levels = {"logsnrs": config.logsnrs}
@@ -167,8 +185,16 @@ def test_the_end_of_sampling_in_every_language():
     for sampler in pipelines.NAMES:
         found = measuring.stop_fields(None, RecommendationConfig(sampler=sampler))
         end = 1.0 if sampler.startswith("scaled_linear") else None
-        assert found == {"logsnr": None, "step": None, "timestep": None, "denoising_end": end, "sigma": 0.0, "rf_time": 0.0,
-                         "vp_alpha": 1.0, "divide_by": 1.0}  # fmt: skip
+        assert found == {
+            "logsnr": None,
+            "step": None,
+            "timestep": None,
+            "denoising_end": end,
+            "sigma": 0.0,
+            "rf_time": 0.0,
+            "vp_alpha": 1.0,
+            "divide_by": 1.0,
+        }
     # Levels that the sampler does not have are no stops.
     levels = RecommendationConfig(sampler="scaled_linear_ddim").logsnrs
     assert np.diff(levels[:-1]) == pytest.approx(9.0694 / 19, abs=1e-4) and levels[-2] < 7.0 and np.isinf(levels[-1])
@@ -376,9 +402,10 @@ def test_interrupted_job_ends_with_the_same(tmp_path):
     both, config = [small_candidate(16, d, name=f"pca {d}") for d in (2, 3)], dataclasses.replace(FEW, passes=1)
     alone = compare(both, config, compared="latents")
     again, lines = run_in_sessions(
-        lambda job: compare(both, config, compared="latents", job=job), tmp_path,
+        lambda job: compare(both, config, compared="latents", job=job),
+        tmp_path,
         at=["pca 2: noisy autoencoder: level 4/4", "pca 3: noisy autoencoder: level 4/4"],
-    )  # fmt: skip
+    )
     assert again.findings == alone.findings and set(alone.findings) < set(lines)
     assert not any(line.startswith("pca 2: noisy") for line in lines) and "pca 3: noisy" in lines[-1]
     assert (again.records, again.recommendations) == (alone.records, alone.recommendations)

@@ -19,9 +19,18 @@ FINE = np.linspace(-8.0, 30.0, 77)
 def reading(best, low, high, *, curve=None, error=0.01, verdict=EARLY):
     curve = np.ones(len(GRID)) if curve is None else np.asarray(curve)
     return stopping.StoppingResult(
-        curve=curve, standard_error=np.full(len(curve), error), end=curve[-1], best=curve.min(), best_stop=best,
-        best_stop_low=low, best_stop_high=high, gain=0.0, gain_low=-1.0, gain_high=1.0, verdict=verdict,
-    )  # fmt: skip
+        curve=curve,
+        standard_error=np.full(len(curve), error),
+        end=curve[-1],
+        best=curve.min(),
+        best_stop=best,
+        best_stop_low=low,
+        best_stop_high=high,
+        gain=0.0,
+        gain_low=-1.0,
+        gain_high=1.0,
+        verdict=verdict,
+    )
 
 
 def missing(*results, most=10, chain=None):
@@ -98,8 +107,13 @@ def test_names_of_the_edges():
 
     falling = np.arange(8.0)[::-1] + 1.0
     assert [edge(reading(best, 0, 7, curve=falling)) for best in (0, 1, 5, 6, 7, None)] == [
-        "first", None, None, "last", "end", None,
-    ]  # fmt: skip
+        "first",
+        None,
+        None,
+        "last",
+        "end",
+        None,
+    ]
     with np.errstate(all="raise"):
         assert edge(reading(None, None, None, curve=np.full(8, np.inf))) is None
     assert edge(reading(7, 7, 7)) is None and edge(reading(7, 7, 7, curve=falling, error=60.0)) is None
@@ -261,9 +275,14 @@ def test_two_passes_are_one_pass_over_all_levels():
     found, values = measuring.measure_passes(candidate, scale, config)
     assert len(found) == 8 + 4 and np.all(np.diff(found) > 0) and set(config.logsnrs) <= set(found)
     whole = stopping.noisy_autoencoder(
-        scale.standardise(candidate.latents), lambda z: candidate.decode(scale.unstandardise(z)), candidate.measures,
-        logsnrs=found, samples=config.decoded(70), seed=config.seed, report=lambda line: None,
-    )  # fmt: skip
+        scale.standardise(candidate.latents),
+        lambda z: candidate.decode(scale.unstandardise(z)),
+        candidate.measures,
+        logsnrs=found,
+        samples=config.decoded(70),
+        seed=config.seed,
+        report=lambda line: None,
+    )
     np.testing.assert_allclose(values["data", "w2"], whole["data", "w2"], rtol=1e-9)
     _, other = measuring.measure_passes(candidate, scale, dataclasses.replace(config, seed=1))
     assert np.all(other["data", "w2"][:, 0] != values["data", "w2"][:, 0])
