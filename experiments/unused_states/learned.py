@@ -168,9 +168,16 @@ def run_chain(denoiser, start, *, ladder, sampler, seed, final):
     """
     times = ladder.times[: int(ladder.t_max) - final + 1]
     return samplers.sample(
-        denoiser, ladder, start, threefry.key(seed), times=times, stops=range(len(times)), statistic=lambda z, t: z,
-        readout="rescaled", **chains.SAMPLERS[sampler],
-    )  # fmt: skip
+        denoiser,
+        ladder,
+        start,
+        threefry.key(seed),
+        times=times,
+        stops=range(len(times)),
+        statistic=lambda z, t: z,
+        readout="rescaled",
+        **chains.SAMPLERS[sampler],
+    )
 
 
 def distance(z: np.ndarray, variances: np.ndarray) -> float:
