@@ -129,7 +129,7 @@ def test_a_bfloat16_unet_multiplies_maps_in_bfloat16_and_keeps_the_rest_in_float
 
 
 def runs_at_once(make):
-    """What `sweeps.train` or an autoencoder's training would put on one accelerator at once, by default."""
+    """What `sweeps.train_scores` or an autoencoder's training would put on one accelerator at once, by default."""
     with devices.made_for("gpu"):
         return make().runs_per_batch
 
@@ -146,13 +146,13 @@ def test_large_networks_train_one_after_another(monkeypatch):
     def start(advance, *args, **options):
         raise Started(advance)
 
-    monkeypatch.setattr(chunks, "train", start)
+    monkeypatch.setattr(chunks, "run_training", start)
 
     def program(config, dim):
         spec = {"model": config.model, "data": "a", "training_draws": "sample", "latent_dim": dim, "seed": 0, "n": 2}
         latents = sweeps.Latents(sample=np.ones((2, dim), np.float32), fresh_factor=np.zeros((dim, 0)))
         with pytest.raises(Started) as found:
-            sweeps.train([sweeps.RunSpec(**spec, learning_rate=0.1)], {("a", 0, 2): latents}, config)
+            sweeps.train_scores([sweeps.RunSpec(**spec, learning_rate=0.1)], {("a", 0, 2): latents}, config)
         return found.value.args[0]
 
     large = unet_config(map_shape=(32, 32, 3), channels=(32, 64, 128), batch_size=128)

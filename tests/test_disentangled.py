@@ -335,7 +335,7 @@ def test_rate_is_the_best_by_the_better_sampler_and_never_one_that_diverges(plan
 
 @pytest.mark.parametrize(("levels", "count", "samples"), [(8, 1, 2), (8, 8, 2), (8, 3, 4), (40, 1, 4)])
 def test_trainer_trains_what_the_setting_says(monkeypatch, levels, count, samples):
-    """Batch, steps and checkpoints handed to `experts.train`, and what of its result becomes whose run."""
+    """Batch, steps and checkpoints handed to `experts.train_experts`, and what of its result becomes whose run."""
     asked = {}
 
     def train(specs, data, config, *, experts_per_batch, job):
@@ -346,7 +346,7 @@ def test_trainer_trains_what_the_setting_says(monkeypatch, levels, count, sample
         params = np.broadcast_to(np.arange(len(marks))[:, None, None], (len(marks), len(specs), 1))
         return FakeTrained(marks, params, 3.0 * marks, 123, 456, failed_at)
 
-    monkeypatch.setattr(training.experts, "train", train)
+    monkeypatch.setattr(training.experts, "train_experts", train)
     trainer = Trainer(GAUSSIAN, dataclasses.replace(TINY, experts_per_batch=5))
     settings = [
         Setting(ladder="karras", levels=levels, experts=count, samples_per_state=samples, parameterisation=p,

@@ -334,7 +334,7 @@ def test_acceptance_accepts_the_exact_score_and_not_another(monkeypatch, passes)
 
         return types.SimpleNamespace(map_models=map_models, config=config)
 
-    monkeypatch.setattr(acceptance.experts, "train", train)
+    monkeypatch.setattr(acceptance.experts, "train_experts", train)
     monkeypatch.setattr(acceptance, "SAMPLERS", ("dpmpp_2m",))
     monkeypatch.setattr(acceptance, "DRAWS", 512)
     config = few_states.Config(levels=(8, 16), few=8, mixture_samples=1000, seeds=(3,))

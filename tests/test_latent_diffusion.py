@@ -55,7 +55,7 @@ def test_identity_is_the_pixel_model(models):
     mean, std = flat.mean(), flat.std()
     spec = dataclasses.replace(pixel.spec)
     sources = {(spec.data, 3, 200): sweeps.Latents(sample=(flat - mean) / std, fresh_factor=np.zeros((12, 0)))}
-    direct = sweeps.train([spec], sources, network())
+    direct = sweeps.train_scores([spec], sources, network())
     z, t = np.random.default_rng(1).standard_normal((50, 12)).astype(np.float32), np.linspace(0.02, 0.98, 50)
     outputs = [m.denoiser(i)(jnp.asarray(z), jnp.asarray(t, jnp.float32)) for m, i in [(direct, 0), (pixel.trained, 0)]]
     np.testing.assert_allclose(*outputs, atol=1e-4)
@@ -137,7 +137,7 @@ def test_one_chain_is_spread_over_the_devices(models):
         jax.random.key(0),
         times=sampling.times,
         stops=sampling.stop_steps,
-        sampler="euler",
+        sampler="euler_ode",
         statistic=lambda z, t: z,
     )
     np.testing.assert_allclose(states, direct[..., :5], atol=1e-5)

@@ -212,7 +212,8 @@ def test_stops_of_a_sampler_with_steps_are_after_them():
         assert levels[found["step"]] == pytest.approx(logsnr) and found["logsnr"] == logsnr
     assert measuring.stop_fields(None, config)["step"] == 28
     assert (
-        config.chain.sampler == "euler" and dataclasses.replace(config, solver="dpmpp_2m").chain.sampler == "dpmpp_2m"
+        config.chain.sampler == "euler_ode"
+        and dataclasses.replace(config, solver="dpmpp_2m").chain.sampler == "dpmpp_2m"
     )
 
 
@@ -226,7 +227,7 @@ def test_stops_of_a_sampler_with_steps_are_after_them():
         ("shift", {"shift": 3.0}),
         ("shift", {"sampler": "flow_matching", "tokens": -1}),
         ("sampler", {"sampler": "ddim"}),
-        ("solver", {"solver": "euler"}),
+        ("solver", {"solver": "euler_ode"}),
         ("stops", {"stops": 1}),
         ("latent_scale", {"latent_scale": [1.0, 0.0]}),
         ("latent_scale", {"latent_scale": 2.0, "standardise": "none"}),
@@ -369,7 +370,7 @@ def test_the_answer():
     assert found(made_record("a", None, choice=None)).answer == "cannot tell: no distance is finite"
 
 
-@pytest.mark.parametrize("solver", ["euler", "dpmpp_2m"])
+@pytest.mark.parametrize("solver", ["euler_ode", "dpmpp_2m"])
 def test_a_sampler_with_few_steps_stops_after_steps_and_earlier(solver):
     """Latents with the training points' own law: without the loss no stop gains, with few Euler steps an early one does."""
     rng = np.random.default_rng([4, 0])
@@ -387,7 +388,7 @@ def test_a_sampler_with_few_steps_stops_after_steps_and_earlier(solver):
     exact = gaussians.w2_squared(np.zeros(16), np.diag(kept * z), np.zeros(16), np.diag(z))
     assert record["end"] == pytest.approx(exact, abs=4 * record["end_standard_error"])
     assert record["end"] > without["end"] + 2 * record["end_standard_error"]
-    if solver == "euler":
+    if solver == "euler_ode":
         assert record["verdict"] == EARLY and without["verdict"] != EARLY
 
 

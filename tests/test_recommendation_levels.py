@@ -80,7 +80,7 @@ def test_curves_of_one_candidate_share_the_levels_that_may_be_added():
 
 
 def test_a_sampler_adds_its_own_levels_alone():
-    chain = stopping.Chain(schedules.RectifiedFlow(), 100, "euler")
+    chain = stopping.Chain(schedules.RectifiedFlow(), 100, "euler_ode")
     own = chain.logsnrs[:-1]
     grid = np.append(own[[20, 40, 60, 80, 90]], np.inf)
     for result, low, high in (
@@ -95,7 +95,7 @@ def test_a_sampler_adds_its_own_levels_alone():
         levels.missing_levels(complete, [reading(2, 2, 2, curve=np.ones(6))], most=6, chain=chain, negligible=0.01).size
         == 0
     )
-    few = stopping.Chain(schedules.RectifiedFlow(), 6, "euler")
+    few = stopping.Chain(schedules.RectifiedFlow(), 6, "euler_ode")
     for best in (0, 2, 4, 5):
         falling = reading(best, best, best, curve=np.arange(6.0)[::-1] + 1.0)
         assert levels.missing_levels(few.logsnrs, [falling], most=6, chain=few, negligible=0.01).size == 0
@@ -118,7 +118,7 @@ def test_names_of_the_edges():
         assert edge(reading(None, None, None, curve=np.full(8, np.inf))) is None
     assert edge(reading(7, 7, 7)) is None and edge(reading(7, 7, 7, curve=falling, error=60.0)) is None
     # After a sampler's last step with noise there is no other stop than the end.
-    steps = stopping.Chain(schedules.RectifiedFlow(), 8, "euler")
+    steps = stopping.Chain(schedules.RectifiedFlow(), 8, "euler_ode")
     result = reading(7, 7, 7, curve=falling)
     assert levels.edge_of(result, steps.logsnrs, chain=steps, negligible=0.01) is None
 
@@ -137,7 +137,7 @@ def test_a_sampler_has_no_levels_beyond_its_own():
         result = reading(best, best, best, curve=np.arange(8.0)[::-1] + 1.0)
         assert levels.edge_of(result, GRID, span=span, negligible=0.01) is None
         assert levels.edge_of(result, GRID, negligible=0.01) is not None
-    few = stopping.Chain(schedules.RectifiedFlow(), 2, "euler")
+    few = stopping.Chain(schedules.RectifiedFlow(), 2, "euler_ode")
     assert levels.edge_of(reading(0, 0, 1, curve=np.ones(2)), few.logsnrs, chain=few, negligible=0.01) == "last"
     config = RecommendationConfig(sampler="scaled_linear_euler")
     assert config.span == pytest.approx((-5.364, 7.069), abs=2e-3)

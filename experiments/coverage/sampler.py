@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldmjax import data, devices, metrics, oracle, samplers, schedules, stopping, threefry
+from ldmjax import data, devices, metrics, oracle, random, samplers, schedules, stopping
 
 LOGSNR_MIN, LOGSNR_MAX = -10.0, 9.0
 
@@ -60,7 +60,7 @@ class Case:
         def analyse(seeds):
             laws = [estimate(self, seed) for seed in seeds]
             latent = [np.ones(self.latent_dim) if self.estimate == "whitened" else v for v, _ in laws]
-            keys = jnp.stack([jax.random.fold_in(threefry.key(seed), 7) for seed in seeds])
+            keys = jnp.stack([random.stream(random.key(seed), "starts") for seed in seeds])
             moments = zip(*sample(np.stack(latent).astype(np.float32), keys), strict=True)
             for row in zip(seeds, laws, latent, moments, strict=True):
                 yield [make_row(self, *row)]
@@ -86,12 +86,12 @@ def make_sampler(case: Case) -> Callable:
         shape = case.samples, case.latent_dim
         if case.estimate == "whitened":
             # The continuous law, which is exactly flat: Euler-Maruyama's own error is not.
-            x0, noise = threefry.normal(start_key, *shape), threefry.normal(chain_key, *shape)
+            x0, noise = random.normal(start_key, *shape), random.normal(chain_key, *shape)
             stop_times = jnp.asarray(times[stops], jnp.float32)
             return jax.lax.map(lambda t: statistic(schedule.alpha(t) * x0 + schedule.sigma(t) * noise, t), stop_times)
         t = jnp.asarray(times[0], jnp.float32)
         std = jnp.sqrt(schedule.alpha(t) ** 2 * estimated + schedule.sigma(t) ** 2)
-        start = std * threefry.normal(start_key, *shape)
+        start = std * random.normal(start_key, *shape)
         how = {"times": times, "stops": stops, "sampler": "euler_maruyama", "statistic": statistic}
         return samplers.sample(denoiser, schedule, start, chain_key, **how)
 

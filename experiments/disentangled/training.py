@@ -120,7 +120,7 @@ class Trainer:
     def _train(self, settings: list[Setting], job: Job) -> list[Run]:
         first, training = settings[0], self.training(settings[0])
         chain = self.chain(first.ladder, first.levels)
-        trained = experts.train(
+        trained = experts.train_experts(
             [
                 experts.ModelSpec(seed=s.seed, parameterisation=s.parameterisation, learning_rate=s.learning_rate)
                 for s in settings
