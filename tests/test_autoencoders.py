@@ -174,7 +174,7 @@ def test_a_loop_of_fixed_length_does_the_same_steps(kind, monkeypatch):
 
     def trained():
         pixels, options = IMAGES[:200, ..., None], {"runs_per_batch": None, "job": Job()}
-        return train(specs, pixels, config, geometry, **options)
+        return train_autoencoders(specs, pixels, config, geometry, **options)
 
     told = trained()
     with devices.made_for("tpu"):
