@@ -119,14 +119,15 @@ class Config(launch.DataSettings, launch.FeatureSettings):
         choices=tuple(SUITES),
     )
     autoencoders: tuple[str, ...] | None = setting(
-        None, "Autoencoders of the suite, trained on the n images, for every --latent_dims.",
-        choices=("pca", "conv", "kl", "vq"),
-    )  # fmt: skip
+        None, "Of the suite, trained on the n images, for every --latent_dims.", choices=("pca", "conv", "kl", "vq")
+    )
     autoencoder: str | None = launch.function("The user's own instead: a function that makes them.")
     latents: str | None = setting(
-        None, "Stored latents instead: arrays [N, ...], row i for image i.", allowed="an .npz or .npy file",
+        None,
+        "Stored latents instead: arrays [N, ...], row i for image i.",
+        allowed="an .npz or .npy file",
         check=lambda path: launch.check_file(path, ".npz", ".npy"),
-    )  # fmt: skip
+    )
     decoder: str | None = launch.function("With --latents, a function from latents to images.")
     latent_dims: tuple[int, ...] | None = setting(None, "Latent dimensions.", low=1, high=100_000)
     n: int | None = setting(
@@ -146,31 +147,35 @@ class Config(launch.DataSettings, launch.FeatureSettings):
         "rescaled", "What is decoded, VP coordinates or the flow's state.", choices=stopping.NOISY_READOUTS
     )
     sampler: str = setting(
-        "rectified_flow", "In whose words stops are given: SDXL scaled_linear_euler, SD3 and Flux flow_matching.",
-        choices=pipelines.NAMES,
-    )  # fmt: skip
+        "rectified_flow", "In whose words stops are given; for SDXL, SD3 and Flux see above.", choices=pipelines.NAMES
+    )
     shift: str | None = setting(
-        None, "Of --sampler=flow_matching: 3 for SD3; dynamic:4096 for Flux at 1024 x 1024 (pixels / 256 tokens).",
-        allowed="a number from 0.01 to 100 or dynamic:TOKENS", check=read_shift,
-    )  # fmt: skip
+        None,
+        "Of --sampler=flow_matching: 3 for SD3; dynamic:4096 for Flux at 1024 x 1024 (pixels / 256 tokens).",
+        allowed="a number from 0.01 to 100 or dynamic:TOKENS",
+        check=read_shift,
+    )
     sampling_steps: int | None = setting(
-        None, "Of the sampler: stops after steps, with what they lose of a Gaussian; many if not given.", low=2, high=100_000
-    )  # fmt: skip
+        None, "Of the sampler: stops after steps, with what they lose of a Gaussian.", low=2, high=100_000
+    )
     solver: str | None = setting(
         None, "That takes the --sampling_steps; the sampler's own if not given.", choices=oracle.KEPT_BY
     )
     standardise: str = setting(
-        "all", "Bring latents to mean 0 and deviation 1: by one pair of numbers, one of each channel, or not.",
-        choices=scales.STANDARDISE,
-    )  # fmt: skip
+        "all", "Bring latents to mean 0 and deviation 1: all, each channel, or not.", choices=scales.STANDARDISE
+    )
     latent_scale: str | None = setting(
-        None, "Multiply latents by this instead, as diffusers' scaling_factor; one number or one per channel.",
-        allowed="a finite number > 0, or one per channel", check=read_factors,
-    )  # fmt: skip
+        None,
+        "Multiply latents by this instead, as diffusers' scaling_factor; one number or one per channel.",
+        allowed="a finite number > 0, or one per channel",
+        check=read_factors,
+    )
     latent_shift: str | None = setting(
-        None, "Subtracted before, as diffusers' shift_factor; one number or one per channel.",
-        allowed="a finite number, or one per channel", check=read_numbers,
-    )  # fmt: skip
+        None,
+        "Subtracted before, as diffusers' shift_factor; one number or one per channel.",
+        allowed="a finite number, or one per channel",
+        check=read_numbers,
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -260,8 +265,10 @@ class Config(launch.DataSettings, launch.FeatureSettings):
             fields |= {"noticed": split.noticed + noticed, "digests": digests | {"autoencoder": digest_of(tried)}}
             return Inputs(
                 make=lambda job: call(of_autoencoders, named, split.training, measures, job=job, **options),
-                n=len(split.training), shapes=[one.latents.shape[1:] for one in tried], **fields,
-            )  # fmt: skip
+                n=len(split.training),
+                shapes=[one.latents.shape[1:] for one in tried],
+                **fields,
+            )
         if not stored:
             return self._of_suite(dataset, split, measures, digests=digests, **fields)
         call = functools.partial(self.allowing, otherwise="decoder")
@@ -346,9 +353,12 @@ def report(results: Results) -> Report:
     """The recommendation's table, figure and recommend.json."""
     said = results.metadata
     found = Recommendation(
-        records=results.rows, curves=results.arrays, config=results.config.how(), findings=said["latents"],
+        records=results.rows,
+        curves=results.arrays,
+        config=results.config.how(),
+        findings=said["latents"],
         noticed=said["noticed"],
-    )  # fmt: skip
+    )
     return Report(text=found.table(), figures={"recommend": found.figure()}, files={"recommend.json": found.summary()})
 
 

@@ -166,9 +166,9 @@ def pseudo_values(stacked: Statistics, task: Task) -> dict[str, Float[np.ndarray
     reference = metrics.Reference(
         mean=task.reference.mean(axis=0), covariance=task.covariance, samples=task.reference[:2]
     )
-    frechet = metrics.moment_pseudo_values(
-        stacked.mean, stacked.second, reference, np.eye(task.dim), with_kl=False
-    )["w2"].T  # fmt: skip
+    frechet = metrics.moment_pseudo_values(stacked.mean, stacked.second, reference, np.eye(task.dim), with_kl=False)[
+        "w2"
+    ].T
     sliced = np.asarray(stacked.sliced, np.float64)[:, None] + np.asarray(stacked.potential, np.float64)
     finite = np.all(np.isfinite(stacked.second), axis=(1, 2, 3))[:, None] & np.isfinite(sliced)
     return {

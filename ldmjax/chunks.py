@@ -50,7 +50,7 @@ class Finished:
         return total / steps
 
 
-def train(
+def run_training(
     advance: Callable,
     start: Callable[[], PyTree],
     shared: Any,
@@ -107,7 +107,7 @@ def train(
 
 
 class _Loop:
-    """What `train` works on: the state on the devices, and on the host what has been collected on the way."""
+    """What `run_training` works on: the state on the devices, and on the host what has been collected on the way."""
 
     def __init__(self, advance, start, given, count, ends, chunk, marks, select, checkpoints: TrainingCheckpoints):
         self.advance, self.start, self.count, self.ends, self.marks = advance, start, count, ends, marks

@@ -174,7 +174,7 @@ def level_table(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainedExperts:
-    """The result of `train`: M models of E trained experts at C checkpoints.
+    """The result of `train_experts`: M models of E trained experts at C checkpoints.
 
     Attributes:
       specs: the models.
@@ -321,7 +321,7 @@ def _stack(tables: Sequence) -> Any:
     return jax.tree.map(pad, *tables)
 
 
-def train(
+def train_experts(
     specs: Sequence[ModelSpec],
     samples: np.ndarray,
     config: ExpertsConfig,
@@ -354,7 +354,7 @@ def train(
     count = shape[0] * shape[1]
     init, advance = _compiled_training(_without_length(config), width, experts_per_batch, loops.steps_per_call(chunk))
     data = jnp.asarray(samples, jnp.float32)
-    finished = chunks.train(
+    finished = chunks.run_training(
         advance,
         lambda: init(0, runs),
         data,

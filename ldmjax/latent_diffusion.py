@@ -86,7 +86,7 @@ class SamplingConfig:
     @property
     def sampler(self) -> str:
         """Its name in samplers.py."""
-        return "euler" if self.process == "rectified_flow" else "ddim"
+        return "euler_ode" if self.process == "rectified_flow" else "ddim"
 
     @property
     def times(self) -> np.ndarray:
@@ -270,8 +270,8 @@ def train_models(
       splits: one per model: what it learns from.
       seeds: one per model.
       learning_rate: peak rate; None for that of `LEARNING_RATES`.
-      snapshot: as in `sweeps.train`.
-      runs_per_batch: as in `sweeps.train`.
+      snapshot: as in `sweeps.train_scores`.
+      runs_per_batch: as in `sweeps.train_scores`.
       job: keeps checkpoints and shows progress.
     """
     models: list[DiffusionModel | None] = [None] * len(autoencoders)
@@ -291,7 +291,7 @@ def train_models(
             )
             specs.append(spec)
             latents[spec.data, spec.seed, spec.n] = sweeps.Latents(sample=z, fresh_factor=np.zeros((z.shape[1], 0)))
-        trained = sweeps.train(specs, latents, config, snapshot=snapshot, runs_per_batch=runs_per_batch, job=job)
+        trained = sweeps.train_scores(specs, latents, config, snapshot=snapshot, runs_per_batch=runs_per_batch, job=job)
         for index, i in enumerate(group):
             models[i] = DiffusionModel(
                 autoencoder=autoencoders[i], seed=seeds[i], spec=specs[index], trained=trained, index=index
@@ -325,9 +325,16 @@ def _chain_program(network: training.TrainingConfig, width: int, sampling: Sampl
         # Latents of all lengths start from the same noise.
         start = random.normal(start_key, sampling.chunk, width) * inputs.mask
         return samplers.sample(
-            as_denoiser(nnx.merge(graphdef, params), inputs), sampling.schedule, start, chain_key, times=sampling.times,
-            stops=sampling.stop_steps, sampler=sampling.sampler, statistic=lambda z, t: z, mask=inputs.mask,
-        )  # fmt: skip
+            as_denoiser(nnx.merge(graphdef, params), inputs),
+            sampling.schedule,
+            start,
+            chain_key,
+            times=sampling.times,
+            stops=sampling.stop_steps,
+            sampler=sampling.sampler,
+            statistic=lambda z, t: z,
+            mask=inputs.mask,
+        )
 
     return devices.map_runs(chain, samples=True, small=network.model != "unet")
 

@@ -232,7 +232,7 @@ def dynamic_shift(tokens: int) -> float:
 
 def _continuous(name, state, schedule):
     return Sampler(
-        name=name, state=state, solver="euler", continuous=schedule, largest=np.inf,
+        name=name, state=state, solver="euler_ode", continuous=schedule, largest=np.inf,
         logsnrs=lambda steps: schedule.logsnr(np.linspace(schedule.t_max, 0.0, steps + 1)[:-1]),
     )  # fmt: skip
 
@@ -282,7 +282,7 @@ def _flow_matching(shift, tokens):
         return flow.logsnr(shifted(np.linspace(1.0, 1.0 / steps if dynamic else shifted(1.0 / TIMESTEPS), steps)))
 
     return Sampler(
-        name="flow_matching", state="flow", solver="euler", logsnrs=logsnrs,
+        name="flow_matching", state="flow", solver="euler_ode", logsnrs=logsnrs,
         largest=np.inf if dynamic else float(flow.logsnr(shifted(shifted(1.0 / TIMESTEPS)))),
         timestep=lambda logsnr: TIMESTEPS * float(flow.inverse_logsnr(logsnr)),
     )  # fmt: skip
@@ -294,6 +294,6 @@ def _edm():
         return 2.0 * np.log(EDM_DATA * alpha / sigma)
 
     return Sampler(
-        name="edm", state="ve", solver="euler", logsnrs=logsnrs, largest=float(logsnrs(2)[-1]), data_std=EDM_DATA,
+        name="edm", state="ve", solver="euler_ode", logsnrs=logsnrs, largest=float(logsnrs(2)[-1]), data_std=EDM_DATA,
         timestep=lambda logsnr: 0.25 * float(np.log(EDM_DATA) - 0.5 * logsnr),
     )  # fmt: skip

@@ -48,7 +48,6 @@ from ldmjax.typing import ArrayLike
 
 SAMPLERS = ("euler_maruyama", "exponential", "euler_ode", "heun_ode", "ddpm", "ddim", "ddpm_exact", "dpmpp_2m")
 LADDER_SAMPLERS = ("ddim", "ddpm", "ddpm_exact", "heun", "dpmpp_2m")
-OTHER_NAMES = {"euler": "euler_ode", "heun": "heun_ode"}  # of samplers in continuous time
 NEEDED = {  # methods of the schedule that some samplers need
     "euler_maruyama": VARIANCE_PRESERVING_METHODS,
     "exponential": VARIANCE_PRESERVING_METHODS,
@@ -120,7 +119,6 @@ def make_step(
     if not isinstance(sampler, str):
         return sampler(denoiser, schedule)
     on_ladder = isinstance(schedule, Ladder)
-    sampler = sampler if on_ladder else OTHER_NAMES.get(sampler, sampler)
     _check_sampler(schedule, sampler, eta)
     if sampler == "dpmpp_2m":
         return _dpmpp_2m_step(denoiser, schedule)

@@ -44,7 +44,7 @@ class RunSpec:
 
     Attributes:
       model: "linear", "mlp" or "unet", or the name of a network's class (`TrainingConfig.model_name`).
-      data: name of the data, a key of `Latents` given to `train`.
+      data: name of the data, a key of `Latents` given to `train_scores`.
       training_draws: "sample" trains on the n latents of the data's subset, "fresh" on new draws of its Gaussian law.
       latent_dim: d >= 1.
       seed: chooses the subset, the initialisation and all noise.
@@ -115,7 +115,7 @@ class Sources(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainedRuns:
-    """The result of `train`.
+    """The result of `train_scores`.
 
     Attributes:
       specs: the runs, in order.
@@ -219,7 +219,7 @@ def draw_latents(sources: Sources, run: StackedRuns, key: jax.Array, count: int)
     return chosen_latents(sources, run, choose_latents(run, key, count))
 
 
-def train(
+def train_scores(
     specs: Sequence[RunSpec],
     latents: dict[tuple[str, int, int], Latents],
     config: TrainingConfig,
@@ -265,7 +265,7 @@ def train(
     runs, sources = stack_runs(specs, latents, width)
     init, advance = training_programs(config, width, chunk=chunk, runs_per_batch=runs_per_batch)
     name = f"{config.model_name}-{fingerprint(f'{specs} {config} {width}', sources)}"
-    finished = chunks.train(
+    finished = chunks.run_training(
         advance,
         lambda: init(0, runs),
         sources,
@@ -312,7 +312,7 @@ class KeptRuns(NamedTuple):
 
 
 def load_denoiser(workdir: str | os.PathLike, name: str) -> Denoiser:
-    """Returns a trained run of an experiment, or of any job, as a `Denoiser`, from what `train` kept.
+    """Returns a trained run of an experiment, or of any job, as a `Denoiser`, from what `train_scores` kept.
 
     Every training ends with a piece of the job, "trained/...", that holds the averaged parameters of all its runs.
 
@@ -398,11 +398,11 @@ def map_trained(
     """Compiles ``function(denoiser, run, sources, extra_of_run)`` over the trained runs.
 
     Args:
-      trained: result of `train`.
+      trained: result of `train_scores`.
       function: gets one run's `Denoiser`, its `StackedRuns` row, the shared `Sources` and its row of ``extra``.
       extra: a pytree of arrays with leading axis = runs.
       width: padded latent width to work at, at least the latent dimension of every run asked for; default the trained one.
-      runs_per_batch: as in `train`.
+      runs_per_batch: as in `train_scores`.
 
     Returns:
       A function of an index array of runs that returns the stacked results, padded runs removed.

@@ -177,9 +177,15 @@ def run_chain(
     """Samples the chain from ``start`` down to level ``stop`` (0: clean data); traceable."""
     times = ladder.times[: len(ladder.times) - stop]
     states = samplers.sample(
-        denoiser, ladder, start, random.key(seed), times=times, stops=[len(times) - 1], statistic=lambda z, t: z,
+        denoiser,
+        ladder,
+        start,
+        random.key(seed),
+        times=times,
+        stops=[len(times) - 1],
+        statistic=lambda z, t: z,
         sampler=sampler,
-    )  # fmt: skip
+    )
     return states[0]
 
 

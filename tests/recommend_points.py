@@ -10,9 +10,12 @@ def pca_candidate(x, held_out, d, *, name="pca"):
     fitted = autoencoders.fit(x, [(d,)], autoencoders.AutoencoderConfig(kind="pca"), seeds=[0])[0]
     reference = metrics.FeatureReference(held_out, metrics=["w2"])
     return Candidate(
-        name=name, latents=fitted.encode(x), decode=fitted.decode, training=x.astype(np.float32),
+        name=name,
+        latents=fitted.encode(x),
+        decode=fitted.decode,
+        training=x.astype(np.float32),
         measures={"data": metrics.Measure(lambda images: images, reference)},
-    )  # fmt: skip
+    )
 
 
 def small_candidate(seed=0, d=3, *, name="pca"):
@@ -50,9 +53,26 @@ def exact_curve(x, d, logsnrs, *, scale=None, decay=1.5):
 def made_record(name="a", best=9.0, **changes):
     """A record of a sampler of Stable Diffusion, as far as choices and sentences need it."""
     fields = {
-        "name": name, "features": "pixels", "metric": "w2", "best": best, "end": 10.0, "end_standard_error": 0.5,
-        "gain": None if best is None else 10.0 - best, "divide_by": 1.0, "verdict": stopping.VERDICTS[0], "logsnr": 2.1,
-        "step": None, "timestep": 100.0, "denoising_end": 0.9, "images_needed": None, "sampler": "scaled_linear_euler",
-        "sampling_steps": None, "sigma": 0.3, "vp_alpha": 0.95, "edge": None, "reference_images": 200, "compared": "images",
-    }  # fmt: skip
+        "name": name,
+        "features": "pixels",
+        "metric": "w2",
+        "best": best,
+        "end": 10.0,
+        "end_standard_error": 0.5,
+        "gain": None if best is None else 10.0 - best,
+        "divide_by": 1.0,
+        "verdict": stopping.VERDICTS[0],
+        "logsnr": 2.1,
+        "step": None,
+        "timestep": 100.0,
+        "denoising_end": 0.9,
+        "images_needed": None,
+        "sampler": "scaled_linear_euler",
+        "sampling_steps": None,
+        "sigma": 0.3,
+        "vp_alpha": 0.95,
+        "edge": None,
+        "reference_images": 200,
+        "compared": "images",
+    }
     return fields | changes

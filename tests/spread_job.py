@@ -41,7 +41,7 @@ def run(job):
     sample = np.random.default_rng(0).standard_normal((64, 3)) * [2.0, 1.0, 0.5]
     latents = {("x", 0, 64): sweeps.Latents(sample=sample, fresh_factor=np.eye(3))}
     config = training.TrainingConfig(model="mlp", steps=40, batch_size=32, hidden=16, schedule=SCHEDULE)
-    trained = sweeps.train([spec(d) for d in DIMS], latents, config, chunk=10, job=job)
+    trained = sweeps.train_scores([spec(d) for d in DIMS], latents, config, chunk=10, job=job)
     found = {f"sampled_{i}": leaf for i, leaf in enumerate(jax.tree.leaves(sample_runs(trained, 3)))}
     # The samples of a single run; as a piece, so that processes have to agree on what is on disk.
     single = job.keep("single run", lambda: sample_runs(trained, 1))
@@ -49,7 +49,7 @@ def run(job):
     model = experts.ModelSpec(seed=0, parameterisation="v", learning_rate=5e-3)
     ladder = schedules.Ladder(*schedules.karras_levels(6, sigma_min=0.01, sigma_max=50.0))
     settings = experts.ExpertsConfig(ladder=ladder, experts=3, batch_size=16, steps=30, hidden=8)
-    expert = experts.train([model], sample, settings, job=job)
+    expert = experts.train_experts([model], sample, settings, job=job)
     ends = expert.map_models(
         lambda denoiser, x: denoiser(x, jax.numpy.full(8, 3.0)), sample[None, :8].astype(np.float32)
     )

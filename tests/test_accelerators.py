@@ -46,7 +46,7 @@ def sweep(model, dims, **options):
         for d in dims
     ]  # fmt: skip
     config = training.TrainingConfig(model=model, steps=STEPS, **options)
-    return sweeps.train(specs, latents, config, chunk=STEPS)
+    return sweeps.train_scores(specs, latents, config, chunk=STEPS)
 
 
 def train_linear():
@@ -66,7 +66,7 @@ def train_experts(count):
     config = experts.ExpertsConfig(ladder=LADDER, experts=count, batch_size=128, steps=STEPS)
     spec = experts.ModelSpec(seed=0, parameterisation="noise", learning_rate=0.003)
     samples = np.ones((POINTS, 16), np.float32)
-    return ahead_of_time.recorded(lambda: experts.train([spec], samples, config, chunk=STEPS), program=TRAINING)
+    return ahead_of_time.recorded(lambda: experts.train_experts([spec], samples, config, chunk=STEPS), program=TRAINING)
 
 
 def sample_main_job(**options):
@@ -78,7 +78,7 @@ def sample_main_job(**options):
     specs = make_specs(config, "mlp", problems)
 
     def job():
-        trained = sweeps.train(specs, problems.latents, config.training("mlp"))
+        trained = sweeps.train_scores(specs, problems.latents, config.training("mlp"))
         stopping_results(trained, problems, config)
 
     return ahead_of_time.recorded(job, program=TRAINING + 1)
@@ -110,7 +110,7 @@ def code(kind, way, shape=(32, 32, 3), latent=(8, 8, 4)):
     """Encoding or decoding of a batch."""
     config = autoencoders.AutoencoderConfig(kind=kind)
     geometry = geometry_of(shape, latent, downsampling=config.downsampling)
-    state = fitting.init_state(config, geometry, fitting.RunSpec(name="", seed=0, latent_dim=latent[-1]))
+    state = fitting.init_state(config, geometry, fitting.AutoencoderSpec(name="", seed=0, latent_dim=latent[-1]))
     params, codes = fitting.averaged(state.params, state.memory)
     batch = {"encode": (shape,), "decode": (latent,)}[way][0]
     arguments = {"encode": (params, 4), "decode": (params, codes, 4)}[way]
@@ -157,7 +157,7 @@ def sample_learned():
     specs = [experts.ModelSpec(seed=seed, parameterisation="v", learning_rate=0.003) for seed in range(8)]
 
     def job():
-        trained = experts.train(specs, task.training, config, chunk=STEPS)
+        trained = experts.train_experts(specs, task.training, config, chunk=STEPS)
         learned.sample_models(trained, task, (4,), samples=4096, sampler="ddim")
 
     return ahead_of_time.recorded(job, program=TRAINING + 1)

@@ -17,11 +17,11 @@ from ldmjax.autoencoders import (
 )
 from ldmjax.autoencoders.convolutional import ConvolutionalNetwork, Doubling, Halving, geometry_of
 from ldmjax.autoencoders.fitting import (
-    RunSpec,
+    AutoencoderSpec,
     batch_loss,
     coding_programs,
     kl_to_standard_normal,
-    train,
+    train_autoencoders,
     training_program,
 )
 from ldmjax.autoencoders.quantiser import DEAD, Codebook, nearest, reseed, straight_through, updated
@@ -170,11 +170,11 @@ def test_a_loop_of_fixed_length_does_the_same_steps(kind, monkeypatch):
     monkeypatch.setattr(loops, "MOST_PER_CALL", 20)
     config = AutoencoderConfig(kind=kind, steps=30, batch_size=16, codes=8, warm_up=0, **SMALL)
     geometry = geometry_of((8, 8), (4,), downsampling=2)
-    specs = [RunSpec(name="fixed", seed=seed, latent_dim=d) for seed, d in enumerate((2, 4))]
+    specs = [AutoencoderSpec(name="fixed", seed=seed, latent_dim=d) for seed, d in enumerate((2, 4))]
 
     def trained():
         pixels, options = IMAGES[:200, ..., None], {"runs_per_batch": None, "job": Job()}
-        return train(specs, pixels, config, geometry, **options)
+        return train_autoencoders(specs, pixels, config, geometry, **options)
 
     told = trained()
     with devices.made_for("tpu"):
@@ -347,10 +347,10 @@ def test_odd_sides_and_maps_keep_shapes_and_float32(kind, image_shape, latent_sh
 
 def test_a_diverged_run_is_marked_its_scale_is_nan_and_the_others_are_untouched(quantised, monkeypatch):
     def diverging(*args, **options):
-        state, losses = train(*args, **options)
+        state, losses = train_autoencoders(*args, **options)
         return state._replace(failed_at=state.failed_at.at[0].set(7)), losses
 
-    monkeypatch.setattr(neural, "train", diverging)
+    monkeypatch.setattr(neural, "train_autoencoders", diverging)
     bad, good = fitted("vq", [(4,), (8,)], steps=150, batch_size=32, codes=16, learning_rate=0.01, **SMALL)
     assert bad.failed_at == 7 and np.isnan([bad.latent_std, bad.latent_mean, bad.perplexity]).all()
     assert good.failed_at == -1 and good.scale == quantised[1].scale and good.perplexity == quantised[1].perplexity

@@ -46,7 +46,7 @@ def job_in(directory, show=None, *, every=30.0):
 def train(job=NO_JOB, mapped=None, **options):
     mapped = mapped or MAPPED
     options = {"marks": (7, 23), "chunk": 5, "name": "toy", **options}
-    return chunks.train(
+    return chunks.run_training(
         mapped, start, jnp.float32(1.7), {"key": jax.vmap(jax.random.key)(np.arange(COUNT))}, count=COUNT, steps=STEPS,
         select=lambda state: state["x"], job=job, label="toy", **options,
     )  # fmt: skip
@@ -176,7 +176,7 @@ def test_a_run_that_failed_does_not_hide_the_loss_of_the_others():
 
     for bad, shown in [([True, False, False], True), ([True] * 3, False)]:
         lines, runs = [], {"key": jax.vmap(jax.random.key)(np.arange(COUNT)), "bad": np.array(bad)}
-        found = chunks.train(
+        found = chunks.run_training(
             devices.map_runs(failing), start, jnp.float32(1.7), runs, name="toy", count=COUNT, steps=10, chunk=5,
             job=job_in(None, lines.append), label="toy",
         )  # fmt: skip

@@ -9,8 +9,7 @@ import pytest
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
-from experiments import image_models
-from ldmjax import chunks, convolutions, data, devices, features, metrics, sweeps, training
+from ldmjax import chunks, convolutions, data, devices, features, latent_diffusion, metrics, sweeps, training
 from ldmjax.autoencoders import AutoencoderConfig, fit
 from ldmjax.autoencoders.convolutional import geometry_of
 from ldmjax.autoencoders.fitting import training_program
@@ -101,7 +100,7 @@ def test_products_of_bfloat16_are_summed_in_float32():
 
 
 def unet_config(**changes):
-    sampling = image_models.SamplingConfig()
+    sampling = latent_diffusion.SamplingConfig()
     size = {"model": "unet", "map_shape": (8, 8, 1), "channels": (4, 8), "steps": 20, "batch_size": 16}
     return training.TrainingConfig(**size | {"schedule": sampling.schedule, **sampling.trained_range} | changes)
 
@@ -130,7 +129,7 @@ def test_a_bfloat16_unet_multiplies_maps_in_bfloat16_and_keeps_the_rest_in_float
 
 
 def runs_at_once(make):
-    """What `sweeps.train` or an autoencoder's training would put on one accelerator at once, by default."""
+    """What `sweeps.train_scores` or an autoencoder's training would put on one accelerator at once, by default."""
     with devices.made_for("gpu"):
         return make().runs_per_batch
 
@@ -147,13 +146,13 @@ def test_large_networks_train_one_after_another(monkeypatch):
     def start(advance, *args, **options):
         raise Started(advance)
 
-    monkeypatch.setattr(chunks, "train", start)
+    monkeypatch.setattr(chunks, "run_training", start)
 
     def program(config, dim):
         spec = {"model": config.model, "data": "a", "training_draws": "sample", "latent_dim": dim, "seed": 0, "n": 2}
         latents = sweeps.Latents(sample=np.ones((2, dim), np.float32), fresh_factor=np.zeros((dim, 0)))
         with pytest.raises(Started) as found:
-            sweeps.train([sweeps.RunSpec(**spec, learning_rate=0.1)], {("a", 0, 2): latents}, config)
+            sweeps.train_scores([sweeps.RunSpec(**spec, learning_rate=0.1)], {("a", 0, 2): latents}, config)
         return found.value.args[0]
 
     large = unet_config(map_shape=(32, 32, 3), channels=(32, 64, 128), batch_size=128)
@@ -182,11 +181,11 @@ def test_precisions_that_a_model_does_not_have_are_refused(make, line):
 
 
 def test_records_name_every_precision_in_use():
-    used = functools.partial(image_models.precision_used, asked="bfloat16")
+    used = functools.partial(latent_diffusion.precision_used, asked="bfloat16")
     assert used("identity", "unet") == used("kl", "unet") == used("vq") == "bfloat16"
     assert used("identity", "mlp") == used("pca", "mlp") == used("pca") == "float32"
     assert used("conv", "mlp") == used("pca", "conv", "mlp") == "bfloat16 and float32"
-    assert image_models.precision_used("conv", "unet", asked="float32") == "float32"
+    assert latent_diffusion.precision_used("conv", "unet", asked="float32") == "float32"
 
 
 def test_a_bfloat16_unet_has_float32s_loss():
@@ -213,28 +212,27 @@ def test_a_bfloat16_unet_has_float32s_loss():
 def distances_of(images, split):
     """Squared Fréchet distances of pixels ``[BLOCKS]`` to held-out images; their spread gives the jackknife's error."""
     pixels = features.load("pixels", data.digits())
-    reference = metrics.FeatureReference(pixels(split.reference), metrics=("w2",), blocks=image_models.BLOCKS)
-    return image_models.distances_of(images, {"pixels": metrics.Measure(pixels, reference)})["pixels", "w2"]
+    reference = metrics.FeatureReference(pixels(split.reference), metrics=("w2",), blocks=latent_diffusion.BLOCKS)
+    return latent_diffusion.distances_of(images, {"pixels": metrics.Measure(pixels, reference)})["pixels", "w2"]
 
 
 def autoencoder_in(precision, *, n, steps, **size):
     """Late loss of a convolutional autoencoder of digits, and distances of what it makes of its training images."""
-    split = image_models.split_images(data.digits(), n=n, reference=700, seed=0)
+    split = latent_diffusion.split_images(data.digits(), n=n, reference=700, seed=0)
     config = AutoencoderConfig(kind="conv", steps=steps, precision=precision, **size)
-    (made,) = fit(split.train, [(16,)], config, seeds=[0], report=lambda line: None)
+    (made,) = fit(split.train, [(16,)], config, seeds=[0])
     return made.losses[len(made.losses) // 2 :].mean(), distances_of(made.decode(made.encode(split.train)), split)
 
 
 def unet_in(precision, *, n, steps, samples):
     """Late loss of a U-Net on digits' pixels, and distances of what it generates."""
-    quiet = {"report": lambda line: None}
-    sampling = image_models.SamplingConfig(samples=samples, steps=50, stops=2)
-    split = image_models.split_images(data.digits(), n=n, reference=700, seed=0)
-    pixels = fit(split.train, [(8, 8)], AutoencoderConfig(kind="identity"), seeds=[0], **quiet)
+    sampling = latent_diffusion.SamplingConfig(samples=samples, steps=50, stops=2)
+    split = latent_diffusion.split_images(data.digits(), n=n, reference=700, seed=0)
+    pixels = fit(split.train, [(8, 8)], AutoencoderConfig(kind="identity"), seeds=[0])
     config = unet_config(channels=(8, 16), steps=steps, batch_size=64, precision=precision)
-    (model,) = image_models.train_models(pixels, [config], [split], seeds=[0], **quiet)
+    (model,) = latent_diffusion.train_models(pixels, [config], [split], seeds=[0])
     losses = model.trained.losses[0]
-    generated = model.decode(image_models.sample_states(model, sampling, **quiet)[-1])
+    generated = model.decode(latent_diffusion.sample_states(model, sampling)[-1])
     return losses[len(losses) // 2 :].mean(), distances_of(generated, split)
 
 

@@ -165,7 +165,7 @@ devices.map_runs(lambda shared, row: row)(0, np.zeros(4))  # all threads run bef
 used = int(open("/proc/self/statm").read().split()[0]) * 4096
 resource.setrlimit(resource.RLIMIT_AS, (used + 1_200_000_000,) * 2)
 advance = devices.map_runs(advance, runs_per_batch=8, donate=1)
-found = chunks.train(
+found = chunks.run_training(
     advance, lambda: np.zeros((16, 4), np.float32), jnp.float32(1.1), np.arange(16.0, dtype=np.float32), name="x",
     count=16, steps=4, chunk=2, label="x", job=Job(show=printing),
 )

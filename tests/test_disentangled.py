@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from experiments import disentangled
-from experiments.disentangled import Config, Setting, Trainer, contest, report
-from experiments.disentangled.contest import Run
+from experiments.disentangled import Config, contest, report, training
+from experiments.disentangled.contest import Run, Setting
+from experiments.disentangled.training import Trainer
 from experiments.launch import read_results, write_results
 from ldmjax import data, oracle, records, tasks
 from ldmjax.job import NO_JOB, Job
@@ -230,7 +231,7 @@ def test_sampled_levels_are_levels_that_were_trained(name, levels):
 def test_ladder_is_the_one_whose_exact_chain_is_closest():
     config = dataclasses.replace(TINY, ladders=("scaled_linear", "karras", "spectral", "cosine"))
     trainer = Trainer(GAUSSIAN, config)
-    name, scores = disentangled.choose_ladder(trainer)
+    name, scores = training.choose_ladder(trainer)
     lam = np.linalg.eigvalsh(GAUSSIAN.training.T @ GAUSSIAN.training / len(GAUSSIAN.training))
     expected = {}
     for ladder_name in config.ladders:
@@ -246,7 +247,7 @@ def test_ladder_is_the_one_whose_exact_chain_is_closest():
 def test_ladder_is_chosen_by_its_better_sampler():
     """Karras is better for DDIM, but 2M on uniform logsnr is best of all four."""
     trainer = Trainer(GAUSSIAN, dataclasses.replace(TINY, ladders=("karras", "uniform_logsnr")))
-    name, scores = disentangled.choose_ladder(trainer)
+    name, scores = training.choose_ladder(trainer)
     assert scores["karras"]["ddim"] < scores["uniform_logsnr"]["ddim"] and name == "uniform_logsnr"
 
 
@@ -334,7 +335,7 @@ def test_rate_is_the_best_by_the_better_sampler_and_never_one_that_diverges(plan
 
 @pytest.mark.parametrize(("levels", "count", "samples"), [(8, 1, 2), (8, 8, 2), (8, 3, 4), (40, 1, 4)])
 def test_trainer_trains_what_the_setting_says(monkeypatch, levels, count, samples):
-    """Batch, steps and checkpoints handed to `experts.train`, and what of its result becomes whose run."""
+    """Batch, steps and checkpoints handed to `experts.train_experts`, and what of its result becomes whose run."""
     asked = {}
 
     def train(specs, data, config, *, experts_per_batch, job):
@@ -345,7 +346,7 @@ def test_trainer_trains_what_the_setting_says(monkeypatch, levels, count, sample
         params = np.broadcast_to(np.arange(len(marks))[:, None, None], (len(marks), len(specs), 1))
         return FakeTrained(marks, params, 3.0 * marks, 123, 456, failed_at)
 
-    monkeypatch.setattr(disentangled.experts, "train", train)
+    monkeypatch.setattr(training.experts, "train_experts", train)
     trainer = Trainer(GAUSSIAN, dataclasses.replace(TINY, experts_per_batch=5))
     settings = [
         Setting(ladder="karras", levels=levels, experts=count, samples_per_state=samples, parameterisation=p,
@@ -406,7 +407,7 @@ def test_error_of_samples_that_are_not_finite_is_infinite():
     summary = {"mean": np.full(3, np.nan), "covariance": np.full((3, 3), np.nan), "sliced_w2_squared": np.array(np.nan),
                "sliced_standard_error": np.array(np.nan), "flow_error": np.array(np.nan),
                "trajectory_error": np.array(np.nan)}  # fmt: skip
-    assert set(disentangled.errors_of(summary, GAUSSIAN).values()) == {np.inf}
+    assert set(training.errors_of(summary, GAUSSIAN).values()) == {np.inf}
 
 
 def test_measured_errors_of_the_exact_model_are_the_closed_form():

@@ -63,8 +63,10 @@ def test_ranges(given, expected, d):
     assert f"own reconstructs images as they are, values {images[:64].min():.3g} to {images[:64].max():.3g}, " in text
     assert f"but images brought from {given} to {expected} with " in text
     right = FORMS[expected](others)[:64]
-    for wanted, x in ((error_of(reconstruct(images[:64]), images[:64]), "as they are"),
-                      (error_of(reconstruct(right), right), "with")):  # fmt: skip
+    for wanted, x in (
+        (error_of(reconstruct(images[:64]), images[:64]), "as they are"),
+        (error_of(reconstruct(right), right), "with"),
+    ):
         assert f"{100 * wanted:.3g} %" in text, x
 
 
@@ -221,10 +223,17 @@ def test_a_form_that_is_better_but_not_by_far_is_doubted():
 
 def test_ranges_of_values():
     for values, expected in (
-        ([0.0, 1.0], (0.0, 1.0)), ([-0.04, 1.03], (0.0, 1.0)), ([-1.0, 1.0], (-1.0, 1.0)), ([-1.0, 0.1], (-1.0, 1.0)),
-        ([0.0, 255.0], (0.0, 255.0)), ([3.0, 200.0], (0.0, 255.0)), ([0.0, 16.0], (0.0, 16.0)), ([-3.0, 3.0], (-3.0, 3.0)),
-        ([0.0, 0.1], (0.0, 0.1)), ([0.0, 65535.0], (0.0, 65535.0)),
-    ):  # fmt: skip
+        ([0.0, 1.0], (0.0, 1.0)),
+        ([-0.04, 1.03], (0.0, 1.0)),
+        ([-1.0, 1.0], (-1.0, 1.0)),
+        ([-1.0, 0.1], (-1.0, 1.0)),
+        ([0.0, 255.0], (0.0, 255.0)),
+        ([3.0, 200.0], (0.0, 255.0)),
+        ([0.0, 16.0], (0.0, 16.0)),
+        ([-3.0, 3.0], (-3.0, 3.0)),
+        ([0.0, 0.1], (0.0, 0.1)),
+        ([0.0, 65535.0], (0.0, 65535.0)),
+    ):
         assert module.range_of(np.array(values)) == expected
 
 

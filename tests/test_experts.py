@@ -49,7 +49,7 @@ def quick_compilation():
 def disentangled():
     """One expert per level, all of a device at once; two models that learn, two that stay, one that diverges."""
     lines = []
-    return experts.train(
+    return experts.train_experts(
         SPECS, DATA, config(6), experts_per_batch=15, job=Job(show=lines.append, line_every=0.0)
     ), lines
 
@@ -57,19 +57,19 @@ def disentangled():
 @pytest.fixture(scope="module")
 def partial():
     """The learning models of `disentangled` in the other order, without levels 1 and 2, one expert at a time."""
-    return experts.train([SPECS[V], SPECS[NOISE]], DATA, config(6, states=(3, 6)))
+    return experts.train_experts([SPECS[V], SPECS[NOISE]], DATA, config(6, states=(3, 6)))
 
 
 @pytest.fixture(scope="module")
 def blocks():
     """Four experts on levels 1-2, 3-4, 5 and 6, three at a time."""
-    return experts.train([spec("noise"), spec("v", seed=1)], DATA, config(4), experts_per_batch=3)
+    return experts.train_experts([spec("noise"), spec("v", seed=1)], DATA, config(4), experts_per_batch=3)
 
 
 @pytest.fixture(scope="module")
 def joint():
     """One expert for all levels."""
-    return experts.train([spec("noise"), spec("v", seed=1)], DATA, config(1, batch_size=128, steps=1500))
+    return experts.train_experts([spec("noise"), spec("v", seed=1)], DATA, config(1, batch_size=128, steps=1500))
 
 
 # Every compilation takes seconds, so what tests measure of models is computed for all of them at once.
@@ -221,7 +221,7 @@ def test_models_do_not_depend_on_their_neighbours_nor_on_the_batch(disentangled,
 
 
 def test_expert_in_the_stack_equals_expert_trained_alone(blocks):
-    alone = experts.train([spec("v", seed=1)], DATA, config(4, states=(3, 4)))
+    alone = experts.train_experts([spec("v", seed=1)], DATA, config(4, states=(3, 4)))
     assert alone.params.shape[:3] == (2, 1, 1)
     np.testing.assert_allclose(alone.params[:, 0, 0], blocks.params[:, V, 1], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(alone.losses[:, 0, 0], blocks.losses[:, V, 1], rtol=1e-4)
@@ -267,7 +267,7 @@ def watched(disentangled):
     compiled = experts._compiled_training
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experts, "_compiled_training", watch)
-        short = experts.train(SPECS, DATA, config(6, steps=EARLY, checkpoints=()), experts_per_batch=15)
+        short = experts.train_experts(SPECS, DATA, config(6, steps=EARLY, checkpoints=()), experts_per_batch=15)
     return short, programs, states[-1]
 
 
@@ -294,7 +294,7 @@ def test_checkpoints_are_shorter_runs(disentangled, watched):
     np.testing.assert_array_equal(short.params[0], full.params[0])
     healthy = [NOISE, V, UNTRAINED, UNTRAINED_NOISE]
     np.testing.assert_array_equal(short.losses[0, healthy], full.losses[0, healthy])
-    other = experts.train(SPECS, DATA, config(6, checkpoints=(STEPS - EARLY,)), experts_per_batch=15)
+    other = experts.train_experts(SPECS, DATA, config(6, checkpoints=(STEPS - EARLY,)), experts_per_batch=15)
     np.testing.assert_array_equal(other.params[-1], full.params[-1])
     mean = [
         (EARLY * x.losses[k] + (STEPS - EARLY) * x.losses[1 - k])[healthy] / STEPS for x, k in ((full, 0), (other, 1))
@@ -314,9 +314,9 @@ def test_a_loop_of_fixed_length_does_the_same_steps(monkeypatch):
     """What an accelerator runs: all experts at once, steps beyond the last that change nothing. One model diverges."""
     monkeypatch.setattr(loops, "MOST_PER_CALL", 20)
     settings = config(4, steps=30, checkpoints=())
-    told = experts.train(SPECS, DATA, settings)
+    told = experts.train_experts(SPECS, DATA, settings)
     with devices.made_for("tpu"):
-        fixed = experts.train(SPECS, DATA, settings)
+        fixed = experts.train_experts(SPECS, DATA, settings)
     healthy = np.arange(len(SPECS)) != DIVERGED
     np.testing.assert_allclose(fixed.losses[:, healthy], told.losses[:, healthy], rtol=2e-5)
     np.testing.assert_allclose(fixed.params, told.params, atol=2e-5)
@@ -325,7 +325,7 @@ def test_a_loop_of_fixed_length_does_the_same_steps(monkeypatch):
 
 def test_learning_rate_rises_from_a_fiftieth(disentangled):
     """Adam's first step moves every parameter by the rate; those of the last layer start at 0."""
-    one = experts.train(SPECS, DATA, config(6, steps=1, checkpoints=()), experts_per_batch=15)
+    one = experts.train_experts(SPECS, DATA, config(6, steps=1, checkpoints=()), experts_per_batch=15)
     moved = np.abs(one.params[0, V])
     last_layer = np.isclose(moved, 0.01 / experts.WARM_UP, rtol=1e-3).sum(axis=-1)
     assert experts.WARM_UP == 50 and np.all(last_layer >= 3 * HIDDEN)
@@ -458,9 +458,9 @@ def test_noise_prediction_refuses_pure_noise_and_v_serves_it():
     """Rectified flow: alpha = 0 at the noisiest level, alpha^2 + sigma^2 is not 1. The network has no blocks."""
     settings = config(1, ladder=FLOW, blocks=0, steps=300, checkpoints=())
     with pytest.raises(ValueError, match="alpha = 0: use 'v'"):
-        experts.train([spec("v"), spec("noise")], DATA, settings)
+        experts.train_experts([spec("v"), spec("noise")], DATA, settings)
     experts.level_table(FLOW, np.arange(1, 5), "noise", 1.0, timed=True)  # the levels below can be learned
-    trained = experts.train([spec("v")], DATA, settings)
+    trained = experts.train_experts([spec("v")], DATA, settings)
     assert trained.parameter_count == (2 * 3 + BUMPS) * HIDDEN
 
     def ends(denoiser, _):
@@ -507,4 +507,4 @@ def test_bad_models_are_refused():
         with pytest.raises(ValueError, match="learning_rate must be > 0"):
             spec(rate=rate)
     with pytest.raises(ValueError, match="distinct"):
-        experts.train([spec(), spec()], DATA, config(6))
+        experts.train_experts([spec(), spec()], DATA, config(6))

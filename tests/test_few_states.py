@@ -145,9 +145,15 @@ def test_verdict(few, many, floor, expected):
 
 def made_chain(levels, rel_w2, **changes):
     fields = {
-        "kind": "exact", "ladder": "karras", "sampler": "ddim", "effective_states": 1.0, "levels": levels,
-        "rel_w2": rel_w2, "rel_w2_exact_start": 2 * rel_w2, "floor": 0.1,
-    }  # fmt: skip
+        "kind": "exact",
+        "ladder": "karras",
+        "sampler": "ddim",
+        "effective_states": 1.0,
+        "levels": levels,
+        "rel_w2": rel_w2,
+        "rel_w2_exact_start": 2 * rel_w2,
+        "floor": 0.1,
+    }
     return fields | changes
 
 
@@ -250,9 +256,15 @@ def made_learned(shift, *, error=0.01):
             values = level + common + 8 * error * rng.standard_normal(64)
             for sampler in learned.SAMPLERS:
                 row = {
-                    "kind": "learned", "task": "made", "trained_levels": trained, "sampler": sampler, "levels": levels,
-                    **dict.fromkeys(learned.METRICS, values.mean()), "rel_fd_floor": 0.1, "sliced_w2_squared_floor": 0.1,
-                }  # fmt: skip
+                    "kind": "learned",
+                    "task": "made",
+                    "trained_levels": trained,
+                    "sampler": sampler,
+                    "levels": levels,
+                    **dict.fromkeys(learned.METRICS, values.mean()),
+                    "rel_fd_floor": 0.1,
+                    "sliced_w2_squared_floor": 0.1,
+                }
                 found.append((row, dict.fromkeys(learned.METRICS, values)))
     return found
 
@@ -322,7 +334,7 @@ def test_acceptance_accepts_the_exact_score_and_not_another(monkeypatch, passes)
 
         return types.SimpleNamespace(map_models=map_models, config=config)
 
-    monkeypatch.setattr(acceptance.experts, "train", train)
+    monkeypatch.setattr(acceptance.experts, "train_experts", train)
     monkeypatch.setattr(acceptance, "SAMPLERS", ("dpmpp_2m",))
     monkeypatch.setattr(acceptance, "DRAWS", 512)
     config = few_states.Config(levels=(8, 16), few=8, mixture_samples=1000, seeds=(3,))
@@ -423,10 +435,19 @@ def computed(tmp_path_factory):
     found = {}
     for part in few_states.PARTS:
         config = few_states.Config(
-            spectrum="exponential:0.5", data_dim=8, parts=(part,), levels=(4, 16), few=4,
-            ladders=("karras", "rectified_flow"), tasks=("gaussian",), samples=1024, seeds=(5, 6),
-            steps=1, hidden=4, batch_size=8,  # one step of training leaves networks that are nearly 0
-        )  # fmt: skip
+            spectrum="exponential:0.5",
+            data_dim=8,
+            parts=(part,),
+            levels=(4, 16),
+            few=4,
+            ladders=("karras", "rectified_flow"),
+            tasks=("gaussian",),
+            samples=1024,
+            seeds=(5, 6),
+            steps=1,
+            hidden=4,
+            batch_size=8,  # one step of training leaves networks that are nearly 0
+        )
         where = tmp_path_factory.mktemp(part)
         write_results(where, few_states.compute(config, config.load(), NO_JOB))
         found[part] = read_results(where, config)

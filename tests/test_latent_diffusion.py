@@ -55,7 +55,7 @@ def test_identity_is_the_pixel_model(models):
     mean, std = flat.mean(), flat.std()
     spec = dataclasses.replace(pixel.spec)
     sources = {(spec.data, 3, 200): sweeps.Latents(sample=(flat - mean) / std, fresh_factor=np.zeros((12, 0)))}
-    direct = sweeps.train([spec], sources, network())
+    direct = sweeps.train_scores([spec], sources, network())
     z, t = np.random.default_rng(1).standard_normal((50, 12)).astype(np.float32), np.linspace(0.02, 0.98, 50)
     outputs = [m.denoiser(i)(jnp.asarray(z), jnp.asarray(t, jnp.float32)) for m, i in [(direct, 0), (pixel.trained, 0)]]
     np.testing.assert_allclose(*outputs, atol=1e-4)
@@ -131,9 +131,15 @@ def test_one_chain_is_spread_over_the_devices(models):
     start = jax.random.normal(jax.random.split(key[0])[0], (model.trained.width, 256)).T * inputs.mask
     np.testing.assert_allclose(states[0], start[:, :5], rtol=1e-5, atol=1e-9)  # another quantile function
     direct = samplers.sample(
-        model.trained.denoiser(model.index), sampling.schedule, start, jax.random.key(0), times=sampling.times,
-        stops=sampling.stop_steps, sampler="euler", statistic=lambda z, t: z,
-    )  # fmt: skip
+        model.trained.denoiser(model.index),
+        sampling.schedule,
+        start,
+        jax.random.key(0),
+        times=sampling.times,
+        stops=sampling.stop_steps,
+        sampler="euler_ode",
+        statistic=lambda z, t: z,
+    )
     np.testing.assert_allclose(states, direct[..., :5], atol=1e-5)
 
 
@@ -214,9 +220,12 @@ def test_sampling_configuration():
     asked = sampling.schedule.logsnr(sampling.times[1:-1])
     assert trained["logsnr_min"] <= asked.min() and trained["logsnr_max"] >= asked.max()
     for changes, line in [
-        ({"process": "ve"}, "process must be one of"), ({"samples": 100}, "at least 128"), ({"samples": 129}, "even"),
-        ({"batch": 0}, "batch >= 1"), ({"stops": 1}, "stops >= 2"),
-    ]:  # fmt: skip
+        ({"process": "ve"}, "process must be one of"),
+        ({"samples": 100}, "at least 128"),
+        ({"samples": 129}, "even"),
+        ({"batch": 0}, "batch >= 1"),
+        ({"stops": 1}, "stops >= 2"),
+    ]:
         with pytest.raises(ValueError, match=line):
             SamplingConfig(**changes)
     assert SamplingConfig(samples=1000, batch=128).chunk == 125 and SamplingConfig(samples=256, batch=999).chunk == 256

@@ -17,9 +17,18 @@ from ldmjax.job import NO_JOB
 EARLY, NONE, UNKNOWN = stopping.VERDICTS
 # As many components as pixels: both networks have the same size and share their programs.
 CONFIG = Config(
-    autoencoders=("pca:12",), seeds=(0, 1), n=200, reference=150, hidden=64, mlp_blocks=1, training_steps=20, batch_size=16,
-    samples=256, sampling_steps=20, stops=5,
-)  # fmt: skip
+    autoencoders=("pca:12",),
+    seeds=(0, 1),
+    n=200,
+    reference=150,
+    hidden=64,
+    mlp_blocks=1,
+    training_steps=20,
+    batch_size=16,
+    samples=256,
+    sampling_steps=20,
+    stops=5,
+)
 
 
 def test_every_latent_model_has_the_pixel_models_operations():

@@ -175,9 +175,18 @@ def test_a_decoder_that_diverges_has_no_verdict(gaussian):
 
 def reading(gain, low, high, end=100.0, verdict=UNKNOWN):
     return stopping.StoppingResult(
-        curve=np.ones(2), standard_error=np.ones(2), end=end, best=end - gain, best_stop=0, best_stop_low=0,
-        best_stop_high=1, gain=gain, gain_low=low, gain_high=high, verdict=verdict,
-    )  # fmt: skip
+        curve=np.ones(2),
+        standard_error=np.ones(2),
+        end=end,
+        best=end - gain,
+        best_stop=0,
+        best_stop_low=0,
+        best_stop_high=1,
+        gain=gain,
+        gain_low=low,
+        gain_high=high,
+        verdict=verdict,
+    )
 
 
 def test_images_needed_by_hand():
@@ -268,9 +277,15 @@ def test_a_chain_takes_the_variance_that_its_steps_lose(sampler):
     denoiser = oracle.gaussian_denoiser(variances, schedule)
     times = np.linspace(1.0, 0.0, steps + 1)
     measured = samplers.sample(
-        denoiser, schedule, jax.random.normal(jax.random.key(0), (100_000, 3)), jax.random.key(1), times=times,
-        stops=np.arange(5, steps + 1), sampler=sampler, statistic=lambda z, t: z.var(axis=0),
-    )  # fmt: skip
+        denoiser,
+        schedule,
+        jax.random.normal(jax.random.key(0), (100_000, 3)),
+        jax.random.key(1),
+        times=times,
+        stops=np.arange(5, steps + 1),
+        sampler=sampler,
+        statistic=lambda z, t: z.var(axis=0),
+    )
     alpha, sigma = 1.0 - times[5:], times[5:]
     share = np.asarray(measured) / (alpha[:, None] ** 2 * variances + sigma[:, None] ** 2)
     for k, logsnr in enumerate(logsnrs):
@@ -283,9 +298,19 @@ def test_a_chain_takes_the_variance_that_its_steps_lose(sampler):
 
 
 CONFIG = noisy_autoencoder.Config(
-    autoencoder="pca", latent_dims=(2, 4, 8), seeds=(0, 1), n=300, reference=200, training_steps=200, sampling_steps=6,
-    samples=512, stops=3, sampling_batch=128, hidden=32, learning_rate=0.01,
-)  # fmt: skip
+    autoencoder="pca",
+    latent_dims=(2, 4, 8),
+    seeds=(0, 1),
+    n=300,
+    reference=200,
+    training_steps=200,
+    sampling_steps=6,
+    samples=512,
+    stops=3,
+    sampling_batch=128,
+    hidden=32,
+    learning_rate=0.01,
+)
 
 
 def test_compared_stops_are_the_clean_ones_of_the_chain():

@@ -58,7 +58,7 @@ def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("own")
     config = training.TrainingConfig(model=Gains(), steps=300, batch_size=256)
     job = Job(workdir / "checkpoints")
-    return sweeps.train(specs(), LATENTS, config, job=job), workdir
+    return sweeps.train_scores(specs(), LATENTS, config, job=job), workdir
 
 
 def test_a_network_of_ones_own_learns_the_exact_score(trained):
@@ -85,7 +85,7 @@ def test_a_trained_run_is_given_back(trained):
 def test_runs_of_the_suites_own_models_are_given_back(tmp_path, model):
     config = training.TrainingConfig(model=model, steps=3, batch_size=8)
     runs = [dataclasses.replace(spec, latent_dim=d) for spec, d in zip(specs(model), (2, 3), strict=True)]
-    found = sweeps.train(runs, LATENTS, config, job=Job(tmp_path))
+    found = sweeps.train_scores(runs, LATENTS, config, job=Job(tmp_path))
     z, t = jnp.ones((4, 3)), jnp.full(4, 0.3)
     for index, spec in enumerate(runs):
         np.testing.assert_array_equal(sweeps.load_denoiser(tmp_path, spec.name)(z, t), found.denoiser(index)(z, t))
@@ -108,9 +108,9 @@ def test_refused_networks(model, line):
 def test_runs_of_ones_own_network_have_one_width():
     config = training.TrainingConfig(model=Gains(), steps=1, batch_size=1)
     with pytest.raises(ValueError, match="must have one latent_dim"):
-        sweeps.train([specs()[0], dataclasses.replace(specs()[1], latent_dim=2)], LATENTS, config)
+        sweeps.train_scores([specs()[0], dataclasses.replace(specs()[1], latent_dim=2)], LATENTS, config)
     with pytest.raises(ValueError, match="of model 'Gains'"):
-        sweeps.train(specs("mlp"), LATENTS, config)
+        sweeps.train_scores(specs("mlp"), LATENTS, config)
 
 
 class Constant:

@@ -76,7 +76,7 @@ def score_error_of_runs(model: str) -> dict[sweeps.RunSpec, float]:
         law = exact_score(spec, problems().of(spec))
         if law is not None:
             specs, laws = [*specs, spec], [*laws, law]
-    trained = sweeps.train(
+    trained = sweeps.train_scores(
         specs, problems().latents, CONFIG.training(model), width=max(CONFIG.latent_dims), runs_per_batch=1
     )
     errors, norms = score_errors(trained, laws, CONFIG)

@@ -16,12 +16,19 @@ NOISY = {2: [5.0, 3.8, 4.0], 4: [3.0, 2.2, 2.4], 8: [5.0, 2.0, 3.0]}
 def make_candidate(d, seed=0, *, model=None, noisy=None, noise=0.0, **changes):
     ripple = 1 + noise * np.random.default_rng([seed, d]).standard_normal((64, 1))
     fields = {
-        "seed": seed, "latent_dim": d, "features": "pixels", "metric": "w2",
+        "seed": seed,
+        "latent_dim": d,
+        "features": "pixels",
+        "metric": "w2",
         "model": np.array(MODEL[d] if model is None else model) * ripple,
         "noisy": np.array(NOISY[d] if noisy is None else noisy) * np.ones((64, 1)),
-        "earlier": np.full(64, 1.01 * MODEL[d][-1]), "reconstruction_error": 1.0 / d, "interpolation": float(d),
-        "floor": 0.1, "memorisation": 0.9, "failed_at": None,
-    }  # fmt: skip
+        "earlier": np.full(64, 1.01 * MODEL[d][-1]),
+        "reconstruction_error": 1.0 / d,
+        "interpolation": float(d),
+        "floor": 0.1,
+        "memorisation": 0.9,
+        "failed_at": None,
+    }
     return predictors.Candidate(**fields | changes)
 
 
@@ -91,9 +98,13 @@ def test_groups_are_spaces_and_metrics():
     candidates = [make_candidate(d, features=f, metric=m) for f in ("a", "b") for m in ("w2", "mmd") for d in DIMS]
     found = predictors.score_predictors(candidates, {(0, d, "a") for d in DIMS})
     assert [(c.features, c.metric, c.scope) for c in found[::4]] == [
-        ("a", "w2", "trained"), ("a", "w2", "all"), ("a", "mmd", "trained"), ("a", "mmd", "all"),
-        ("b", "w2", "all"), ("b", "mmd", "all"),
-    ]  # fmt: skip
+        ("a", "w2", "trained"),
+        ("a", "w2", "all"),
+        ("a", "mmd", "trained"),
+        ("a", "mmd", "all"),
+        ("b", "w2", "all"),
+        ("b", "mmd", "all"),
+    ]
 
 
 def test_regret_is_never_negative():

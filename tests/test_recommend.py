@@ -181,17 +181,29 @@ def commands(tmp_path_factory):
     rng = np.random.default_rng(13)
     z, x = rng.standard_normal((1797, 3)).astype(np.float32), coloured(300)
     twice = np.concatenate([x, x])
-    images = {"once": x, "twice": twice, "first": np.moveaxis(x, -1, 1), "reversed": x[..., ::-1], "unit2": (twice + 1) / 2,
-              "unit": (x - x.min()) / (x.max() - x.min())}  # fmt: skip
+    images = {
+        "once": x,
+        "twice": twice,
+        "first": np.moveaxis(x, -1, 1),
+        "reversed": x[..., ::-1],
+        "unit2": (twice + 1) / 2,
+        "unit": (x - x.min()) / (x.max() - x.min()),
+    }
     for name, array in images.items():
         np.savez(where / f"{name}.npz", images=array)
     np.savez(where / "z.npz", latents=z)
     np.savez(where / "two.npz", a=z[:300], b=z[:300, :2] * 5 + 1, labels=np.arange(300) % 10)
     np.savez(where / "colours.npz", z=OWN["Colours"]().encode(twice))
     few = np.where(np.arange(300)[:, None] % 10 == 0, z[:300], 0.0)
-    alone = {"few": z[:200], "constant": np.ones((300, 3)), "coincide": few,
-             "wide": rng.standard_normal((300, 10, 20)).astype(np.float16), "bfloat16": z[:300].astype(ml_dtypes.bfloat16),
-             "scaled": 5 * z[:300], "offset": z[:300].astype(np.float64) + 1e8}  # fmt: skip
+    alone = {
+        "few": z[:200],
+        "constant": np.ones((300, 3)),
+        "coincide": few,
+        "wide": rng.standard_normal((300, 10, 20)).astype(np.float16),
+        "bfloat16": z[:300].astype(ml_dtypes.bfloat16),
+        "scaled": 5 * z[:300],
+        "offset": z[:300].astype(np.float64) + 1e8,
+    }
     for name, array in alone.items():
         np.save(where / f"{name}.npy", array)
     return run_named_commands("recommend", {name: own for name, (own, *_) in COMMANDS.items()}, where, drawn=("quick",))
@@ -222,14 +234,30 @@ def test_files_say_the_same_as_the_table(commands):
     assert (
         len(rows) == 2 * 3 and len(summary["recommendations"]) == 3 and (workdir / "recommend.png").stat().st_size > 0
     )
-    asked = {"metric", "latent_dim", "logsnr", "rf_time", "vp_alpha", "denoising_end", "low", "high",
-             "gain", "gain_low", "gain_high", "verdict"}  # fmt: skip
+    asked = {
+        "metric",
+        "latent_dim",
+        "logsnr",
+        "rf_time",
+        "vp_alpha",
+        "denoising_end",
+        "low",
+        "high",
+        "gain",
+        "gain_low",
+        "gain_high",
+        "verdict",
+    }
     for row in summary["recommendations"]:
         assert asked <= set(row) and row["advice"] in out
         (best,) = [r for r in rows if r["metric"] == row["metric"] and r["choice"] == "best"]
-        assert row["best"] == min(r["best"] for r in rows if r["metric"] == row["metric"]) and row.items() >= {
-            **{k: v for k, v in best.items() if k not in ("schema_version", "float32_products", "choice", "levels")}
-        }.items()  # fmt: skip
+        assert (
+            row["best"] == min(r["best"] for r in rows if r["metric"] == row["metric"])
+            and row.items()
+            >= {
+                **{k: v for k, v in best.items() if k not in ("schema_version", "float32_products", "choice", "levels")}
+            }.items()
+        )
     curves = np.load(workdir / "curves.npz")
     for r in rows:
         curve, levels = curves[f"{r['name']}/{r['features']}/{r['metric']}"], curves[f"{r['name']}/logsnr"]
@@ -247,17 +275,23 @@ def test_files_say_the_same_as_the_table(commands):
 def test_the_report_is_made_again_from_the_files(commands, name):
     workdir, _, out, _ = commands[name]
     where = workdir.parent
-    config = recommend.Config(**recommend.QUICK) if name == "quick" else recommend.Config(
-        latents=f"{where}/two.npz", n=150, reference=128, samples=300, stops=4, sampler="linear_vp"
-    )  # fmt: skip
+    config = (
+        recommend.Config(**recommend.QUICK)
+        if name == "quick"
+        else recommend.Config(
+            latents=f"{where}/two.npz", n=150, reference=128, samples=300, stops=4, sampler="linear_vp"
+        )
+    )
     made = recommend.report(read_results(workdir, config))
     assert made.text in out and list(made.figures) == ["recommend"]
     assert made.files["recommend.json"] == json.loads((workdir / "recommend.json").read_text())
 
 
 def test_kinds_of_input_say_what_they_know(commands):
-    summaries = {n: json.loads((commands[n][0] / "recommend.json").read_text())
-                 for n in ("factory", "dimensions", "alone", "latents, decoder")}  # fmt: skip
+    summaries = {
+        n: json.loads((commands[n][0] / "recommend.json").read_text())
+        for n in ("factory", "dimensions", "alone", "latents, decoder")
+    }
     names = {n: sorted({r["name"] for r in s["recommendations"]}) for n, s in summaries.items()}
     assert (
         names["factory"] == ["own"] and set(names["dimensions"]) <= {"own 2", "own 70"} and names["alone"] == ["a", "b"]

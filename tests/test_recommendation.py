@@ -67,8 +67,17 @@ def test_latents_of_the_true_second_moment_never_ask_for_an_early_stop(seed):
 def test_record_of_a_run(scarce):
     x, outcome = scarce
     (record,) = outcome.records
-    about = {"name": "pca", "features": "data", "metric": "w2", "latent_dim": 69, "training_images": 70,
-             "reference_images": 1500, "feature_dim": 80, "readout": "rescaled", "squared": True}  # fmt: skip
+    about = {
+        "name": "pca",
+        "features": "data",
+        "metric": "w2",
+        "latent_dim": 69,
+        "training_images": 70,
+        "reference_images": 1500,
+        "feature_dim": 80,
+        "readout": "rescaled",
+        "squared": True,
+    }
     assert {key: record[key] for key in about} == about
     for key in ("logsnr", "low"):
         assert record[key] in record["levels"]
@@ -131,9 +140,18 @@ def test_configuration_reaches_the_noisy_autoencoder(monkeypatch):
 def test_interval_that_reaches_the_end_has_no_number():
     candidate = pca_candidate(np.random.default_rng(17).standard_normal((80, 5)), np.ones((128, 5)) * GRADED, 3)
     result = stopping.StoppingResult(
-        curve=np.ones(4), standard_error=np.ones(4), end=1.0, best=1.0, best_stop=3, best_stop_low=1, best_stop_high=3,
-        gain=0.0, gain_low=-1.0, gain_high=1.0, verdict=UNKNOWN,
-    )  # fmt: skip
+        curve=np.ones(4),
+        standard_error=np.ones(4),
+        end=1.0,
+        best=1.0,
+        best_stop=3,
+        best_stop_low=1,
+        best_stop_high=3,
+        gain=0.0,
+        gain_low=-1.0,
+        gain_high=1.0,
+        verdict=UNKNOWN,
+    )
     config = RecommendationConfig(stops=4)
     scale = autoencoders.LatentScale(mean=0.0, std=2.0)
     levels = {"logsnrs": config.logsnrs}
@@ -167,8 +185,16 @@ def test_the_end_of_sampling_in_every_language():
     for sampler in pipelines.NAMES:
         found = measuring.stop_fields(None, RecommendationConfig(sampler=sampler))
         end = 1.0 if sampler.startswith("scaled_linear") else None
-        assert found == {"logsnr": None, "step": None, "timestep": None, "denoising_end": end, "sigma": 0.0, "rf_time": 0.0,
-                         "vp_alpha": 1.0, "divide_by": 1.0}  # fmt: skip
+        assert found == {
+            "logsnr": None,
+            "step": None,
+            "timestep": None,
+            "denoising_end": end,
+            "sigma": 0.0,
+            "rf_time": 0.0,
+            "vp_alpha": 1.0,
+            "divide_by": 1.0,
+        }
     # Levels that the sampler does not have are no stops.
     levels = RecommendationConfig(sampler="scaled_linear_ddim").logsnrs
     assert np.diff(levels[:-1]) == pytest.approx(9.0694 / 19, abs=1e-4) and levels[-2] < 7.0 and np.isinf(levels[-1])
@@ -186,7 +212,8 @@ def test_stops_of_a_sampler_with_steps_are_after_them():
         assert levels[found["step"]] == pytest.approx(logsnr) and found["logsnr"] == logsnr
     assert measuring.stop_fields(None, config)["step"] == 28
     assert (
-        config.chain.sampler == "euler" and dataclasses.replace(config, solver="dpmpp_2m").chain.sampler == "dpmpp_2m"
+        config.chain.sampler == "euler_ode"
+        and dataclasses.replace(config, solver="dpmpp_2m").chain.sampler == "dpmpp_2m"
     )
 
 
@@ -200,7 +227,7 @@ def test_stops_of_a_sampler_with_steps_are_after_them():
         ("shift", {"shift": 3.0}),
         ("shift", {"sampler": "flow_matching", "tokens": -1}),
         ("sampler", {"sampler": "ddim"}),
-        ("solver", {"solver": "euler"}),
+        ("solver", {"solver": "euler_ode"}),
         ("stops", {"stops": 1}),
         ("latent_scale", {"latent_scale": [1.0, 0.0]}),
         ("latent_scale", {"latent_scale": 2.0, "standardise": "none"}),
@@ -343,7 +370,7 @@ def test_the_answer():
     assert found(made_record("a", None, choice=None)).answer == "cannot tell: no distance is finite"
 
 
-@pytest.mark.parametrize("solver", ["euler", "dpmpp_2m"])
+@pytest.mark.parametrize("solver", ["euler_ode", "dpmpp_2m"])
 def test_a_sampler_with_few_steps_stops_after_steps_and_earlier(solver):
     """Latents with the training points' own law: without the loss no stop gains, with few Euler steps an early one does."""
     rng = np.random.default_rng([4, 0])
@@ -361,7 +388,7 @@ def test_a_sampler_with_few_steps_stops_after_steps_and_earlier(solver):
     exact = gaussians.w2_squared(np.zeros(16), np.diag(kept * z), np.zeros(16), np.diag(z))
     assert record["end"] == pytest.approx(exact, abs=4 * record["end_standard_error"])
     assert record["end"] > without["end"] + 2 * record["end_standard_error"]
-    if solver == "euler":
+    if solver == "euler_ode":
         assert record["verdict"] == EARLY and without["verdict"] != EARLY
 
 
@@ -376,9 +403,10 @@ def test_interrupted_job_ends_with_the_same(tmp_path):
     both, config = [small_candidate(16, d, name=f"pca {d}") for d in (2, 3)], dataclasses.replace(FEW, passes=1)
     alone = compare(both, config, compared="latents")
     again, lines = run_in_sessions(
-        lambda job: compare(both, config, compared="latents", job=job), tmp_path,
+        lambda job: compare(both, config, compared="latents", job=job),
+        tmp_path,
         at=["pca 2: noisy autoencoder: level 4/4", "pca 3: noisy autoencoder: level 4/4"],
-    )  # fmt: skip
+    )
     assert again.findings == alone.findings and set(alone.findings) < set(lines)
     assert not any(line.startswith("pca 2: noisy") for line in lines) and "pca 3: noisy" in lines[-1]
     assert (again.records, again.recommendations) == (alone.records, alone.recommendations)

@@ -1,15 +1,12 @@
 """What users bring to recommend: functions, objects, images and latents, each made a candidate or refused."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 import ldmjax
-from ldmjax import autoencoders, data, metrics, stopping
+from ldmjax import autoencoders, data, stopping
 from ldmjax.job import Job
 from ldmjax.recommendation import candidates
-from ldmjax.recommendation.distinct import choose_distinct
 
 
 class TorchLike:
@@ -154,19 +151,6 @@ def test_pooled_latents_keep_their_channels_apart():
     np.testing.assert_allclose(mean, 10 * np.arange(8), atol=0.3)
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_clean_images_give_no_warning(name):
-    path = Path("/work/shared/data") / f"{name}.npz"
-    if not path.is_file():
-        pytest.skip(f"no {path}")
-    dataset = data.load_npz(str(path))
-    order, lines = choose_distinct(dataset.samples, most=4000, seed=0)
-    assert lines == [] and len(order) == 60_000
-    np.testing.assert_array_equal(order[:2000], dataset.split_indices(n=2000, seed=0)[0])
-    assert data.float32_problem(dataset.samples, mean=dataset.mean) is None
-    assert metrics.nearest_distances(dataset.samples[order[:500]], dataset.samples[order[500:1000]]).min() > 0
-
-
 @pytest.mark.parametrize("channels_first", [False, True])
 def test_a_decoder_with_channels_in_the_other_place_is_taken_right(channels_first):
     x = np.random.default_rng(3).standard_normal((140, 8, 6, 3)).astype(np.float32)
@@ -211,11 +195,10 @@ def test_recommend_in_a_notebook(digits, pca, tmp_path):
 def test_recommend_with_a_reference_set_features_and_a_sampler(digits, pca):
     features, how = {"rows": lambda images: images.mean(axis=2)}, FAST | {"sampler": "flow_matching", "shift": 3}
     # Of the reference, 20 images are among the training ones and are used once.
-    found = ldmjax.recommend(digits[:300], pca, reference=digits[280:], features=features, sampling_steps=28, **how)
+    found = ldmjax.recommend(digits[:300], pca, reference=digits[280:560], features=features, sampling_steps=28, **how)
     record = found.records[0]
-    assert (
-        record["training_images"] + record["reference_images"] == 600 and "20 of 620 images repeat" in found.noticed[0]
-    )
+    assert (record["training_images"], record["reference_images"]) == (300, 260)
+    assert "20 of 580 images repeat" in found.noticed[0]
     assert (record["features"], record["feature_dim"], record["sampler"]) == ("rows", 8, "flow_matching")
     assert 0 < (record["step"] or 28) <= 28 and record["data"] == "images"
 
@@ -231,8 +214,7 @@ def test_recommend_from_latents(digits, pca):
         assert one["end"] == pytest.approx(other["end"], rel=1e-5)
 
 
-@pytest.mark.parametrize("copies", [1, 2])
-@pytest.mark.parametrize("noise", [0.0, 0.01])
+@pytest.mark.parametrize(("noise", "copies"), [(0.0, 2), (0.01, 1)])
 def test_repeats_do_not_change_the_answer(digits, pca, noise, copies):
     """Other images are held out, so the numbers differ within their errors."""
     rng, how = np.random.default_rng(0), FAST | {"samples": 1200}
@@ -245,18 +227,6 @@ def test_repeats_do_not_change_the_answer(digits, pca, noise, copies):
         error = np.hypot(a["end_standard_error"], b["end_standard_error"])
         assert abs(a["end"] - b["end"]) < 4 * error and 0.5 < a["end_standard_error"] / b["end_standard_error"] < 2.0
         assert a["gain_low"] <= b["gain_high"] and b["gain_low"] <= a["gain_high"]
-
-
-def test_the_order_of_axes_changes_nothing(pca):
-    """The metrics and the user's functions get the same images, whichever way they were stored."""
-    x = np.random.default_rng(3).standard_normal((300, 8, 6, 3)).astype(np.float32)
-    last, first = (
-        ldmjax.recommend(images, {"flat": Flat(False)}, latent_scale=1.0, **FAST)
-        for images in (x, np.moveaxis(x, -1, 1).copy())
-    )
-    for a, b in zip(first.records, last.records, strict=True):
-        assert a["feature_dim"] == b["feature_dim"] == 144
-        assert a["floor"] == pytest.approx(b["floor"], rel=1e-3, abs=1e-4 * b["end"])
 
 
 def test_arguments_that_do_not_go_together(digits, pca):
@@ -272,14 +242,20 @@ def test_arguments_that_do_not_go_together(digits, pca):
         ({"images": digits, "autoencoders": pca, "n": 500}, "n: must be 64..472"),
         ({"images": digits, "autoencoders": pca, "reference": digits[:100]}, "reference: needs at least"),
         ({"images": digits, "autoencoders": pca, "reference": digits[:, :4]}, r"reference: must hold images \[8, 8\]"),
-        ({"images": digits, "latents": {"z": z["z"][:9]}, "decoder": np.sin}, "latents: must have one row for each of 600"),
+        (
+            {"images": digits, "latents": {"z": z["z"][:9]}, "decoder": np.sin},
+            "latents: must have one row for each of 600",
+        ),
         ({"latents": {"z": np.full((300, 2), np.nan)}}, "must hold finite numbers"),
         ({"latents": {"a": z["z"], "b": z["z"][:300]}}, "one number of rows, got 600, 300"),
         ({"images": digits + np.float64(1e9), "autoencoders": pca}, "float32 can hold"),
-        ({"images": (digits + 1) / 2, "autoencoders": {"own": Clipped(pca["pca 12"])}}, r"brought from \[0, 1\] to \[-1, 1\]"),
+        (
+            {"images": (digits + 1) / 2, "autoencoders": {"own": Clipped(pca["pca 12"])}},
+            r"brought from \[0, 1\] to \[-1, 1\]",
+        ),
         ({"images": digits, "autoencoders": pca, "features": {"f": lambda x: x}}, r"features f of .* images must be"),
         ({"images": digits, "autoencoders": pca, "sampler": "edm", "shift": 3}, "shift: allowed only"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=message) as error:
             ldmjax.recommend(**arguments)
         assert "\n" not in str(error.value)

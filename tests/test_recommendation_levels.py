@@ -19,9 +19,18 @@ FINE = np.linspace(-8.0, 30.0, 77)
 def reading(best, low, high, *, curve=None, error=0.01, verdict=EARLY):
     curve = np.ones(len(GRID)) if curve is None else np.asarray(curve)
     return stopping.StoppingResult(
-        curve=curve, standard_error=np.full(len(curve), error), end=curve[-1], best=curve.min(), best_stop=best,
-        best_stop_low=low, best_stop_high=high, gain=0.0, gain_low=-1.0, gain_high=1.0, verdict=verdict,
-    )  # fmt: skip
+        curve=curve,
+        standard_error=np.full(len(curve), error),
+        end=curve[-1],
+        best=curve.min(),
+        best_stop=best,
+        best_stop_low=low,
+        best_stop_high=high,
+        gain=0.0,
+        gain_low=-1.0,
+        gain_high=1.0,
+        verdict=verdict,
+    )
 
 
 def missing(*results, most=10, chain=None):
@@ -71,7 +80,7 @@ def test_curves_of_one_candidate_share_the_levels_that_may_be_added():
 
 
 def test_a_sampler_adds_its_own_levels_alone():
-    chain = stopping.Chain(schedules.RectifiedFlow(), 100, "euler")
+    chain = stopping.Chain(schedules.RectifiedFlow(), 100, "euler_ode")
     own = chain.logsnrs[:-1]
     grid = np.append(own[[20, 40, 60, 80, 90]], np.inf)
     for result, low, high in (
@@ -86,7 +95,7 @@ def test_a_sampler_adds_its_own_levels_alone():
         levels.missing_levels(complete, [reading(2, 2, 2, curve=np.ones(6))], most=6, chain=chain, negligible=0.01).size
         == 0
     )
-    few = stopping.Chain(schedules.RectifiedFlow(), 6, "euler")
+    few = stopping.Chain(schedules.RectifiedFlow(), 6, "euler_ode")
     for best in (0, 2, 4, 5):
         falling = reading(best, best, best, curve=np.arange(6.0)[::-1] + 1.0)
         assert levels.missing_levels(few.logsnrs, [falling], most=6, chain=few, negligible=0.01).size == 0
@@ -98,13 +107,18 @@ def test_names_of_the_edges():
 
     falling = np.arange(8.0)[::-1] + 1.0
     assert [edge(reading(best, 0, 7, curve=falling)) for best in (0, 1, 5, 6, 7, None)] == [
-        "first", None, None, "last", "end", None,
-    ]  # fmt: skip
+        "first",
+        None,
+        None,
+        "last",
+        "end",
+        None,
+    ]
     with np.errstate(all="raise"):
         assert edge(reading(None, None, None, curve=np.full(8, np.inf))) is None
     assert edge(reading(7, 7, 7)) is None and edge(reading(7, 7, 7, curve=falling, error=60.0)) is None
     # After a sampler's last step with noise there is no other stop than the end.
-    steps = stopping.Chain(schedules.RectifiedFlow(), 8, "euler")
+    steps = stopping.Chain(schedules.RectifiedFlow(), 8, "euler_ode")
     result = reading(7, 7, 7, curve=falling)
     assert levels.edge_of(result, steps.logsnrs, chain=steps, negligible=0.01) is None
 
@@ -123,7 +137,7 @@ def test_a_sampler_has_no_levels_beyond_its_own():
         result = reading(best, best, best, curve=np.arange(8.0)[::-1] + 1.0)
         assert levels.edge_of(result, GRID, span=span, negligible=0.01) is None
         assert levels.edge_of(result, GRID, negligible=0.01) is not None
-    few = stopping.Chain(schedules.RectifiedFlow(), 2, "euler")
+    few = stopping.Chain(schedules.RectifiedFlow(), 2, "euler_ode")
     assert levels.edge_of(reading(0, 0, 1, curve=np.ones(2)), few.logsnrs, chain=few, negligible=0.01) == "last"
     config = RecommendationConfig(sampler="scaled_linear_euler")
     assert config.span == pytest.approx((-5.364, 7.069), abs=2e-3)
@@ -261,9 +275,14 @@ def test_two_passes_are_one_pass_over_all_levels():
     found, values = measuring.measure_passes(candidate, scale, config)
     assert len(found) == 8 + 4 and np.all(np.diff(found) > 0) and set(config.logsnrs) <= set(found)
     whole = stopping.noisy_autoencoder(
-        scale.standardise(candidate.latents), lambda z: candidate.decode(scale.unstandardise(z)), candidate.measures,
-        logsnrs=found, samples=config.decoded(70), seed=config.seed, report=lambda line: None,
-    )  # fmt: skip
+        scale.standardise(candidate.latents),
+        lambda z: candidate.decode(scale.unstandardise(z)),
+        candidate.measures,
+        logsnrs=found,
+        samples=config.decoded(70),
+        seed=config.seed,
+        report=lambda line: None,
+    )
     np.testing.assert_allclose(values["data", "w2"], whole["data", "w2"], rtol=1e-9)
     _, other = measuring.measure_passes(candidate, scale, dataclasses.replace(config, seed=1))
     assert np.all(other["data", "w2"][:, 0] != values["data", "w2"][:, 0])

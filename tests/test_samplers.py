@@ -218,11 +218,6 @@ def test_a_sampler_of_ones_own():
     np.testing.assert_array_equal(run_chain([7, 20], sampler=counting)[0][:, 0, 0], [7, 20])
 
 
-@pytest.mark.parametrize(("other", "name"), samplers.OTHER_NAMES.items())
-def test_other_names_of_samplers_in_continuous_time(other, name):
-    np.testing.assert_array_equal(*(run_chain([20], sampler=sampler)[0] for sampler in (other, name)))
-
-
 def test_noise_by_row_is_that_of_jax():
     """On a flat law of the noise alone: the denoiser says 0, and the step is known."""
     schedule, key = LinearVP(), jax.random.key(3)

@@ -20,9 +20,14 @@ LOGSNRS = np.array([0.0, 1.0, 3.0, 7.0])
 def reading(low, best, high, verdict):
     values = dict.fromkeys(["end", "best", "gain", "gain_low", "gain_high"], 1.0)
     return stopping.StoppingResult(
-        curve=np.ones(4), standard_error=np.ones(4), best_stop=best, best_stop_low=low, best_stop_high=high,
-        verdict=verdict, **values,
-    )  # fmt: skip
+        curve=np.ones(4),
+        standard_error=np.ones(4),
+        best_stop=best,
+        best_stop_low=low,
+        best_stop_high=high,
+        verdict=verdict,
+        **values,
+    )
 
 
 # Of three runs, in measures A, B and C.
@@ -55,9 +60,18 @@ def computed(tmp_path_factory):
     path, digits = tmp_path_factory.mktemp("map") / "turned.npz", data.digits()
     np.savez(path, weight=3.0 * np.linalg.qr(np.random.default_rng(0).standard_normal((64, 64)))[0])
     config = Config(
-        autoencoders=("pca",), latent_dims=(2, 4), seeds=(0, 3), n=400, reference=200, training_steps=60, hidden=16,
-        features=("pixels", str(path)), sampling_steps=20, samples=256, stops=4,
-    )  # fmt: skip
+        autoencoders=("pca",),
+        latent_dims=(2, 4),
+        seeds=(0, 3),
+        n=400,
+        reference=200,
+        training_steps=60,
+        hidden=16,
+        features=("pixels", str(path)),
+        sampling_steps=20,
+        samples=256,
+        stops=4,
+    )
     images = ImageData(dataset=digits, spaces=tuple(features.load(word, digits) for word in config.features))
     return config, images, stopping_by_metric.compute(config, images, NO_JOB)
 

@@ -106,7 +106,7 @@ def test_arrays_that_are_no_latents(tmp_path, name, arrays, message):
         ({"a": FEW * 1e300}, "infinity"),
         ({"a": FEW[:, :0]}, "must hold"),
     ],
-)  # fmt: skip
+)
 def test_latents_that_do_not_load(tmp_path, arrays, message):
     with pytest.raises(ValueError, match=message):
         load(tmp_path / "z.npz", **arrays)

@@ -59,13 +59,13 @@ def leaves(trained, index, d):
 
 @functools.cache
 def trained_alone(model, i):
-    return sweeps.train([grid(model)[i]], LATENTS, SMALL[model], chunk=60)
+    return sweeps.train_scores([grid(model)[i]], LATENTS, SMALL[model], chunk=60)
 
 
 @pytest.mark.parametrize(("model", "runs_per_batch"), [("linear", 1), ("mlp", 3)])
 def test_run_in_a_batch_equals_run_alone(model, runs_per_batch):
     specs = grid(model)
-    together = sweeps.train(specs, LATENTS, SMALL[model], width=6, runs_per_batch=runs_per_batch, chunk=25)
+    together = sweeps.train_scores(specs, LATENTS, SMALL[model], width=6, runs_per_batch=runs_per_batch, chunk=25)
     assert together.compilations == 1  # for three chunks and five runs of different dimension, cap, seed, n and rate
     for i in (2, 3) if model == "linear" else (3,):
         one, alone = specs[i], trained_alone(model, i)
@@ -79,8 +79,8 @@ def test_run_in_a_batch_equals_run_alone(model, runs_per_batch):
 
 def test_order_of_the_batch_does_not_matter():
     specs = grid("linear")
-    forward = sweeps.train(specs, LATENTS, SMALL["linear"], width=6)
-    backward = sweeps.train(specs[::-1], LATENTS, SMALL["linear"], width=6)
+    forward = sweeps.train_scores(specs, LATENTS, SMALL["linear"], width=6)
+    backward = sweeps.train_scores(specs[::-1], LATENTS, SMALL["linear"], width=6)
     for i, one in enumerate(specs):
         for a, b in zip(
             leaves(forward, i, one.latent_dim), leaves(backward, len(specs) - 1 - i, one.latent_dim), strict=True
@@ -104,7 +104,7 @@ def test_linear_scores_reach_prop_4():
     """On the n samples' own second moments (not their covariance), with and without a cap, within 2 % after 800 steps."""
     config = training.TrainingConfig(model="linear", steps=800, batch_size=128)
     specs = [spec("linear", d, cap=cap, learning_rate=0.05) for d in (1, 6) for cap in (np.inf, 5.0)]
-    trained = sweeps.train(specs, LATENTS, config, width=6)
+    trained = sweeps.train_scores(specs, LATENTS, config, width=6)
     initial = dataclasses.replace(trained, params=trained.initial)
     for i, one in enumerate(specs):
         estimated = np.mean(LATENTS[("toy", 0, 200)].sample[:, : one.latent_dim] ** 2, axis=0)
@@ -116,7 +116,7 @@ def test_linear_scores_reach_prop_4():
 
 
 def test_cap_holds_everywhere():
-    trained = sweeps.train([spec("linear", 6, cap=3.0, learning_rate=0.05)], LATENTS, SMALL["linear"])
+    trained = sweeps.train_scores([spec("linear", 6, cap=3.0, learning_rate=0.05)], LATENTS, SMALL["linear"])
     z, t = jnp.ones((500, 6)), jnp.asarray(SCHEDULE.inverse_logsnr(np.linspace(-10, 9, 500)), jnp.float32)
     alpha, sigma = SCHEDULE.alpha(t)[:, None], SCHEDULE.sigma(t)[:, None]
     weights = (1 - alpha * trained.denoiser(0)(z, t)) / sigma**2
@@ -129,7 +129,9 @@ def test_cap_holds_everywhere():
 
 
 def test_initialisation_does_not_see_the_data():
-    one, other = (sweeps.train([spec("linear", 6, seed=seed)], LATENTS, SMALL["linear"]).initial for seed in (0, 1))
+    one, other = (
+        sweeps.train_scores([spec("linear", 6, seed=seed)], LATENTS, SMALL["linear"]).initial for seed in (0, 1)
+    )
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -137,7 +139,7 @@ def test_initialisation_does_not_see_the_data():
 @pytest.mark.parametrize("schedule", [LinearVP(), RectifiedFlow()])
 def test_mlp_reaches_the_exact_score(schedule):
     config = training.TrainingConfig(model="mlp", steps=600, batch_size=128, hidden=32, schedule=schedule)
-    trained = sweeps.train([spec("mlp", 4, draws="fresh", learning_rate=0.005)], LATENTS, config)
+    trained = sweeps.train_scores([spec("mlp", 4, draws="fresh", learning_rate=0.005)], LATENTS, config)
     law = (VARIANCES[:4], np.eye(4))
     before = score_error(dataclasses.replace(trained, params=trained.initial), 0, law)
     after = score_error(trained, 0, law)
@@ -171,7 +173,7 @@ def test_unet_reaches_the_exact_score():
         model="unet", map_shape=(4, 4, 1), channels=(8, 8), steps=500, batch_size=64, schedule=schedule
     )
     specs = [spec("unet", 16, seed=seed, n=400, draws="fresh", learning_rate=0.01) for seed in (0, 1)]
-    trained = sweeps.train(specs, {("toy", seed, 400): maps for seed in (0, 1)}, config, chunk=500)
+    trained = sweeps.train_scores(specs, {("toy", seed, 400): maps for seed in (0, 1)}, config, chunk=500)
     # F = 0 at initialisation: E[z_0 | z] = alpha s^2 / R^2 z.
     x0, t = maps.sample[:8].astype(np.float32), np.linspace(0.05, 0.95, 8).astype(np.float32)
     variance, alpha, sigma = np.mean(maps.sample**2), schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
@@ -192,39 +194,39 @@ def test_unet_reaches_the_exact_score():
 @pytest.mark.parametrize("count", [2, 3])  # as many runs as devices: nothing is padded, and the state is donated
 def test_snapshot_is_the_average_at_that_step(count):
     specs = [spec("linear", 2, seed=seed) for seed in (0, 1)[: count - 1]] + [spec("linear", 3)]
-    trained = sweeps.train(specs, LATENTS, SMALL["linear"], chunk=20, snapshot=40)
+    trained = sweeps.train_scores(specs, LATENTS, SMALL["linear"], chunk=20, snapshot=40)
     assert trained.snapshot is not None
     # A run that ends there has had other learning rates; what is known is that the average moves on.
     tables = [np.asarray(jax.tree.leaves(x)[0]) for x in (trained.initial, trained.snapshot, trained.params)]
     assert tables[1].shape == tables[2].shape == (count, 64, 3)
     before, after = (np.abs(b - a).max() for a, b in [(tables[0], tables[1]), (tables[1], tables[2])])
     assert before > 1e-3 and after > 1e-4
-    final = sweeps.train(specs, LATENTS, SMALL["linear"], chunk=20, snapshot=60)
+    final = sweeps.train_scores(specs, LATENTS, SMALL["linear"], chunk=20, snapshot=60)
     np.testing.assert_array_equal(jax.tree.leaves(final.snapshot)[0], tables[2])
 
 
 def test_maps_and_vectors_are_not_mixed_up():
     config = training.TrainingConfig(model="unet", map_shape=(2, 3, 1), channels=(4,), steps=1, batch_size=4)
     with pytest.raises(ValueError, match="latent_dim 6, got"):
-        sweeps.train([spec("unet", 5)], LATENTS, config)
+        sweeps.train_scores([spec("unet", 5)], LATENTS, config)
     with pytest.raises(ValueError, match="latent_dim 6, got"):
-        sweeps.train([spec("unet", 6)], LATENTS, config, width=8)
+        sweeps.train_scores([spec("unet", 6)], LATENTS, config, width=8)
 
 
 def test_diverging_run_is_frozen_and_spoils_nobody():
     model = "mlp"
     healthy, sick = spec(model, 3), spec(model, 3, learning_rate=1e38)
-    trained = sweeps.train([healthy, sick], LATENTS, SMALL[model], runs_per_batch=2)
+    trained = sweeps.train_scores([healthy, sick], LATENTS, SMALL[model], runs_per_batch=2)
     assert trained.failed_at[0] == -1 and trained.failed_at[1] >= 0
     for leaf in jax.tree.leaves(trained.params):
         assert np.all(np.isfinite(leaf))  # the sick run keeps its last finite parameters
-    alone = sweeps.train([healthy], LATENTS, SMALL[model])
+    alone = sweeps.train_scores([healthy], LATENTS, SMALL[model])
     for a, b in zip(leaves(trained, 0, 3), leaves(alone, 0, 3), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
 def test_mapping_at_a_narrow_width_gives_the_same():
-    trained = sweeps.train(grid("mlp"), LATENTS, SMALL["mlp"], width=6)
+    trained = sweeps.train_scores(grid("mlp"), LATENTS, SMALL["mlp"], width=6)
 
     def outputs(denoiser, run, sources, extra):
         x0 = sweeps.draw_latents(sources, run, run.key, 8)
@@ -252,13 +254,15 @@ def test_draws_have_the_right_law():
 
 def test_progress_and_refusals():
     lines = []
-    sweeps.train([spec("linear", 2)], LATENTS, SMALL["linear"], chunk=20, job=Job(show=lines.append, line_every=0.0))
+    sweeps.train_scores(
+        [spec("linear", 2)], LATENTS, SMALL["linear"], chunk=20, job=Job(show=lines.append, line_every=0.0)
+    )
     assert len(lines) == 4 and "compiled in" in lines[0]
     assert all(text in lines[-1] for text in ("step 60/60", "run-steps/s", "s left"))
     with pytest.raises(ValueError, match="distinct names"):
-        sweeps.train([spec("linear", 2)] * 2, LATENTS, SMALL["linear"])
+        sweeps.train_scores([spec("linear", 2)] * 2, LATENTS, SMALL["linear"])
     with pytest.raises(ValueError, match="model 'linear'"):
-        sweeps.train([spec("mlp", 2)], LATENTS, SMALL["linear"])
+        sweeps.train_scores([spec("mlp", 2)], LATENTS, SMALL["linear"])
     with pytest.raises(ValueError, match="cap must be > 1"):
         spec("linear", 2, cap=1.0)
     with pytest.raises(ValueError, match="training_draws"):
@@ -268,7 +272,7 @@ def test_progress_and_refusals():
 def test_learned_weights_follow_the_oracle_level_by_level():
     """The table itself against Prop. 4 where the prediction matters: sigma^2 m within 0.03 at every level."""
     config = training.TrainingConfig(model="linear", steps=800, batch_size=128)
-    trained = sweeps.train([spec("linear", 6, cap=20.0, learning_rate=0.05)], LATENTS, config)
+    trained = sweeps.train_scores([spec("linear", 6, cap=20.0, learning_rate=0.05)], LATENTS, config)
     estimated = np.mean(LATENTS[("toy", 0, 200)].sample ** 2, axis=0)
     network = networks.nnx.merge(training.graph_definition(config, 6), jax.tree.map(lambda x: x[0], trained.params))
     t = SCHEDULE.inverse_logsnr(np.linspace(-10, 9, 50))
@@ -283,9 +287,9 @@ def test_a_loop_of_fixed_length_does_the_same_steps(model, steps):
     """What an accelerator runs: all runs at once, no end that is told, steps beyond the last that change nothing."""
     config = dataclasses.replace(SMALL[model], steps=steps)
     options = {"width": 6, "chunk": 120, "snapshot": 47}
-    told = sweeps.train(grid(model), LATENTS, config, **options)
+    told = sweeps.train_scores(grid(model), LATENTS, config, **options)
     with devices.made_for("tpu"):
-        fixed = sweeps.train(grid(model), LATENTS, config, **options)
+        fixed = sweeps.train_scores(grid(model), LATENTS, config, **options)
     assert fixed.compilations == 1
     np.testing.assert_allclose(fixed.losses, told.losses, rtol=2e-5)
     for a, b in zip(

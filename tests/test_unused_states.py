@@ -177,9 +177,16 @@ def small():
     """Results on four components, and the lines that were shown."""
     lines = []
     results = compute(
-        SMALL, Job(show=lines.append), latent_dims=(2, 3), n=(np.inf, 30), ladders=("karras", "rectified_flow"),
-        samplers=("ddim", "heun"), levels=10, draws=50, seed=3,
-    )  # fmt: skip
+        SMALL,
+        Job(show=lines.append),
+        latent_dims=(2, 3),
+        n=(np.inf, 30),
+        ladders=("karras", "rectified_flow"),
+        samplers=("ddim", "heun"),
+        levels=10,
+        draws=50,
+        seed=3,
+    )
     return results, lines
 
 
@@ -347,9 +354,18 @@ def test_latents_and_start_states_have_their_covariance_exactly():
 def trained():
     """Results with seven of ten states trained, on two components."""
     return compute(
-        np.exp(-0.25 * np.arange(12)), latent_dims=(2, 8), n=(np.inf,), ladders=("karras",), samplers=("ddim", "exact_flow"),
-        levels=10, learned=True, learned_dims=(2,), states=(4, 10), steps=100, samples=2048,
-    )  # fmt: skip
+        np.exp(-0.25 * np.arange(12)),
+        latent_dims=(2, 8),
+        n=(np.inf,),
+        ladders=("karras",),
+        samplers=("ddim", "exact_flow"),
+        levels=10,
+        learned=True,
+        learned_dims=(2,),
+        states=(4, 10),
+        steps=100,
+        samples=2048,
+    )
 
 
 def test_states_that_are_asked_for_are_trained(trained):

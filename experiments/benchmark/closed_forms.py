@@ -10,7 +10,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from experiments.benchmark import numpy_loop
 from experiments.benchmark.contest import Sides, Sizes, timed
 from experiments.benchmark.sampling import SCHEDULE, VARIANCES, gaussian_chain, uniform_grid
-from ldmjax import devices, oracle, threefry
+from ldmjax import devices, oracle, random
 from ldmjax.job import Job
 
 SAMPLES, STEPS = 4096, 1000
@@ -33,7 +33,7 @@ def law_sides(opponent: str, sizes: Sizes, job: Job) -> Sides:
         sampled = functools.partial(numpy_loop.sampled_variances, VARIANCES, SCHEDULE, times, samples=SAMPLES, seed=0)
     else:
         program = devices.map_runs(gaussian_chain(times, np.arange(STEPS + 1), SAMPLES), samples=True)
-        keys = jax.random.split(threefry.key(0), 1)
+        keys = jax.random.split(random.key(0), 1)
 
         def sampled():
             return devices.collect(program(0, keys), 1)[0]

@@ -17,7 +17,7 @@ from experiments.benchmark.contest import others_go_on, reason_of, timed
 from experiments.benchmark.launches import launch_seconds, loop_kernels
 from experiments.benchmark.sampling import gaussian_chain, uniform_grid
 from experiments.benchmark.sweeping import BATCH, DIM, HIDDEN, LINEAR_STEPS, runs_on_points, sweep_config, sweep_rate
-from ldmjax import devices, loops, sweeps, threefry, training
+from ldmjax import devices, loops, random, sweeps, training
 from ldmjax.job import Job
 
 COPIES, COPIED = 10, 2**26  # COPIED: numbers per device, far beyond any cache
@@ -69,7 +69,7 @@ def measure_ceilings(hidden: int, runs: int, rounds: int) -> dict[str, Any]:
 
 
 def step_kernels(runs: int, steps: int, hidden: int) -> int:
-    """Kernels that a step of a sweep of MLPs launches, counted in the program that `sweeps.train` runs; 0 on a CPU."""
+    """Kernels that a step of a sweep of MLPs launches, counted in the program that `sweeps.train_scores` runs; 0 on a CPU."""
     if devices.platform() == "cpu":
         return 0
     init, advance = sweeps.training_programs(sweep_config("mlp", steps, hidden), DIM, chunk=steps)
@@ -164,6 +164,6 @@ def _step_of_dimension(model, steps, dim):
 
 def _chain(samples, steps):
     program = devices.map_runs(gaussian_chain(uniform_grid(steps), np.array([steps]), samples), samples=True)
-    keys = jax.random.split(threefry.key(0), 1)
+    keys = jax.random.split(random.key(0), 1)
     program(0, keys)
     return timed(lambda: program(0, keys))

@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.benchmark.contest import Sides, Sizes, timed
 from experiments.benchmark.sweeping import DIM, points, runs_on_points
-from ldmjax import autoencoders, data, devices, samplers, schedules, stopping, sweeps, threefry, training
+from ldmjax import autoencoders, data, devices, random, samplers, schedules, stopping, sweeps, training
 from ldmjax.job import Job
 
 SCHEDULE = schedules.LinearVP()
@@ -36,7 +36,7 @@ def gaussian_chain(times: np.ndarray, stops: np.ndarray, samples: int) -> Callab
 
     def chain(_, key):
         start_key, noise_key = jax.random.split(key)
-        start = threefry.normal(start_key, samples, DIM)
+        start = random.normal(start_key, samples, DIM)
         how = {"times": times, "stops": stops, "sampler": "euler_maruyama"}
         return samplers.sample(
             denoiser, SCHEDULE, start, noise_key, **how, statistic=lambda z, t: jnp.mean(z**2, axis=0)
@@ -73,7 +73,7 @@ def sampling_sides(sizes: Sizes, job: Job) -> Sides:
 def our_chains(sizes: Sizes) -> Chains:
     """Statistics on the way."""
     program = devices.map_runs(gaussian_chain(*_grid(sizes), sizes.samples), samples=True)
-    keys = jax.random.split(threefry.key(0), RUNS)
+    keys = jax.random.split(random.key(0), RUNS)
     needed = _program_bytes(program.lower(0, keys).compile(), jax.device_count())
     return Chains(lambda: devices.collect(program(0, keys), RUNS), needed)
 
@@ -161,13 +161,13 @@ def noisy_sides(decoding: bool, sizes: Sizes, job: Job) -> Sides:
 def _model_chains(samples, times, stops):
     """Maps the place of a latent dimension to the states ``[S, N, d]`` that its network samples."""
     config = training.TrainingConfig(model="mlp", steps=1, batch_size=16, **MODEL)
-    trained = sweeps.train(*runs_on_points("mlp", len(MODEL_DIMS), MODEL_DIMS), config)
+    trained = sweeps.train_scores(*runs_on_points("mlp", len(MODEL_DIMS), MODEL_DIMS), config)
     how = {"times": times, "stops": stops, "sampler": "ddim", "statistic": lambda z, t: z}
 
     def chain(denoiser, run, sources, extra):
         del sources, extra
         start_key, noise_key = jax.random.split(run.key)
-        start = threefry.normal(start_key, samples, DIM) * run.inputs.mask
+        start = random.normal(start_key, samples, DIM) * run.inputs.mask
         return samplers.sample(denoiser, SCHEDULE, start, noise_key, **how, mask=run.inputs.mask)
 
     call = functools.cache(lambda: sweeps.map_trained(trained, chain, jnp.zeros(len(MODEL_DIMS))))

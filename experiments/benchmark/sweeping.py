@@ -104,7 +104,7 @@ def sweep_rate(
 ) -> float:
     """Seconds per run and step of our sweep, compilation left out."""
     specs, latents = runs_on_points(model, runs, latent_dims)
-    return sweeps.train(specs, latents, sweep_config(model, steps, hidden), chunk=steps).seconds / (runs * steps)
+    return sweeps.train_scores(specs, latents, sweep_config(model, steps, hidden), chunk=steps).seconds / (runs * steps)
 
 
 def steps_of(model: str, sizes: Sizes) -> int:

@@ -99,7 +99,7 @@ def expert_sides(sizes: Sizes, job: Job) -> Sides:
     spec = experts.ModelSpec(seed=0, parameterisation="noise", learning_rate=RATES["expert"])
 
     def ours():
-        return experts.train([spec], points(0), config, chunk=steps).seconds[-1] / (LEVELS * steps)
+        return experts.train_experts([spec], points(0), config, chunk=steps).seconds[-1] / (LEVELS * steps)
 
     return _sides("expert", ours, torch_side("expert", steps, None, job), "expert-step")
 

@@ -14,7 +14,7 @@ from experiments.benchmark.sampling import SCHEDULE, uniform_grid
 from experiments.benchmark.sweeping import RATES, UNETS, UNet, points, runs_on_points, unet_here
 from experiments.benchmark.training import denoising_loss, tensors
 from experiments.benchmark.variants import fastest
-from ldmjax import devices, networks, samplers, sweeps, threefry, training
+from ldmjax import devices, networks, random, samplers, sweeps, training
 from ldmjax.devices import host_threads
 from ldmjax.job import Job
 
@@ -33,7 +33,9 @@ def train_sides(name: str, sizes: Sizes, job: Job) -> Sides:
 
     def ours():
         specs, latents = runs_on_points("unet", runs, (unet.dim,))
-        return sweeps.train(specs, latents, unet.config(precision), chunk=unet.steps).seconds / (runs * unet.steps)
+        return sweeps.train_scores(specs, latents, unet.config(precision), chunk=unet.steps).seconds / (
+            runs * unet.steps
+        )
 
     loss = functools.partial(opponents.mlp_loss, net=torch_network(precision))
     theirs, opponent = _fastest(loss, seconds, unet.steps, f"U-Net {name}", sizes, job)
@@ -100,7 +102,7 @@ def _precision(name):
 def random_network(unet: UNet, precision: str) -> tuple[nnx.Module, dict[str, np.ndarray]]:
     """Our network with random parameters, and these by name ("down.0.0.up"), in its own layout."""
     rng, values = np.random.default_rng(1), {}
-    network = training.make_network(unet.config(precision), unet.dim, threefry.key(0), unet.dim)
+    network = training.make_network(unet.config(precision), unet.dim, random.key(0), unet.dim)
     graphdef, state = nnx.split(network.raw)
 
     def draw(path, value):
@@ -124,7 +126,7 @@ def our_chain(network: nnx.Module, start: np.ndarray, steps: int):
 
     def chain(_, params, start):
         denoiser = networks.as_denoiser(nnx.merge(graphdef, params), _run_inputs(start.shape[1]))
-        return samplers.sample(denoiser, SCHEDULE, start, threefry.key(0), **how)[0]
+        return samplers.sample(denoiser, SCHEDULE, start, random.key(0), **how)[0]
 
     program, rows = devices.map_runs(chain, samples=True), (jax.tree.map(lambda x: x[None], state), start[None])
     return lambda: devices.collect(program(0, *rows), 1)[0]

@@ -97,19 +97,22 @@ def compute(config: Config, planted: data.Dataset | None, job: Job) -> Results:
 
 def run_case(case: Case, *, draws: int, first_seed: int = 0, job: Job = NO_JOB) -> list[dict]:
     """The rows of a case, those of every draw kept."""
-    analyse = case.analysis()
+    analyse, at_once = case.analysis(draws)
     found = job.map(
         lambda places: analyse([first_seed + i for i in places]),
         [f"{type(case).__module__}/{case.name}/seed {first_seed + i}" for i in range(draws)],
         label=f"{case.name}: draws",
-        at_once=case.at_once(draws),
+        at_once=at_once,
     )
     return [row for rows in found for row in rows]
 
 
 def plan(config: Config, planted: data.Dataset | None) -> list[Stage]:
-    """A stage per case."""
-    return [
-        Stage(stage=f"{name}: {case.name}", runs=config.draws_of(case), **case.size(config.draws_of(case)))
-        for name, case in config.cases(planted)
-    ]
+    """A stage per case; those of `sampler` alone have a score, which is evaluated."""
+    stages = []
+    for name, case in config.cases(planted):
+        draws, counts = config.draws_of(case), {}
+        if isinstance(case, sampler.Case):
+            counts = {"programs": 1, "steps": case.steps, "evaluations": draws * case.samples * case.steps}
+        stages.append(Stage(stage=f"{name}: {case.name}", runs=draws, **counts))
+    return stages

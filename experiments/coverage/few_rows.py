@@ -28,17 +28,9 @@ class Choice:
     share: float = 0.2
     law: Law = Law(variances=np.geomspace(4.0, 0.004, DIM) * DIM / np.geomspace(4.0, 0.004, DIM).sum())
 
-    def at_once(self, draws: int) -> int:
-        """Draws in one call."""
-        return 1
-
-    def size(self, draws: int) -> dict[str, int]:
-        """Counts for --dry_run: there is no network."""
-        return {}
-
-    def analysis(self) -> Callable[[Sequence[int]], Iterator[list[dict]]]:
-        """The function from seeds to the row of each: which dimension was chosen, and which is better."""
-        return lambda seeds: ([choose(self, seed)] for seed in seeds)
+    def analysis(self, draws: int) -> tuple[Callable[[Sequence[int]], Iterator[list[dict]]], int]:
+        """The function from seeds to the row of each, which dimension was chosen and which is better; and its seeds, 1."""
+        return lambda seeds: ([choose(self, seed)] for seed in seeds), 1
 
 
 def choose(choice: Choice, seed: int) -> dict:

@@ -52,17 +52,9 @@ class Case:
     metrics: tuple[str, ...] = metrics.FEATURE_METRICS
     share: float = 1.0
 
-    def at_once(self, draws: int) -> int:
-        """Draws in one call."""
-        return 1
-
-    def size(self, draws: int) -> dict[str, int]:
-        """Counts for --dry_run: there is no network."""
-        return {}
-
-    def analysis(self) -> Callable[[Sequence[int]], Iterator[list[dict]]]:
-        """The function from seeds to the rows of each, one per metric."""
-        return lambda seeds: (analyse(self, seed) for seed in seeds)
+    def analysis(self, draws: int) -> tuple[Callable[[Sequence[int]], Iterator[list[dict]]], int]:
+        """The function from seeds to the rows of each, one per metric; and how many seeds it takes."""
+        return lambda seeds: (analyse(self, seed) for seed in seeds), 1
 
 
 class Problem(NamedTuple):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldmjax import data, devices, metrics, oracle, samplers, schedules, stopping, threefry
+from ldmjax import data, devices, metrics, oracle, random, samplers, schedules, stopping
 
 LOGSNR_MIN, LOGSNR_MAX = -10.0, 9.0
 
@@ -53,27 +53,19 @@ class Case:
         """Of the stops."""
         return np.linspace(LOGSNR_MIN, LOGSNR_MAX, self.steps + 1)[self.stop_steps]
 
-    def at_once(self, draws: int) -> int:
-        """Draws in one call of the compiled sampler."""
-        return devices.items_at_once(draws, 4.0 * self.samples * self.latent_dim * (len(self.stop_steps) + 8))
-
-    def size(self, draws: int) -> dict[str, int]:
-        """Counts for --dry_run."""
-        return {"programs": 1, "steps": self.steps, "evaluations": draws * self.samples * self.steps}
-
-    def analysis(self) -> Callable[[Sequence[int]], Iterator[list[dict]]]:
-        """The function from seeds to the row of each: exact and estimated best stops, interval, gain, verdict."""
+    def analysis(self, draws: int) -> tuple[Callable[[Sequence[int]], Iterator[list[dict]]], int]:
+        """The function from seeds to the row of each; and how many seeds it takes."""
         sample = make_sampler(self)
 
         def analyse(seeds):
             laws = [estimate(self, seed) for seed in seeds]
             latent = [np.ones(self.latent_dim) if self.estimate == "whitened" else v for v, _ in laws]
-            keys = jnp.stack([jax.random.fold_in(threefry.key(seed), 7) for seed in seeds])
+            keys = jnp.stack([random.stream(random.key(seed), "starts") for seed in seeds])
             moments = zip(*sample(np.stack(latent).astype(np.float32), keys), strict=True)
             for row in zip(seeds, laws, latent, moments, strict=True):
                 yield [make_row(self, *row)]
 
-        return analyse
+        return analyse, devices.items_at_once(draws, 4.0 * self.samples * self.latent_dim * (len(self.logsnrs) + 8))
 
 
 def make_sampler(case: Case) -> Callable:
@@ -94,12 +86,12 @@ def make_sampler(case: Case) -> Callable:
         shape = case.samples, case.latent_dim
         if case.estimate == "whitened":
             # The continuous law, which is exactly flat: Euler-Maruyama's own error is not.
-            x0, noise = threefry.normal(start_key, *shape), threefry.normal(chain_key, *shape)
+            x0, noise = random.normal(start_key, *shape), random.normal(chain_key, *shape)
             stop_times = jnp.asarray(times[stops], jnp.float32)
             return jax.lax.map(lambda t: statistic(schedule.alpha(t) * x0 + schedule.sigma(t) * noise, t), stop_times)
         t = jnp.asarray(times[0], jnp.float32)
         std = jnp.sqrt(schedule.alpha(t) ** 2 * estimated + schedule.sigma(t) ** 2)
-        start = std * threefry.normal(start_key, *shape)
+        start = std * random.normal(start_key, *shape)
         how = {"times": times, "stops": stops, "sampler": "euler_maruyama", "statistic": statistic}
         return samplers.sample(denoiser, schedule, start, chain_key, **how)
 
@@ -120,7 +112,15 @@ def estimate(case: Case, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_row(case: Case, seed: int, law, latent_variances: np.ndarray, moments) -> dict:
-    """The row of one draw, from its (variances, basis), the variances that were sampled and their block moments."""
+    """Exact and estimated best stops, interval, gain, verdict of one draw.
+
+    Args:
+      case: what is repeated.
+      seed: of the draw.
+      law: estimated variances and basis.
+      latent_variances: of what was sampled.
+      moments: its block moments at the stops.
+    """
     (variances, basis), logsnrs = law, case.logsnrs
     if case.estimate == "whitened":  # the decoder undoes the whitening
         scale = np.sqrt(variances)

@@ -38,9 +38,14 @@ from ldmjax.tasks import BLOCKS, Task, make_tasks, mixture_task
 PARTS = ("exact", "mixture", "learned")
 TASKS = ("data", "mixture", "gaussian")
 QUICK = {
-    "levels": (8, 32, 128), "ladders": ("karras", "linear_beta", "rectified_flow"), "samples": 512, "seeds": (0, 1),
-    "tasks": ("mixture",), "steps": 200, "hidden": 32,
-}  # fmt: skip
+    "levels": (8, 32, 128),
+    "ladders": ("karras", "linear_beta", "rectified_flow"),
+    "samples": 512,
+    "seeds": (0, 1),
+    "tasks": ("mixture",),
+    "steps": 200,
+    "hidden": 32,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,14 +145,21 @@ def _stages(name, training, width, models, calls):
     networks, parameters = models * training.experts, experts.parameter_count(training, width)
     return [
         launch.Stage(
-            stage=f"train {name}", runs=networks, programs=1, steps=training.steps,
-            evaluations=networks * training.steps * training.batch_size, parameters=parameters,
-        ),
-        launch.Stage(
-            stage=f"sample {name}", runs=models, programs=len(learned.SAMPLERS), evaluations=models * calls,
+            stage=f"train {name}",
+            runs=networks,
+            programs=1,
+            steps=training.steps,
+            evaluations=networks * training.steps * training.batch_size,
             parameters=parameters,
         ),
-    ]  # fmt: skip
+        launch.Stage(
+            stage=f"sample {name}",
+            runs=models,
+            programs=len(learned.SAMPLERS),
+            evaluations=models * calls,
+            parameters=parameters,
+        ),
+    ]
 
 
 def compute(config: Config, inputs: Inputs, job: Job) -> Results:

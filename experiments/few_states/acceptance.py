@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from experiments.few_states.learned import SAMPLERS
-from ldmjax import chains, devices, experts, mixtures, schedules, tasks, threefry
+from ldmjax import chains, devices, experts, mixtures, random, schedules, tasks
 from ldmjax.job import NO_JOB, Job
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def measure_all(task: tasks.Task, config: "Config", job: Job = NO_JOB) -> list[d
         reference=law.draws(REFERENCE_SETS * count, seed=seed, stream=1),
     )
     spec = experts.ModelSpec(seed=seed, parameterisation="v", learning_rate=LEARNING_RATE)
-    trained = experts.train([spec], task.training, training(task, config), job=job.within("acceptance"))
-    start = np.asarray(jax.random.normal(threefry.key(seed), (1, count, task.dim)))
+    trained = experts.train_experts([spec], task.training, training(task, config), job=job.within("acceptance"))
+    start = np.asarray(jax.random.normal(random.key(seed), (1, count, task.dim)))
     floor, rows = task.sliced_floor(count), []
     for sampler in SAMPLERS:
         exact, learned = job.keep(

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from scipy import stats
 
-from ldmjax import chains, experts, schedules, tasks, threefry
+from ldmjax import chains, experts, random, schedules, tasks
 from ldmjax.job import NO_JOB, Job
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ def sample_models(
 
     def of_model(denoiser, given):
         seed, row = given
-        start = jax.random.normal(jax.random.fold_in(threefry.key(seed), 7), (samples, task.dim))
-        made = chains.run_row(denoiser, ladder, start, *row, sampler=sampler, key=threefry.key(0))
+        start = jax.random.normal(random.stream(random.key(seed), "starts"), (samples, task.dim))
+        made = chains.run_row(denoiser, ladder, start, *row, sampler=sampler, key=random.key(0))
         return chains.statistics(made, task)
 
     def compute(indices):
@@ -125,7 +125,7 @@ def measure_all(task: tasks.Task, config: "Config", job: Job = NO_JOB) -> list[t
     specs = [experts.ModelSpec(seed=s, parameterisation="v", learning_rate=LEARNING_RATE) for s in config.seeds]
     floors, found = task_floors(task, config.samples), []
     for training, counts in trainings(task, config):
-        trained = experts.train(specs, task.training, training, job=job.within(task.name))
+        trained = experts.train_experts(specs, task.training, training, job=job.within(task.name))
         for sampler in SAMPLERS:
             stacked = sample_models(trained, task, counts, samples=config.samples, sampler=sampler, job=job)
             for (m, spec), (c, count) in itertools.product(enumerate(specs), enumerate(counts)):

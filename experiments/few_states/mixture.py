@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.few_states.exact import SAMPLERS
-from ldmjax import chains, devices, schedules, tasks, threefry
+from ldmjax import chains, devices, random, schedules, tasks
 from ldmjax.job import NO_JOB, Job
 
 SLOW_UP_TO = 128  # levels of the samplers other than ddim
@@ -43,7 +43,7 @@ def run_chains(
 
     def one_row(common, row):
         start, flow = common
-        samples = chains.run_row(task.exact(ladder), ladder, start, *row, sampler=sampler, key=threefry.key(1))
+        samples = chains.run_row(task.exact(ladder), ladder, start, *row, sampler=sampler, key=random.key(1))
         squared = jnp.mean((samples - flow) ** 2, axis=1).reshape(tasks.BLOCKS, -1).mean(axis=1)
         return chains.statistics(samples, task), squared
 
@@ -98,7 +98,7 @@ def measure_all(
       limits: sigma_min and sigma_max of `schedules.make_ladder`.
       job: keeps the chains.
     """
-    start = jax.random.normal(threefry.key(0), (samples, task.dim))
+    start = jax.random.normal(random.key(0), (samples, task.dim))
     floor = task.sliced_floor(samples)
     flow = job.keep("mixture/exact flow", lambda: np.asarray(task.flow(start)))
     of_flow = chains.measure(flow, task)["sliced_w2_squared"]

@@ -1,5 +1,9 @@
 """What the command shows: a table and a figure of each part, from the results alone."""
 
+from collections.abc import Mapping
+
+import pandas as pd
+
 from experiments.few_states.exact import USUAL
 from experiments.few_states.figures import draw_exact, draw_learned, draw_mixture
 from experiments.launch import Report, Results
@@ -23,17 +27,22 @@ def _exact(results: Results) -> str:
     chains = results.frame(kind="exact").query("levels == @few").drop(columns="floor")
     fields = ["ladder", "sampler", "ratio", "floor", "verdict", "usual_ratio", "matches_usual"]
     rows = chains.merge(compared[fields], how="left", on=["ladder", "sampler"])
-    rows["usual"] = rows["matches_usual"].map({True: "as good", False: "", None: ""})
-    names = {
-        "ladder": "ladder", "sampler": "sampler", "effective_states": "N_eff", "floor": "floor",
-        "rel_w2": f"T = {few}", "ratio": f"times T = {many}", "verdict": "verdict", "usual": "as usual",
-    }  # fmt: skip
-    formats = dict(zip(names.values(), ["", "", ".1f", ".4f", ".4f", ".3g", "", ""], strict=True))
+    rows["usual"] = rows["matches_usual"].map({True: "as good", False: ""})
+    columns = {
+        "ladder": ("ladder", ""),
+        "sampler": ("sampler", ""),
+        "effective_states": ("N_eff", ".1f"),
+        "floor": ("floor", ".4f"),
+        "rel_w2": (f"T = {few}", ".4f"),
+        "ratio": (f"times T = {many}", ".3g"),
+        "verdict": ("verdict", ""),
+        "usual": ("as usual", ""),
+    }
     title = f"Exact score, Gaussian data: W2/sqrt(tr) with T = {few}, and how many times that with T = {many}:"
     count, ratios = compared["verdict"].value_counts(), compared["ratio_exact_start"]
     return "\n".join(
         [
-            table(rows.rename(columns=names).to_dict("records"), formats, title=title, left=2),
+            _named(rows, columns, title),
             f"  network evaluations: {few}, heun {2 * few - 1}. Equal: within {config.tolerance:g}. Floor of {many} levels; "
             f'"only the floor": both are at it. "as good" as {USUAL[2]} states of {USUAL[1]} on {USUAL[0]}, '
             f"{compared['usual_rel_w2'].iloc[0]:.4f}",
@@ -51,18 +60,21 @@ def _mixture(results: Results) -> str:
     rows = results.frame(kind="mixture").query("levels == @few").merge(floors, on=["ladder", "sampler"])
     for name in ("sliced_above_flow", "paired_error"):
         rows[name] *= 1e3
-    names = {
-        "ladder": "ladder", "sampler": "sampler", "levels_to_floor": "T at floor", "rms_to_flow": "RMS to flow",
-        "sliced_above_flow": "1000 x sliced W2^2", "paired_error": "±",
-    }  # fmt: skip
-    formats = dict(zip(names.values(), ["", "", ".0f", ".3f", ".2f", ".2f"], strict=True))
+    columns = {
+        "ladder": ("ladder", ""),
+        "sampler": ("sampler", ""),
+        "levels_to_floor": ("T at floor", ".0f"),
+        "rms_to_flow": ("RMS to flow", ".3f"),
+        "sliced_above_flow": ("1000 x sliced W2^2", ".2f"),
+        "paired_error": ("±", ".2f"),
+    }
     title = (
         f"Exact score, 8-D mixture, {config.samples} samples: T from which on the chain is at the floor; with T = {few} RMS "
         "distance to the exact flow, 1000 x sliced W2^2 above it:"
     )
     known = floors.iloc[0]
     return (
-        table(rows.rename(columns=names).to_dict("records"), formats, title=title, left=2)
+        _named(rows, columns, title)
         + f"\n  1000 x sliced W2^2: floor of {config.samples} draws {1e3 * known['sliced_w2_squared_floor']:.3g}, of the exact "
         f"flow's samples {1e3 * known['sliced_w2_squared_flow']:.3g}. At the floor: floor + excess within W2 x "
         f"{config.tolerance:g} of the floor, up to 2 standard errors"
@@ -118,6 +130,12 @@ def _acceptance(results: Results) -> str:
     first = results.of_kind("acceptance")[0]
     title = f"Mixture, {first['samples']} samples: sliced W2^2 above the floor, {first['floor']:.2e}:"
     return table(rows, dict.fromkeys(rows[0], "") | {"allowed": ".6f"}, title=title)
+
+
+def _named(frame: pd.DataFrame, columns: Mapping[str, tuple[str, str]], title: str) -> str:
+    """Shows columns of a frame under names, each with how its numbers are written."""
+    rows = frame.rename(columns={field: name for field, (name, _) in columns.items()}).to_dict("records")
+    return table(rows, dict(columns.values()), title=title, left=2)
 
 
 def _plus_minus(value: float | None, error: float | None, digits: int = 5) -> str:

@@ -22,11 +22,11 @@ from ldmjax import (
     experts,
     metrics,
     oracle,
+    random,
     samplers,
     schedules,
     stopping,
     sweeps,
-    threefry,
     training,
 )
 from ldmjax.files import written_whole
@@ -44,11 +44,11 @@ Computed = tuple[dict[str, np.ndarray], Any]  # arrays to compare, and a pytree 
 
 def random_numbers() -> Computed:
     """Bits of keys made in every way, and normals."""
-    key = threefry.key(7)
+    key = random.key(7)
     keys = [key, *jax.random.split(key, 3), jax.random.fold_in(key, 5)]
     bits = jnp.stack([jax.random.bits(k, (DRAWS,)) for k in keys])
     index = jax.random.randint(key, (DRAWS,), 0, POINTS)
-    return {"bits": np.append(bits, np.uint32(index)), "normals": np.asarray(threefry.normal(key, DRAWS, DIM))}, None
+    return {"bits": np.append(bits, np.uint32(index)), "normals": np.asarray(random.normal(key, DRAWS, DIM))}, None
 
 
 def sweep(model: str, latent_dims: tuple[int, ...], seeds: int, **options: Any) -> Computed:
@@ -78,7 +78,7 @@ def sweep(model: str, latent_dims: tuple[int, ...], seeds: int, **options: Any) 
         for seed in range(seeds)
     ]
     config = training.TrainingConfig(model=model, steps=STEPS, **({"batch_size": BATCH} | options))
-    trained = sweeps.train(specs, latents, config, chunk=CHUNK)
+    trained = sweeps.train_scores(specs, latents, config, chunk=CHUNK)
     return {"losses": trained.losses}, trained.params
 
 
@@ -88,7 +88,7 @@ def expert_models() -> Computed:
     marks = tuple(range(CHUNK, STEPS, CHUNK))
     config = experts.ExpertsConfig(ladder=ladder, experts=8, batch_size=128, steps=STEPS, checkpoints=marks)
     specs = [experts.ModelSpec(seed=0, parameterisation=p, learning_rate=0.003) for p in experts.PARAMETERISATIONS]
-    trained = experts.train(specs, _normals(0, POINTS, DIM) * np.sqrt(VARIANCES), config, chunk=CHUNK)
+    trained = experts.train_experts(specs, _normals(0, POINTS, DIM) * np.sqrt(VARIANCES), config, chunk=CHUNK)
     return {"losses": trained.losses}, trained.params
 
 
@@ -110,11 +110,11 @@ def sampled() -> Computed:
 
     def chain(_, key):
         start_key, noise_key = jax.random.split(key)
-        start, how = threefry.normal(start_key, SAMPLES, DIM), {"times": times, "stops": stops}
+        start, how = random.normal(start_key, SAMPLES, DIM), {"times": times, "stops": stops}
         measure = {"sampler": "euler_maruyama", "statistic": lambda z, t: metrics.block_moments(z)}
         return samplers.sample(denoiser, schedule, start, noise_key, **how, **measure)
 
-    mapped = devices.map_runs(chain, samples=True)(0, jax.random.split(threefry.key(3), 1))
+    mapped = devices.map_runs(chain, samples=True)(0, jax.random.split(random.key(3), 1))
     mean, second = (x[0] for x in devices.collect(mapped, 1))
     reference = metrics.Reference(mean=np.zeros(DIM), covariance=np.diag(VARIANCES), samples=np.zeros((2, DIM)))
     pseudo = metrics.moment_pseudo_values(mean, second, reference, np.eye(DIM), with_kl=False)["w2"]

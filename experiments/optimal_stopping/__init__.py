@@ -51,7 +51,7 @@ def compute(config: Config, problems: Problems, job: Job) -> Results:
     rows, results, exacts, compilations = [], [], [], {}
     for model in MODELS:
         specs, width = make_specs(config, model, problems), max(problems.latent_dims)
-        trained = sweeps.train(
+        trained = sweeps.train_scores(
             specs, problems.latents, config.training(model), width=width, runs_per_batch=config.runs_per_batch, job=job
         )
         compilations[model] = trained.compilations

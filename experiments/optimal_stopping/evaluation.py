@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.optimal_stopping.setup import BLOCKS, Config, Problem, Problems
-from ldmjax import devices, losses, metrics, oracle, process, samplers, stopping, sweeps, threefry
+from ldmjax import devices, losses, metrics, oracle, process, random, samplers, stopping, sweeps
 from ldmjax.job import NO_JOB, Job
 
 METRIC_PREFIX = {"w2": "w2_squared", "mmd": "mmd_squared", "sliced_w2": "sliced_w2_squared", "kl": "kl"}
@@ -44,7 +44,7 @@ def score_errors(trained: sweeps.TrainedRuns, exact: list, config: Config) -> tu
 
     def errors_of(denoiser, run, sources, law):
         del sources
-        key = jax.random.fold_in(run.key, 2)
+        key = random.stream(run.key, "score errors")
         return losses.noise_prediction_errors(
             denoiser, *law, run.inputs.cap, key, schedule=config.schedule, logsnrs=logsnrs, count=SCORE_DRAWS
         )
@@ -114,9 +114,9 @@ def _statistics(config: Config, references: metrics.LatentReference) -> Callable
     """What one run's samples are reduced to at every stop, traceable; ``references`` are stacked."""
 
     def statistics_of(denoiser, run, sources, group):
-        start_key, noise_key, chain_key = jax.random.split(jax.random.fold_in(run.key, 3), 3)
+        start_key, noise_key, chain_key = jax.random.split(random.stream(run.key, "sampling"), 3)
         x0 = sweeps.draw_latents(sources, run, start_key, config.samples)
-        noise = threefry.normal(noise_key, *x0.shape) * run.inputs.mask
+        noise = random.normal(noise_key, *x0.shape) * run.inputs.mask
         t = jnp.asarray(config.times[0], x0.dtype)
         start = process.perturb(x0, noise, config.schedule, t)
         reference = jax.tree.map(lambda x: x[group], references)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.paper_figures.setup import BLOCKS, Config, Panel
-from ldmjax import devices, metrics, oracle, samplers, schedules, sweeps, threefry, training
+from ldmjax import devices, metrics, oracle, random, samplers, schedules, sweeps, training
 from ldmjax.job import NO_JOB, Job
 
 
@@ -70,7 +70,7 @@ def measure(
     """
     specs, curves = make_specs(panels, config), {}
     latents = {(s.data, s.seed, s.n): training_latents(panels[s.data], estimates[s.data], s.seed) for s in specs}
-    trained = sweeps.train(specs, latents, training_config(panels, config), chunk=300, job=job)
+    trained = sweeps.train_scores(specs, latents, training_config(panels, config), chunk=300, job=job)
     for t_max in sorted({p.t_max for p in panels.values()}):
         runs = np.array([i for i, spec in enumerate(specs) if panels[spec.data].t_max == t_max])
         width = max(specs[i].latent_dim for i in runs)
@@ -97,9 +97,9 @@ def _sampler(trained: sweeps.TrainedRuns, config: Config, t_max: float, width: i
     times, stops = config.times(t_max), config.stop_steps(t_max)
 
     def moments_of(denoiser, run, sources, _):
-        start_key, noise_key, chain_key = jax.random.split(jax.random.fold_in(run.key, 3), 3)
+        start_key, noise_key, chain_key = jax.random.split(random.stream(run.key, "sampling"), 3)
         x0 = sweeps.draw_latents(sources, run, start_key, config.samples)
-        noise = threefry.normal(noise_key, *x0.shape) * run.inputs.mask
+        noise = random.normal(noise_key, *x0.shape) * run.inputs.mask
         t = jnp.asarray(times[0], x0.dtype)
         return samplers.sample(
             denoiser,

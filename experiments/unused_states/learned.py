@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments import launch
 from experiments.unused_states import laws
-from ldmjax import chains, devices, experts, gaussians, oracle, samplers, schedules, threefry
+from ldmjax import chains, devices, experts, gaussians, oracle, random, samplers, schedules
 from ldmjax.job import NO_JOB, Job
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def compare(variances: np.ndarray, config: "Config", job: Job = NO_JOB) -> Compa
         models = {}
         for low, training in trainings.items():
             job.log(f"d = {d}: a network for each of the levels {low}..{config.levels}")
-            models[low] = experts.train([spec], latents, training, job=job)
+            models[low] = experts.train_experts([spec], latents, training, job=job)
         full, partly = models[1], models[dropped + 1]
         closed = laws.w2_squared(kept, kept[None], ladder, config.trained_sampler)[0]
         found = job.keep(f"learned/d{d}", lambda: _measure(full, partly, kept, dropped, config))  # noqa: B023 - used here
@@ -168,9 +168,16 @@ def run_chain(denoiser, start, *, ladder, sampler, seed, final):
     """
     times = ladder.times[: int(ladder.t_max) - final + 1]
     return samplers.sample(
-        denoiser, ladder, start, threefry.key(seed), times=times, stops=range(len(times)), statistic=lambda z, t: z,
-        readout="rescaled", **chains.SAMPLERS[sampler],
-    )  # fmt: skip
+        denoiser,
+        ladder,
+        start,
+        random.key(seed),
+        times=times,
+        stops=range(len(times)),
+        statistic=lambda z, t: z,
+        readout="rescaled",
+        **chains.SAMPLERS[sampler],
+    )
 
 
 def distance(z: np.ndarray, variances: np.ndarray) -> float:

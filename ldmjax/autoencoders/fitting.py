@@ -39,7 +39,7 @@ ADAM = optax.scale_by_adam()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunSpec:
+class AutoencoderSpec:
     """One run: its random numbers depend on ``seed`` and ``name`` alone; ``latent_dim`` is its latents' last axis."""
 
     name: str
@@ -52,7 +52,7 @@ class RunSpec:
         return [self.seed, zlib.crc32(self.name.encode())]
 
 
-class Run(NamedTuple):
+class AutoencoderRun(NamedTuple):
     """What one run needs besides its state, traced."""
 
     key: jax.Array
@@ -64,7 +64,7 @@ def averaged(params: jax.Array, codebook: Codebook | None) -> tuple[jax.Array, j
     return params, codebook and codebook.codes
 
 
-def init_state(config: AutoencoderConfig, geometry: Geometry, spec: RunSpec) -> TrainState:
+def init_state(config: AutoencoderConfig, geometry: Geometry, spec: AutoencoderSpec) -> TrainState:
     """Returns the state before the first step; its memory is the codebook, None unless "vq".
 
     Parameters are one flat vector: Adam and the average are then a few operations to compile and run, not some per layer.
@@ -205,8 +205,8 @@ def _network_of(config, geometry):
     return lambda flat: nnx.merge(graphdef, unravel(flat))
 
 
-def train(
-    specs: Sequence[RunSpec],
+def train_autoencoders(
+    specs: Sequence[AutoencoderSpec],
     pixels: np.ndarray,
     config: AutoencoderConfig,
     geometry: Geometry,
@@ -215,8 +215,10 @@ def train(
     job: Job,
 ) -> tuple[TrainState, np.ndarray]:
     """Trains ``specs`` on standardised ``pixels`` ``[N, H, W, C]``; returns stacked states and losses ``[runs, chunks]``."""
-    runs = _stacked([Run(random.named_key(spec.seed, spec.name), jnp.asarray(spec.latent_dim)) for spec in specs])
-    finished = chunks.train(
+    runs = _stacked(
+        [AutoencoderRun(random.named_key(spec.seed, spec.name), jnp.asarray(spec.latent_dim)) for spec in specs]
+    )
+    finished = chunks.run_training(
         training_program(config, geometry, runs_per_batch),
         lambda: _stacked([init_state(config, geometry, spec) for spec in specs]),
         jnp.asarray(pixels),

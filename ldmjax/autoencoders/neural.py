@@ -9,7 +9,7 @@ import numpy as np
 
 from ldmjax.autoencoders.config import AutoencoderConfig
 from ldmjax.autoencoders.convolutional import Geometry, geometry_of
-from ldmjax.autoencoders.fitting import RunSpec, coding_programs, train
+from ldmjax.autoencoders.fitting import AutoencoderSpec, coding_programs, train_autoencoders
 from ldmjax.autoencoders.interface import FittedAutoencoder, LatentScale
 from ldmjax.devices import items_per_device
 from ldmjax.job import Job
@@ -99,8 +99,8 @@ def fit_neural(
     for shape in dict.fromkeys((g.levels, g.mapped) for g in geometries):
         group = [i for i, g in enumerate(geometries) if (g.levels, g.mapped) == shape]
         geometry = max((geometries[i] for i in group), key=lambda g: g.width)
-        specs = [RunSpec(name=names[i], seed=seeds[i], latent_dim=latent_shapes[i][-1]) for i in group]
-        state, losses = train(specs, pixels, config, geometry, **options)
+        specs = [AutoencoderSpec(name=names[i], seed=seeds[i], latent_dim=latent_shapes[i][-1]) for i in group]
+        state, losses = train_autoencoders(specs, pixels, config, geometry, **options)
         for row, i in enumerate(group):
             params, codes = jax.tree.map(lambda x, row=row: x[row], state.ema)
             autoencoder = NeuralAutoencoder(

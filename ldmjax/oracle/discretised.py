@@ -178,7 +178,7 @@ def variance_kept(
       variances: lam ``[D]``.
       schedule: rectified flow, a variance-preserving schedule, or a ladder of N levels.
       steps: N >= 2.
-      sampler: "euler_ode" (or "euler"), "ddim", "ddpm" (ancestral, small posterior variance) or "dpmpp_2m"; the first two are
+      sampler: "euler_ode", "ddim", "ddpm" (ancestral, small posterior variance) or "dpmpp_2m"; the first two are
         the same on rectified flow and on ladders.
 
     Returns:
@@ -190,7 +190,6 @@ def variance_kept(
       ValueError: for an unknown sampler, or fewer steps.
     """
     (variances,) = check_spectra(variances)
-    sampler = "euler_ode" if sampler == "euler" else sampler
     check_choice("sampler", sampler, KEPT_BY)
     if steps < 2:
         raise ValueError(f"steps must be >= 2, got {steps}")

@@ -90,8 +90,10 @@ def recommend(
     """
     config = RecommendationConfig(
         **{"data": "latents" if images is None else "images"} | options,
-        sampler=sampler, sampling_steps=sampling_steps, seed=seed,
-    )  # fmt: skip
+        sampler=sampler,
+        sampling_steps=sampling_steps,
+        seed=seed,
+    )
     _check_given(images=images, autoencoders=autoencoders, latents=latents, decoder=decoder, features=features)
     if images is None:
         if isinstance(reference, np.ndarray):

@@ -107,9 +107,13 @@ def of_latents_alone(arrays: Mapping[str, np.ndarray], *, n: int, reference: int
         measures = measures_of({space.replace("pixels", "latents"): function}, scale.standardise(held_out), seed)
         found.append(
             Candidate(
-                name=name, latents=training, decode=scale.standardise, measures=measures, training=scale.standardise(training)
+                name=name,
+                latents=training,
+                decode=scale.standardise,
+                measures=measures,
+                training=scale.standardise(training),
             )
-        )  # fmt: skip
+        )
     return found
 
 

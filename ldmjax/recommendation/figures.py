@@ -21,14 +21,17 @@ def draw(records: Sequence[Record], curves: Mapping[str, np.ndarray], config: Re
     kinds = [(r["features"], r["name"].split()[0]) for r in records]
     rows, measured = list(dict.fromkeys(kinds)), list(dict.fromkeys(r["metric"] for r in records))
     figure, axes = plotting.new_figure(
-        len(rows), len(measured), width=4.4 * len(measured) + 0.8, height=0.9 + 3.4 * len(rows),
+        len(rows),
+        len(measured),
+        width=4.4 * len(measured) + 0.8,
+        height=0.9 + 3.4 * len(rows),
         title=f"{TITLES[compared]}: where would a diffusion model on these latents best stop?",
         caption=f"Distance to held-out {compared} of {DRAWN[compared]}, as of a model that has learned "
         "their law; networks and samplers with few steps lose variance, and may want an earlier stop. Marker: smallest "
         "value, with ± 2 standard errors and the 90 % interval of the stopping time. Grey line: the training "
         f"{compared} themselves. Rightmost point: end of sampling, no noise. Bias-corrected estimates may fall below 0; such "
         "points are not shown.",
-    )  # fmt: skip
+    )
     for i, row in enumerate(rows):
         for j, metric in enumerate(measured):
             own = [r for r, kind in zip(records, kinds, strict=True) if (kind, r["metric"]) == (row, metric)]
@@ -75,7 +78,14 @@ def _draw_curve(axes: Axes, k: int, record: Record, curves: Mapping, end: float)
     if value is not None and value > 0:
         spread = 2 * error[list(x).index(best)]
         axes.errorbar(
-            [best], [value], xerr=[[best - low], [high - best]], yerr=[[min(spread, 0.9 * value)], [spread]],
-            fmt=plotting.MARKERS[k % 8], color=style["color"], markersize=5.5, linewidth=1, capsize=2,
-        )  # fmt: skip
+            [best],
+            [value],
+            xerr=[[best - low], [high - best]],
+            yerr=[[min(spread, 0.9 * value)], [spread]],
+            fmt=plotting.MARKERS[k % 8],
+            color=style["color"],
+            markersize=5.5,
+            linewidth=1,
+            capsize=2,
+        )
     return np.nanmin(shown, initial=np.inf)

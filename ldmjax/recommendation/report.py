@@ -18,9 +18,17 @@ LARGEST = " The largest latent space that it reconstructs best is often not the 
 BEYOND = {None: "", "first": "<= ", "last": ">= ", "end": "<= "}
 NOT_SAID = ("choice", "schema_version", "float32_products")  # of a record, of which the last two are of its file
 COLUMNS = (
-    "features", "metric", "latents", "at the end", "best", "gain % [90 %]", "stop at logsnr [90 %]", "that is to stop",
-    "verdict", "choice",
-)  # fmt: skip
+    "features",
+    "metric",
+    "latents",
+    "at the end",
+    "best",
+    "gain % [90 %]",
+    "stop at logsnr [90 %]",
+    "that is to stop",
+    "verdict",
+    "choice",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,11 +139,16 @@ def _answer(best, others):
 def _row(record):
     gain = [percent(record, name) for name in ("gain", "gain_low", "gain_high")]
     values = (
-        record["features"], record["metric"], record["name"], *(_number(record[name]) for name in ("end", "best")),
+        record["features"],
+        record["metric"],
+        record["name"],
+        *(_number(record[name]) for name in ("end", "best")),
         "-" if np.isnan(gain[0]) else "{:.2f} [{:.2f}, {:.2f}]".format(*gain),
         f"{BEYOND[record['edge']]}{_level(record['logsnr'])} [{_level(record['low'])}, {_level(record['high'])}]",
-        stop_words(record), record["verdict"], record["choice"],
-    )  # fmt: skip
+        stop_words(record),
+        record["verdict"],
+        record["choice"],
+    )
     return dict(zip(COLUMNS, values, strict=True))
 
 
