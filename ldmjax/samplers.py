@@ -308,7 +308,7 @@ def sample(
       start: states at times[0], ``[B, D]``.
       key: a Threefry key (`random.key`, or JAX's own) for the sampler's noise. The noise of step k is the same whatever the
         stops: common random numbers.
-      times: ``[N + 1]``, strictly decreasing.
+      times: ``[N + 1]``, strictly decreasing as far as the last stop.
       stops: increasing step counts in 0..N; stop k reads the state at times[k].
       statistic: maps (readout ``[B, D]``, t) to a pytree; called once per stop inside the compiled loop.
       sampler: as in `make_step`, a name or a function of your own.
@@ -358,8 +358,9 @@ def _check_chain(schedule, times, stops, sampler, dtype):
     if times.ndim != 1 or stops.ndim != 1 or stops.size == 0:
         raise ValueError(f"times and stops must be [N + 1] and [S], got {list(times.shape)} and {list(stops.shape)}")
     if isinstance(times, np.ndarray):
-        if not np.all(np.diff(times) < 0):
-            raise ValueError("times must be [N + 1], strictly decreasing")
+        used = int(stops[-1]) if isinstance(stops, np.ndarray) else times.size - 1
+        if not (np.all(np.diff(times[: used + 1]) < 0) and np.all(np.diff(times[used:]) <= 0)):
+            raise ValueError("times must be [N + 1], strictly decreasing as far as the last stop")
         if isinstance(schedule, Ladder) and not np.isin(times, schedule.times).all():
             raise ValueError(f"times on a ladder must be level numbers, 0..{int(schedule.t_max)}, got {times.tolist()}")
         if sampler == "ddpm_exact" and float(schedule.alpha(np.asarray(times[0], dtype))) == 0.0:
