@@ -15,18 +15,18 @@ Lipman et al., arXiv 2210.02747 (velocity).
 from collections.abc import Callable
 
 import jax
-from jaxtyping import Float
+from jaxtyping import Float, Real
 
 from ldmjax.schedules import ContinuousSchedule, Schedule
 from ldmjax.typing import AnyArray
 
 State = Float[AnyArray, "*#b D"]
-Times = Float[AnyArray, "*#b"]
+Times = Real[AnyArray, "*#b"]
 Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def perturb(
-    x0: Float[AnyArray, "*#b D"], noise: Float[AnyArray, "*#b D"], schedule: Schedule, t: Float[AnyArray, "*#b"]
+    x0: Float[AnyArray, "*#b D"], noise: Float[AnyArray, "*#b D"], schedule: Schedule, t: Real[AnyArray, "*#b"]
 ) -> Float[AnyArray, "*_ D"]:
     """Returns z = alpha(t) x0 + sigma(t) noise; t broadcasts against the leading axes of x0 and noise."""
     return schedule.alpha(t)[..., None] * x0 + schedule.sigma(t)[..., None] * noise
