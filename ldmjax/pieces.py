@@ -96,7 +96,7 @@ def _encode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
         return {"tuple": [_encode(v, arrays) for v in value]}
     if type(value) is dict:
         return {"dict": [[_encode(k, arrays), _encode(v, arrays)] for k, v in value.items()]}
-    if isinstance(value, type) or not (names := _fields(type(value))):
+    if (names := _fields(type(value))) is None:
         raise TypeError(f"{type(value).__name__} cannot be kept")
     kind = f"{type(value).__module__}:{type(value).__qualname__}"
     return {"fields": [kind, {name: _encode(getattr(value, name), arrays) for name in names}]}
@@ -125,11 +125,11 @@ def _decode(tree: Any, arrays: dict[str, np.ndarray]) -> Any:
     raise ValueError(f"unknown kind {kind!r}")
 
 
-def _fields(cls: type) -> tuple[str, ...]:
-    """Names of the fields of a dataclass or named tuple; empty for any other class."""
+def _fields(cls: type) -> tuple[str, ...] | None:
+    """Names of the fields that make a dataclass or named tuple; None for any other class."""
     if dataclasses.is_dataclass(cls):
         return tuple(field.name for field in dataclasses.fields(cls) if field.init)
-    return cls._fields if issubclass(cls, tuple) and hasattr(cls, "_fields") else ()
+    return cls._fields if issubclass(cls, tuple) and hasattr(cls, "_fields") else None
 
 
 def _class(described: str) -> type:
@@ -137,6 +137,6 @@ def _class(described: str) -> type:
     found = sys.modules[module]
     for part in name.split("."):
         found = getattr(found, part)
-    if not (isinstance(found, type) and _fields(found)):
+    if not isinstance(found, type) or _fields(found) is None:
         raise ValueError(f"{described} is not a dataclass or named tuple")
     return found

@@ -438,7 +438,6 @@ def test_measured_errors_of_the_exact_model_are_the_closed_form():
 def read_again(results, config, where):
     """Results as a report sees them."""
     write_results(where, results)
-    records.write_metadata(where, **results.metadata)
     return read_results(where, config)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from ldmjax import pieces
 from ldmjax.job import Job
+from ldmjax.schedules import LinearVP, RectifiedFlow
 
 NAMES = [f"piece {i}" for i in range(5)]
 
@@ -27,7 +28,7 @@ class Record:
 TREES = [
     None, True, 7, -0.0, float("inf"), "text", [1, [2.5, "a"]], (1, (2,)), {"a": 1, ("w2", 3): (4,)}, np.float32(0.1),
     np.int64(3), np.arange(6.0).reshape(2, 3), np.zeros((0, 3)), np.array(["a", "bc"]), Pair(1, np.ones(2)),
-    [Record(np.arange(3), "y")],
+    [Record(np.arange(3), "y")], RectifiedFlow(), LinearVP(beta_max=10.0),
 ]  # fmt: skip
 
 

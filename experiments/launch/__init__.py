@@ -244,10 +244,8 @@ def _run(line, own, settings, data, compute, report, *, experiment, directory, b
     )
     place = workdir.claim(directory, identity, overwrite=own.overwrite)
     results = compute(settings, data, own.job(place))
-    write_results(place, results)
-    seconds = time.perf_counter() - begin
-    about = {"seconds": seconds, "data": getattr(data, "name", None), "data_sha256": identity.data or None}
-    records.write_metadata(place, **about, **results.metadata)
+    seconds, name = time.perf_counter() - begin, getattr(data, "name", None)
+    write_results(place, results, seconds=seconds, data=name, data_sha256=identity.data or None)
     shown = read_results(place, settings)
     show(report(shown), place)
     print(f"{len(results.rows)} records in {seconds:.0f} s; records, curves and figures are in {directory}")
@@ -297,14 +295,13 @@ def _redraw(line: CommandLine, config: type[Settings], report: Callable, directo
 
 
 def _docstring(compute: Callable) -> str:
-    return sys.modules[compute.__module__].__doc__
+    return compute.__globals__["__doc__"]
 
 
 def _name(compute: Callable) -> str:
     """The experiment's, also where its module runs as a command."""
-    module = sys.modules[compute.__module__]
-    name = module.__spec__.name if module.__spec__ else Path(module.__file__).stem
-    return name.removeprefix("experiments.")
+    spec, file = compute.__globals__["__spec__"], compute.__globals__["__file__"]
+    return (spec.name if spec else Path(file).stem).removeprefix("experiments.")
 
 
 def _show_warnings() -> None:

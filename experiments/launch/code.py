@@ -3,7 +3,6 @@
 import ast
 import hashlib
 import itertools
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -23,7 +22,7 @@ REPORTS = {"report", "figures", "__main__"}  # modules of a package
 
 def digest(compute: Callable) -> str:
     """sha256 of the sources behind ``compute``: the library, and the experiment without its report."""
-    return digest_of([Path(sys.modules[compute.__module__].__file__)])
+    return digest_of([Path(compute.__globals__["__file__"])])
 
 
 def digest_of(paths: Iterable[Path]) -> str:

@@ -62,11 +62,12 @@ class Report:
     files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def write_results(workdir: Path, results: Results) -> None:
-    """Writes records.jsonl and curves.npz."""
+def write_results(workdir: Path, results: Results, **about: Any) -> None:
+    """Writes records.jsonl, curves.npz and metadata.json, the last with what else is known ``about`` the job."""
     records.write_records(workdir, results.rows)
     if results.arrays:
         records.write_curves(workdir, results.arrays)
+    records.write_metadata(workdir, **about, **results.metadata)
 
 
 def read_results(workdir: Path, config: Settings) -> Results:
