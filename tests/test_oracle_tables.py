@@ -150,7 +150,7 @@ def test_cifar_spectrum():
         ({"t_ends": [1.0]}, "t_min"),
         ({"t_ends": [np.nan]}, "t_min"),
         ({"cap": 1.0}, "cap"),
-        ({"schedule": RectifiedFlow()}, "variance-preserving schedule, got RectifiedFlow"),
+        ({"schedule": RectifiedFlow()}, "needs a variance-preserving schedule, and RectifiedFlow"),
         ({"variances": [1.0, 2.0]}, "sorted"),
         ({"estimated_variances": [1.0]}, "estimated_variances must have shape"),
     ],
