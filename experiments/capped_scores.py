@@ -2,8 +2,8 @@
 
 Claims ([OS], arXiv 2510.08409, §5). Prop. 5: at the end of sampling from N(0, I) the best latent dimension d_min lies
 between d1 = max{i: 1/C <= lamh_i} and d2 = min{i: 1/(2C-1) >= 4 lam_i}; d2 - 1 is a bound too. Corollary 1: for lam_i =
-q^-i it grows like log C / log q. And THEORY.md §10: a cap and an early stop do the same thing, so once one of them is
-tuned the other adds at most 1.5 %.
+q^-i it grows like log C / log q. And docs/theory.md, section 10: a cap and an early stop do the same thing, so once one of
+them is tuned the other adds at most 1.5 %.
 
 The first two are read off the twin's diagonal score, lamh_i = lam_i chi2_n / n. The third needs missing variance: the
 score and the autoencoder are PCA of n Gaussian samples of the data's covariance, compared by the exact Bures distance,
@@ -148,11 +148,15 @@ def tune_substitutes(dataset: data.Dataset, config: Config) -> list[dict]:
             def distance(cap_axis, stop_axis, d=d, values=values, basis=basis):
                 generated = [
                     oracle.capped_variances(
-                        values[:d], stop_axis, noise_var_max=config.noise_var_max, cap=cap, start="marginal",
+                        values[:d],
+                        stop_axis,
+                        noise_var_max=config.noise_var_max,
+                        cap=cap,
+                        start="marginal",
                         dynamics=config.dynamics,
                     )
                     for cap in cap_axis
-                ]  # fmt: skip
+                ]
                 flat = oracle.w2_squared_projected(dataset.covariance, basis[:, :d], np.concatenate(generated, axis=1))
                 return flat.reshape(len(cap_axis), len(stop_axis))
 
@@ -171,13 +175,20 @@ def _compare(neither, cap, stop, both):
         return 100.0 * (before[0] - after[0]) / before[0] if before[0] > 0 else 0.0
 
     return {
-        "w2_squared_neither": neither[0], "w2_squared_cap": cap[0], "w2_squared_stop": stop[0],
+        "w2_squared_neither": neither[0],
+        "w2_squared_cap": cap[0],
+        "w2_squared_stop": stop[0],
         "w2_squared_both": both[0],
-        "cap_alone": cap[1], "noise_var_alone": stop[2], "cap_both": both[1], "noise_var_both": both[2],
-        "gain_percent_cap": percent(neither, cap), "gain_percent_stop": percent(neither, stop),
-        "gain_percent_both": percent(neither, both), "stop_adds_percent": percent(cap, both),
+        "cap_alone": cap[1],
+        "noise_var_alone": stop[2],
+        "cap_both": both[1],
+        "noise_var_both": both[2],
+        "gain_percent_cap": percent(neither, cap),
+        "gain_percent_stop": percent(neither, stop),
+        "gain_percent_both": percent(neither, both),
+        "stop_adds_percent": percent(cap, both),
         "cap_adds_percent": percent(stop, both),
-    }  # fmt: skip
+    }
 
 
 def tune(distance, caps: np.ndarray, stops: np.ndarray, config: Config) -> tuple[float, float, float]:
@@ -321,10 +332,17 @@ def _tuned_table(results: Results) -> str:
     for name in ("stop_adds_percent", "cap_adds_percent"):
         shown[f"{name} max"] = groups[name].max()
     names = {
-        "n": "n", "d": "d", "w2_squared_neither": "W2^2 untuned", "gain_percent_cap": "cap", "gain_percent_stop": "stop",
-        "gain_percent_both": "both", "stop_adds_percent": "stop adds, mean", "stop_adds_percent max": "max",
-        "cap_adds_percent": "cap adds, mean", "cap_adds_percent max": "max ",
-    }  # fmt: skip
+        "n": "n",
+        "d": "d",
+        "w2_squared_neither": "W2^2 untuned",
+        "gain_percent_cap": "cap",
+        "gain_percent_stop": "stop",
+        "gain_percent_both": "both",
+        "stop_adds_percent": "stop adds, mean",
+        "stop_adds_percent max": "max",
+        "cap_adds_percent": "cap adds, mean",
+        "cap_adds_percent max": "max ",
+    }
     rows = [{new: row[old] for old, new in names.items()} for row in shown.reset_index().to_dict("records")]
     columns = {name: "" if name in "nd" else ".4g" if "W2" in name else ".3f" for name in names.values()}
     return table(rows, columns, title="Squared W2 saved in percent, by tuning cap, stop or both:", left=0)
@@ -400,9 +418,15 @@ def _draw_savings(panel, frame) -> None:
             values, x = own[f"gain_percent_{kind}"].to_numpy(), g + 0.25 * (k - 1)
             spread = x + np.linspace(-0.07, 0.07, len(values)) if len(values) > 1 else [x]
             panel.plot(
-                spread, np.maximum(values, 1e-3), linestyle="none", marker=style["marker"], markersize=4,
-                color=style["color"], markerfacecolor="none", label=f"{kind} tuned" if g == 0 else None,
-            )  # fmt: skip
+                spread,
+                np.maximum(values, 1e-3),
+                linestyle="none",
+                marker=style["marker"],
+                markersize=4,
+                color=style["color"],
+                markerfacecolor="none",
+                label=f"{kind} tuned" if g == 0 else None,
+            )
             panel.hlines(max(np.median(values), 1e-3), x - 0.11, x + 0.11, color=style["color"], linewidth=2.5)
     names = [f"n = {n}\nd = {'rank' if full else 'rank / 2'}" for (n, full), _ in groups]
     panel.set_xticks(range(len(groups)), names)

@@ -166,9 +166,16 @@ def stop_at(sampler: Sampler, logsnr: float | None, steps: int | None = None) ->
         logsnr = None if logsnr > reached[-1] + 0.5 * gap else float(reached[step])
     if logsnr is None or (reached is None and logsnr >= sampler.largest):
         return Stop(
-            logsnr=None, step=steps, steps=steps, timestep=None,
-            denoising_end=1.0 if sampler.has_denoising_end else None, sigma=0.0, rf_time=0.0, vp_alpha=1.0, divide_by=1.0,
-        )  # fmt: skip
+            logsnr=None,
+            step=steps,
+            steps=steps,
+            timestep=None,
+            denoising_end=1.0 if sampler.has_denoising_end else None,
+            sigma=0.0,
+            rf_time=0.0,
+            vp_alpha=1.0,
+            divide_by=1.0,
+        )
     timestep = None if sampler.timestep is None else sampler.timestep(logsnr)
     denoising_end = None
     if sampler.has_denoising_end:
@@ -179,10 +186,16 @@ def stop_at(sampler: Sampler, logsnr: float | None, steps: int | None = None) ->
         last = np.floor(sampler.timestep(reached[step - 1]) + 1e-6)
         denoising_end = 1.0 - float(last) / TIMESTEPS if last > timestep + 1e-6 else None
     return Stop(
-        logsnr=logsnr, step=None if reached is None else step, steps=steps, timestep=timestep,
-        denoising_end=denoising_end, sigma=sampler.sigma(logsnr), rf_time=float(RectifiedFlow().inverse_logsnr(logsnr)),
-        vp_alpha=float(np.sqrt(1.0 - noise_var_from_logsnr(logsnr))), divide_by=sampler.divisor(logsnr),
-    )  # fmt: skip
+        logsnr=logsnr,
+        step=None if reached is None else step,
+        steps=steps,
+        timestep=timestep,
+        denoising_end=denoising_end,
+        sigma=sampler.sigma(logsnr),
+        rf_time=float(RectifiedFlow().inverse_logsnr(logsnr)),
+        vp_alpha=float(np.sqrt(1.0 - noise_var_from_logsnr(logsnr))),
+        divide_by=sampler.divisor(logsnr),
+    )
 
 
 def levels(sampler: Sampler, steps: int) -> np.ndarray:
@@ -232,9 +245,13 @@ def dynamic_shift(tokens: int) -> float:
 
 def _continuous(name, state, schedule):
     return Sampler(
-        name=name, state=state, solver="euler_ode", continuous=schedule, largest=np.inf,
+        name=name,
+        state=state,
+        solver="euler_ode",
+        continuous=schedule,
+        largest=np.inf,
         logsnrs=lambda steps: schedule.logsnr(np.linspace(schedule.t_max, 0.0, steps + 1)[:-1]),
-    )  # fmt: skip
+    )
 
 
 def _of_training_timesteps(name, betas, kind):
@@ -282,10 +299,13 @@ def _flow_matching(shift, tokens):
         return flow.logsnr(shifted(np.linspace(1.0, 1.0 / steps if dynamic else shifted(1.0 / TIMESTEPS), steps)))
 
     return Sampler(
-        name="flow_matching", state="flow", solver="euler_ode", logsnrs=logsnrs,
+        name="flow_matching",
+        state="flow",
+        solver="euler_ode",
+        logsnrs=logsnrs,
         largest=np.inf if dynamic else float(flow.logsnr(shifted(shifted(1.0 / TIMESTEPS)))),
         timestep=lambda logsnr: TIMESTEPS * float(flow.inverse_logsnr(logsnr)),
-    )  # fmt: skip
+    )
 
 
 def _edm():
@@ -294,6 +314,11 @@ def _edm():
         return 2.0 * np.log(EDM_DATA * alpha / sigma)
 
     return Sampler(
-        name="edm", state="ve", solver="euler_ode", logsnrs=logsnrs, largest=float(logsnrs(2)[-1]), data_std=EDM_DATA,
+        name="edm",
+        state="ve",
+        solver="euler_ode",
+        logsnrs=logsnrs,
+        largest=float(logsnrs(2)[-1]),
+        data_std=EDM_DATA,
         timestep=lambda logsnr: 0.25 * float(np.log(EDM_DATA) - 0.5 * logsnr),
-    )  # fmt: skip
+    )

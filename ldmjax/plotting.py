@@ -208,9 +208,17 @@ def draw_ridge(axes: Axes, noise_var: Numbers, latent_dims: Numbers, *, label: s
     rim = [patheffects.Stroke(linewidth=3.6, foreground="black"), patheffects.Normal()]
     x = np.where(logsnr > edge, centre, np.maximum(logsnr, axes.get_xlim()[0]))
     axes.plot(
-        x, latent_dims, linestyle=style, marker=marker, markersize=4, color="white", markeredgecolor="black",
-        linewidth=1.6, label=label, path_effects=rim if style not in ("", "none") else None,
-    )  # fmt: skip
+        x,
+        latent_dims,
+        linestyle=style,
+        marker=marker,
+        markersize=4,
+        color="white",
+        markeredgecolor="black",
+        linewidth=1.6,
+        label=label,
+        path_effects=rim if style not in ("", "none") else None,
+    )
 
 
 def add_noise_axis(axes: Axes, schedule: ContinuousSchedule | None = None) -> None:
@@ -352,10 +360,18 @@ def draw_stopping_curves(
             raise ValueError(f"points for latent_dim {p.latent_dim}, but the curves are for {sorted(rows)}")
         i = rows[p.latent_dim]
         axes.errorbar(
-            p.x, p.w2_squared, yerr=2 * np.asarray(p.standard_error), fmt=MARKERS[i % 8], color=COLOURS[i % 8],
-            markerfacecolor="white", markersize=5, capsize=2.5, linestyle="none", zorder=3,
+            p.x,
+            p.w2_squared,
+            yerr=2 * np.asarray(p.standard_error),
+            fmt=MARKERS[i % 8],
+            color=COLOURS[i % 8],
+            markerfacecolor="white",
+            markersize=5,
+            capsize=2.5,
+            linestyle="none",
+            zorder=3,
             label=f"{p.label} (± 2 standard errors)" if p.label not in [q.label for q in points[:k]] else None,
-        )  # fmt: skip
+        )
     axes.grid(alpha=0.25)
 
 

@@ -119,9 +119,16 @@ def read_stopping_curve(
         nan = float("nan")
         undefined = dict.fromkeys(["best_stop", "best_stop_low", "best_stop_high"])
         return StoppingResult(
-            curve=curve, standard_error=np.full(stops, nan), end=float(curve[-1]), best=float(curve[-1]), **undefined,
-            gain=nan, gain_low=nan, gain_high=nan, verdict="cannot tell",
-        )  # fmt: skip
+            curve=curve,
+            standard_error=np.full(stops, nan),
+            end=float(curve[-1]),
+            best=float(curve[-1]),
+            **undefined,
+            gain=nan,
+            gain_low=nan,
+            gain_high=nan,
+            verdict="cannot tell",
+        )
     weights = np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1.0 / blocks), replicates) / blocks
     # Resampled deviations are too small by (K - 1)/K in variance.
     bootstrap = curve + (weights @ pseudo - curve) * np.sqrt(blocks / (blocks - 1.0))

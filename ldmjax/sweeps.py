@@ -386,9 +386,16 @@ def _train_chunk(config, graphdef, length, shared, state, run):
 
     options = {"project": project} if config.model == "linear" else {}
     state, total = train_chunk(
-        map_parameters(flat.ravel, state), first=first, last=last, length=length, draws_of=draws_of, loss_of=loss_of,
-        rate_of=lambda step: run.learning_rate * unit_learning_rate(step, config.steps), ema_gamma=config.ema_gamma, **options,
-    )  # fmt: skip
+        map_parameters(flat.ravel, state),
+        first=first,
+        last=last,
+        length=length,
+        draws_of=draws_of,
+        loss_of=loss_of,
+        rate_of=lambda step: run.learning_rate * unit_learning_rate(step, config.steps),
+        ema_gamma=config.ema_gamma,
+        **options,
+    )
     return map_parameters(flat.unravel, state), total
 
 

@@ -29,9 +29,23 @@ from ldmjax import devices
 PLUGINS = {"gpu": "jax_cuda13_plugin", "tpu": "libtpu"}
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
 NOT_LAUNCHED = {
-    "get-tuple-element", "tuple", "parameter", "constant", "bitcast", "after-all", "partition-id", "replica-id",
-    "add-dependency", "opt-barrier", "optimization-barrier", "copy-done", "async-done", "while", "call", "conditional",
-}  # fmt: skip
+    "get-tuple-element",
+    "tuple",
+    "parameter",
+    "constant",
+    "bitcast",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "add-dependency",
+    "opt-barrier",
+    "optimization-barrier",
+    "copy-done",
+    "async-done",
+    "while",
+    "call",
+    "conditional",
+}
 TPU_LAYOUT = ":T("  # tiles, in the types of a TPU's program
 UNKNOWN_TRIPS = 100  # stands for a number that the compiler does not know, where loops are put in order
 COLLECTIVES = {"all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast"}

@@ -30,9 +30,16 @@ def sample_runs(trained, count):
         start_key, chain_key = jax.random.split(jax.random.fold_in(run.key, 3))
         start = jax.random.normal(start_key, (3, 256)).T * run.inputs.mask
         return samplers.sample(
-            denoiser, SCHEDULE, start, chain_key, times=times, stops=[10, 20], sampler="euler_maruyama",
-            mask=run.inputs.mask, statistic=lambda z, t: (z.mean(axis=0), z.T @ z / len(z), jax.numpy.sort(z, axis=0)[::50]),
-        )  # fmt: skip
+            denoiser,
+            SCHEDULE,
+            start,
+            chain_key,
+            times=times,
+            stops=[10, 20],
+            sampler="euler_maruyama",
+            mask=run.inputs.mask,
+            statistic=lambda z, t: (z.mean(axis=0), z.T @ z / len(z), jax.numpy.sort(z, axis=0)[::50]),
+        )
 
     return sweeps.map_trained(trained, one, np.zeros(len(trained.specs)))(np.arange(count))
 

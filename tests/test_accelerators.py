@@ -40,11 +40,17 @@ def sweep(model, dims, **options):
     }
     specs = [
         sweeps.RunSpec(
-            model=model, data="points", training_draws="sample", latent_dim=d, seed=0, n=POINTS, learning_rate=0.005,
+            model=model,
+            data="points",
+            training_draws="sample",
+            latent_dim=d,
+            seed=0,
+            n=POINTS,
+            learning_rate=0.005,
             cap=20.0 if model == "linear" else np.inf,
         )
         for d in dims
-    ]  # fmt: skip
+    ]
     config = training.TrainingConfig(model=model, steps=STEPS, **options)
     return sweeps.train_scores(specs, latents, config, chunk=STEPS)
 
@@ -123,11 +129,16 @@ def tabulate():
     variances = np.arange(64, 0, -1) / 64
     return ahead_of_time.recorded(
         lambda: oracle.discretisation_table(
-            variances, variances, schedules.LinearVP(), schemes=("euler_maruyama", "exponential", "euler_ode", "heun_ode"),
-            steps=(10, 1000), t_ends=(0.0, 0.001), starts=("marginal", "standard"),
+            variances,
+            variances,
+            schedules.LinearVP(),
+            schemes=("euler_maruyama", "exponential", "euler_ode", "heun_ode"),
+            steps=(10, 1000),
+            t_ends=(0.0, 0.001),
+            starts=("marginal", "standard"),
         ),
         program=0,
-    )  # fmt: skip
+    )
 
 
 @functools.cache
@@ -236,7 +247,10 @@ def cases(*, counts=(1, 8), platforms=tuple(PLATFORMS), wanted=lambda case: True
         "name, platform, count",
         [
             pytest.param(
-                name, platform, count, id=f"{name}-{platform}-{count}",
+                name,
+                platform,
+                count,
+                id=f"{name}-{platform}-{count}",
                 marks=pytest.mark.skipif(reason is not None, reason=str(reason)),
             )
             for platform in platforms
@@ -245,7 +259,7 @@ def cases(*, counts=(1, 8), platforms=tuple(PLATFORMS), wanted=lambda case: True
             for count in counts
             if wanted(case) and (count == 1 or case.spread)
         ],
-    )  # fmt: skip
+    )
 
 
 @cases()

@@ -47,9 +47,17 @@ def train(job=NO_JOB, mapped=None, **options):
     mapped = mapped or MAPPED
     options = {"marks": (7, 23), "chunk": 5, "name": "toy", **options}
     return chunks.run_training(
-        mapped, start, jnp.float32(1.7), {"key": jax.vmap(jax.random.key)(np.arange(COUNT))}, count=COUNT, steps=STEPS,
-        select=lambda state: state["x"], job=job, label="toy", **options,
-    )  # fmt: skip
+        mapped,
+        start,
+        jnp.float32(1.7),
+        {"key": jax.vmap(jax.random.key)(np.arange(COUNT))},
+        count=COUNT,
+        steps=STEPS,
+        select=lambda state: state["x"],
+        job=job,
+        label="toy",
+        **options,
+    )
 
 
 def assert_equal(found, expected):
@@ -177,9 +185,17 @@ def test_a_run_that_failed_does_not_hide_the_loss_of_the_others():
     for bad, shown in [([True, False, False], True), ([True] * 3, False)]:
         lines, runs = [], {"key": jax.vmap(jax.random.key)(np.arange(COUNT)), "bad": np.array(bad)}
         found = chunks.run_training(
-            devices.map_runs(failing), start, jnp.float32(1.7), runs, name="toy", count=COUNT, steps=10, chunk=5,
-            job=job_in(None, lines.append), label="toy",
-        )  # fmt: skip
+            devices.map_runs(failing),
+            start,
+            jnp.float32(1.7),
+            runs,
+            name="toy",
+            count=COUNT,
+            steps=10,
+            chunk=5,
+            job=job_in(None, lines.append),
+            label="toy",
+        )
         for line, losses in zip(lines[1:], found.losses.T, strict=True):
             assert (f"loss {losses[1:].mean():.4f}" if shown else "loss nan") in line
 

@@ -127,9 +127,15 @@ def test_the_better_of_two_dimensions_is_chosen_from_few_rows(tmp_path):
 
 def test_the_table_counts_false_and_found_claims(tmp_path):
     row = {
-        "case": "a", "metric": "w2", "interior": False, "covered": True, "interval_width": 1.0, "gain_covered": True,
-        "exact_gain": 0.0, "verdict": "cannot tell",
-    }  # fmt: skip
+        "case": "a",
+        "metric": "w2",
+        "interior": False,
+        "covered": True,
+        "interval_width": 1.0,
+        "gain_covered": True,
+        "exact_gain": 0.0,
+        "verdict": "cannot tell",
+    }
     found = row | {"exact_gain": 0.2, "verdict": "stop early", "interior": True, "covered": False}
     lines = shown([row, row, found, row | {"verdict": "stop early"}], tmp_path, "sampler")
     assert "33.3% of 3" in lines[-1] and "100.0% of 1" in lines[-1] and "75.0%" in lines[-1]
@@ -143,5 +149,6 @@ def test_a_share_of_the_draws_is_never_less_than_two():
         assert config.draws_of(case) == {1.0: 10, 0.2: 2}[case.share], name
     planted = coverage.Config(draws=10).cases(data.spectrum("power:0.5", 600))[-2:]
     assert [(name, case.name, case.latent_dim) for name, case in planted] == [
-        ("sampler", "planted, n = 500", 499), ("noisy_autoencoder", "planted, n = 500", 499),
-    ]  # fmt: skip
+        ("sampler", "planted, n = 500", 499),
+        ("noisy_autoencoder", "planted, n = 500", 499),
+    ]

@@ -94,11 +94,22 @@ def test_npz(tmp_path, key):
 @pytest.mark.parametrize(
     ("shape", "first"),
     [
-        ((3, 32, 32), True), ((1, 28, 28), True), ((4, 5, 9), True), ((3, 40, 30), True), ((1, 5, 5), True),
-        ((32, 32, 3), False), ((28, 28, 1), False), ((3, 32, 3), False), ((3, 4, 5), False), ((2, 32, 32), False),
-        ((32, 32), False), ((3, 32), False), ((3,), False), ((3, 8, 8, 8), False),
+        ((3, 32, 32), True),
+        ((1, 28, 28), True),
+        ((4, 5, 9), True),
+        ((3, 40, 30), True),
+        ((1, 5, 5), True),
+        ((32, 32, 3), False),
+        ((28, 28, 1), False),
+        ((3, 32, 3), False),
+        ((3, 4, 5), False),
+        ((2, 32, 32), False),
+        ((32, 32), False),
+        ((3, 32), False),
+        ((3,), False),
+        ((3, 8, 8, 8), False),
     ],
-)  # fmt: skip
+)
 def test_channels_go_last(tmp_path, shape, first):
     images = np.random.default_rng(0).standard_normal((6, *shape))
     np.savez(tmp_path / "a.npz", images=images)

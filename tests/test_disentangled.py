@@ -21,10 +21,18 @@ METRIC = "flow_error"
 KIND = ("karras", 8, 1, 2, "noise")
 STEPS = np.array([1, 2, 4, 8, 16, 32])
 TINY = Config(
-    tasks=("gaussian",), ladders=("karras", "linear_beta"), levels=8, many_levels=40, experts=(1, 2, 8),
+    tasks=("gaussian",),
+    ladders=("karras", "linear_beta"),
+    levels=8,
+    many_levels=40,
+    experts=(1, 2, 8),
     samples_per_state=(2, 4),
-    sample_budget=1024, checkpoints=6, learning_rates=(0.1, 0.2), seeds=(0, 1, 2), samples=64,
-)  # fmt: skip
+    sample_budget=1024,
+    checkpoints=6,
+    learning_rates=(0.1, 0.2),
+    seeds=(0, 1, 2),
+    samples=64,
+)
 GAUSSIAN = tasks.gaussian_task(dim=3)
 
 
@@ -36,10 +44,14 @@ def make_run(kind=KIND, *, ddim, dpmpp_2m=None, ddim_all=None, rate=0.1, seed=0,
         curves["ddim_all"] = [ddim_all]
     return Run(
         setting=Setting(*kind, rate, seed),
-        steps=steps, sample_gradients=steps * batch, seconds=steps * seconds,
+        steps=steps,
+        sample_gradients=steps * batch,
+        seconds=steps * seconds,
         errors={s: {name: np.asarray(curve, np.float64) for name in names} for s, curve in curves.items()},
-        parameters=100 * kind[2], training_bytes=1600 * kind[2], diverged=False,
-    )  # fmt: skip
+        parameters=100 * kind[2],
+        training_bytes=1600 * kind[2],
+        diverged=False,
+    )
 
 
 @pytest.mark.parametrize("power", [0.3, 1.0, 2.5])
@@ -349,10 +361,17 @@ def test_trainer_trains_what_the_setting_says(monkeypatch, levels, count, sample
     monkeypatch.setattr(training.experts, "train_experts", train)
     trainer = Trainer(GAUSSIAN, dataclasses.replace(TINY, experts_per_batch=5))
     settings = [
-        Setting(ladder="karras", levels=levels, experts=count, samples_per_state=samples, parameterisation=p,
-                learning_rate=0.1, seed=seed)
+        Setting(
+            ladder="karras",
+            levels=levels,
+            experts=count,
+            samples_per_state=samples,
+            parameterisation=p,
+            learning_rate=0.1,
+            seed=seed,
+        )
         for p, seed in [("v", 2), ("noise", 0), ("v", 1)]
-    ]  # fmt: skip
+    ]
     runs = trainer.train(settings)
     config, steps = asked["config"], TINY.steps(samples)
     assert config.ladder.t_max == levels and config.experts == count and config.steps == steps
@@ -360,8 +379,10 @@ def test_trainer_trains_what_the_setting_says(monkeypatch, levels, count, sample
     assert (config.hidden, config.blocks, config.states) == (TINY.hidden, TINY.blocks, None)
     assert config.checkpoints == tuple(steps // 2**i for i in range(5, -1, -1)) and asked["data"] is GAUSSIAN.training
     assert [(spec.seed, spec.parameterisation, spec.learning_rate) for spec in asked["specs"]] == [
-        (2, "v", 0.1), (0, "noise", 0.1), (1, "v", 0.1),
-    ]  # fmt: skip
+        (2, "v", 0.1),
+        (0, "noise", 0.1),
+        (1, "v", 0.1),
+    ]
     for m, (setting, run) in enumerate(zip(settings, runs, strict=True)):
         assert run.setting == setting and run.steps.tolist() == list(config.checkpoints)
         np.testing.assert_array_equal(run.sample_gradients, run.steps * config.batch_size * count)
@@ -394,19 +415,27 @@ class FakeTrained:
 
         def summary(offset):
             return {
-                "mean": np.zeros((count, models, 3)), "covariance": np.broadcast_to(np.eye(3), (count, models, 3, 3)),
-                "sliced_w2_squared": name, "sliced_standard_error": name, "flow_error": name + offset,
+                "mean": np.zeros((count, models, 3)),
+                "covariance": np.broadcast_to(np.eye(3), (count, models, 3, 3)),
+                "sliced_w2_squared": name,
+                "sliced_standard_error": name,
+                "flow_error": name + offset,
                 "trajectory_error": np.broadcast_to(targets["start"].mean(axis=(1, 2)), (count, models)),
-            }  # fmt: skip
+            }
 
         both = {"ddim": summary(0.0), "dpmpp_2m": summary(0.5)}
         return {"ddim_all": summary(0.0)} if "measure_all" in function.__name__ else both
 
 
 def test_error_of_samples_that_are_not_finite_is_infinite():
-    summary = {"mean": np.full(3, np.nan), "covariance": np.full((3, 3), np.nan), "sliced_w2_squared": np.array(np.nan),
-               "sliced_standard_error": np.array(np.nan), "flow_error": np.array(np.nan),
-               "trajectory_error": np.array(np.nan)}  # fmt: skip
+    summary = {
+        "mean": np.full(3, np.nan),
+        "covariance": np.full((3, 3), np.nan),
+        "sliced_w2_squared": np.array(np.nan),
+        "sliced_standard_error": np.array(np.nan),
+        "flow_error": np.array(np.nan),
+        "trajectory_error": np.array(np.nan),
+    }
     assert set(training.errors_of(summary, GAUSSIAN).values()) == {np.inf}
 
 
@@ -566,9 +595,20 @@ def test_steps_spend_the_budget():
 
 
 SMALL = Config(
-    tasks=("gaussian",), ladders=("linear_beta",), levels=8, many_levels=40, experts=(1, 8), samples_per_state=(2,),
-    sample_budget=512, checkpoints=3, learning_rates=(0.003, 0.01), seeds=(0, 1), samples=64, hidden=8, experts_per_batch=2,
-)  # fmt: skip
+    tasks=("gaussian",),
+    ladders=("linear_beta",),
+    levels=8,
+    many_levels=40,
+    experts=(1, 8),
+    samples_per_state=(2,),
+    sample_budget=512,
+    checkpoints=3,
+    learning_rates=(0.003, 0.01),
+    seeds=(0, 1),
+    samples=64,
+    hidden=8,
+    experts_per_batch=2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -600,8 +640,12 @@ def test_every_run_has_its_record(small):
         assert row["samples_per_state"] == 2 and row["diverged"] is False
         assert set(row["final"]) == {"ddim", "dpmpp_2m"} | ({"ddim_all"} if row["levels"] == 40 else set())
         assert set(row["final"]["ddim"]) == {
-            "rel_fd", "sliced_w2_squared", "sliced_standard_error", "flow_error", "trajectory_error",
-        }  # fmt: skip
+            "rel_fd",
+            "sliced_w2_squared",
+            "sliced_standard_error",
+            "flow_error",
+            "trajectory_error",
+        }
         assert all(0 < value < np.inf for value in row["final"]["dpmpp_2m"].values())
     assert {row["levels"] for row in small.rows if row["chosen"]} == {8} and sum(
         row["chosen"] for row in small.rows

@@ -112,9 +112,14 @@ def test_records_hold_the_shares_gains_and_caps(phase):
     assert inf["w2_squared_end"] == pytest.approx(arrays["first_draw"][1][:, -1].min())
     estimated = twin_estimates(arrays["variances"], n=40, draws=1, seed=0)[0]
     dim, nu, cap, distance = oracle.best_capped_stop(
-        arrays["variances"], estimated, noise_vars=arrays["noise_var"], caps=5.0, noise_var_max=config.noise_var_max,
-        start="marginal", dynamics="sde",
-    )  # fmt: skip
+        arrays["variances"],
+        estimated,
+        noise_vars=arrays["noise_var"],
+        caps=5.0,
+        noise_var_max=config.noise_var_max,
+        start="marginal",
+        dynamics="sde",
+    )
     assert (capped["latent_dim_best"], capped["noise_var_best"], capped["w2_squared_best"]) == (dim, nu, distance)
 
 
@@ -261,8 +266,11 @@ def test_tuned_cap_and_stop_are_those_of_a_dense_search(capped):
 @pytest.mark.parametrize(("cap_axis", "off"), [(True, np.inf), (False, 0.0)])
 def test_tune_finds_a_smooth_minimum_and_keeps_off(cap_axis, off):
     config = capped_scores.Config(zooms=6)
-    axes = (np.append(np.geomspace(1.2, 1e5, 12), np.inf), np.zeros(1)) if cap_axis else (
-        np.array([np.inf]), np.append(np.geomspace(0.9, 1e-6, 12), 0.0))  # fmt: skip
+    axes = (
+        (np.append(np.geomspace(1.2, 1e5, 12), np.inf), np.zeros(1))
+        if cap_axis
+        else (np.array([np.inf]), np.append(np.geomspace(0.9, 1e-6, 12), 0.0))
+    )
 
     def valley(caps, stops):
         x = caps if cap_axis else stops

@@ -96,11 +96,17 @@ def predictions_and_chains(denoiser, _):
     """Also where every chain is at level 2."""
     ends = {
         s: samplers.sample(
-            denoiser, LADDER, jnp.asarray(STARTS), jax.random.key(0), times=LADDER.times[:5], stops=[4],
-            statistic=lambda z, t: z, sampler=s,
+            denoiser,
+            LADDER,
+            jnp.asarray(STARTS),
+            jax.random.key(0),
+            times=LADDER.times[:5],
+            stops=[4],
+            statistic=lambda z, t: z,
+            sampler=s,
         )[0]
         for s in CHAINS
-    }  # fmt: skip
+    }
     return predictions(denoiser, None) | ends
 
 
@@ -380,8 +386,11 @@ def test_parameters_are_counted_by_hand(disentangled, blocks, joint, partial):
     untimed = 3 * HIDDEN + HIDDEN * 3 + 2 * HIDDEN**2
     timed = untimed + 3 * BUMPS * HIDDEN
     for trained, expected in [
-        (disentangled[0], 6 * untimed), (partial, 4 * untimed), (blocks, 4 * timed), (joint, timed),
-    ]:  # fmt: skip
+        (disentangled[0], 6 * untimed),
+        (partial, 4 * untimed),
+        (blocks, 4 * timed),
+        (joint, timed),
+    ]:
         assert trained.parameter_count == expected
         assert trained.training_bytes == 4 * 4 * expected
 
@@ -466,9 +475,15 @@ def test_noise_prediction_refuses_pure_noise_and_v_serves_it():
     def ends(denoiser, _):
         start = jax.random.normal(jax.random.key(1), (256, 3))
         states = samplers.sample(
-            denoiser, FLOW, start, jax.random.key(0), times=FLOW.times, stops=[1, 5], statistic=lambda z, t: z,
+            denoiser,
+            FLOW,
+            start,
+            jax.random.key(0),
+            times=FLOW.times,
+            stops=[1, 5],
+            statistic=lambda z, t: z,
             sampler="ddim",
-        )  # fmt: skip
+        )
         # The first update is sigma' eps + alpha' E[x0 | pure noise], with eps = z.
         return states[1], (states[0] - FLOW.sigma(4) * start) / FLOW.alpha(4)
 

@@ -105,8 +105,12 @@ def test_w2_has_no_bias_with_few_rows_for_many_features(ratio, copies):
         reference = metrics.FeatureReference(y, blocks=16, directions=1, metrics=["w2"])
         p = metrics.feature_pseudo_values(x, reference, copies=copies)["w2"]
         found.append(((p.mean() - exact), p.std(ddof=1) / 4))
-        plain.append(gaussians.w2_squared(
-            x.reshape(-1, dim).mean(axis=0), np.cov(x.reshape(-1, dim).T), y.mean(axis=0), np.cov(y.T)) - exact)  # fmt: skip
+        plain.append(
+            gaussians.w2_squared(
+                x.reshape(-1, dim).mean(axis=0), np.cov(x.reshape(-1, dim).T), y.mean(axis=0), np.cov(y.T)
+            )
+            - exact
+        )
     deviation, error = np.array(found).T
     assert np.mean(np.abs(deviation) < 2.6 * error) >= 0.85
     assert np.mean(plain) > 4 * np.std(plain)

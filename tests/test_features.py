@@ -79,8 +79,13 @@ def test_pooling_never_mixes_colours(tmp_path, shape):
     height, width = (shape[2], shape[3]) if first else (shape[1], shape[2])
     assert found.dim == -(-height // 2) * -(-width // 2) * len(colours) and found.name == "pixels/2"
     pooled = found(dataset.images(dataset.samples)).reshape(4, -1, len(colours))
-    np.testing.assert_allclose(pooled, np.broadcast_to(images[:, :, :1, :1].reshape(4, 1, -1), pooled.shape)
-                               if first else np.broadcast_to(images[:, :1, 0], pooled.shape), atol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(
+        pooled,
+        np.broadcast_to(images[:, :, :1, :1].reshape(4, 1, -1), pooled.shape)
+        if first
+        else np.broadcast_to(images[:, :1, 0], pooled.shape),
+        atol=1e-5,
+    )
 
 
 def test_pooling_of_arrays_with_channels_first():
@@ -89,8 +94,9 @@ def test_pooling_of_arrays_with_channels_first():
     assert name == "pixels/2"
     expected = images.reshape(2, 8, 8, 2, 8, 2).mean(axis=(3, 5))
     np.testing.assert_allclose(function(images), np.moveaxis(expected, 1, -1).reshape(2, -1), atol=1e-6)
-    np.testing.assert_array_equal(features.pixels((8, 8, 8), channels_first=True)[1](images[:, :, :8, :8]),
-                                  images[:, :, :8, :8].reshape(2, -1))  # fmt: skip
+    np.testing.assert_array_equal(
+        features.pixels((8, 8, 8), channels_first=True)[1](images[:, :, :8, :8]), images[:, :, :8, :8].reshape(2, -1)
+    )
 
 
 def test_users_maps_take_images_as_they_were_given(tmp_path, monkeypatch):

@@ -415,7 +415,7 @@ def test_one_variance_gives_uniform_angles(variance):
 
 
 def ddim_error(log_ratio, variances):
-    """relW2 of DDIM from N(0, I) in angles: each update shrinks the std by the cosine of its angle (T_SPACE.md §1)."""
+    """relW2 of DDIM from N(0, I) in angles: each update shrinks the std by the cosine of its angle (docs/t_space.md (1.4))."""
     ratio = np.exp(log_ratio)[:, None]
     theta = np.vstack([np.arctan(ratio / np.sqrt(variances)), np.zeros(len(variances))])
     mismatch = np.sqrt((1 + ratio[0] ** 2) / (variances + ratio[0] ** 2))
@@ -424,7 +424,7 @@ def ddim_error(log_ratio, variances):
 
 
 def test_spectral_rule_is_nearly_optimal():
-    # T_SPACE.md §1: 3 % above the optimum with E_k = 1, 1.6 % after five iterations; tuned uniform logsnr 14-20 %.
+    # docs/t_space.md, section 1: 3 % above the optimum with E_k = 1, 1.6 % after five iterations; tuned uniform logsnr 14-20 %.
     variances = 1 / np.arange(1.0, 13.0) ** 2
     variances /= variances.mean()
     start = log_ratios(variances, levels=32)

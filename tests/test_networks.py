@@ -42,9 +42,13 @@ def test_convolution_equals_that_of_xla(sides, stride):
     rng = np.random.default_rng(0)
     maps, kernel = rng.standard_normal((2, *sides, 3)), rng.standard_normal((3, 3, 3, 4))
     exact = jax.lax.conv_general_dilated(
-        jnp.asarray(maps, jnp.float32), jnp.asarray(kernel, jnp.float32), (stride, stride), [(1, 1), (1, 1)],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest",
-    )  # fmt: skip
+        jnp.asarray(maps, jnp.float32),
+        jnp.asarray(kernel, jnp.float32),
+        (stride, stride),
+        [(1, 1), (1, 1)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision="highest",
+    )
     ours = convolutions.convolve(jnp.asarray(maps), jnp.asarray(kernel.reshape(27, 4)), stride=stride)
     np.testing.assert_allclose(ours, exact, atol=1e-4)
 

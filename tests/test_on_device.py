@@ -127,9 +127,12 @@ def test_what_is_done_is_not_done_again_and_what_was_stopped_goes_on(tmp_path):
     counting = "open('starts', 'a').write('x')"
     first = step(tmp_path, "first", "", read=lambda folder: {"value": 1})
     second = step(
-        tmp_path, "second", f"{counting}; time.sleep(0 if len(open('starts').read()) > 1 else 60)", limit=2.0,
+        tmp_path,
+        "second",
+        f"{counting}; time.sleep(0 if len(open('starts').read()) > 1 else 60)",
+        limit=2.0,
         read=lambda folder: {"starts": (folder / "starts").read_text()},
-    )  # fmt: skip
+    )
     found, _ = run([first, second], tmp_path)
     assert [found[s.label]["status"] for s in (first, second)] == ["done", "stopped"]
     again = steps.Step(**{**vars(first), "words": ("-c", "raise SystemExit('not again')")})
@@ -343,16 +346,23 @@ def test_a_missing_package_comes_from_the_wheels(tmp_path, monkeypatch):
 
 def test_parts_are_compared_by_kind():
     reference = {
-        "random numbers.bits": np.array([1, 2, 3], np.uint32), "random numbers.normals": np.array([0.1, 4.0]),
+        "random numbers.bits": np.array([1, 2, 3], np.uint32),
+        "random numbers.normals": np.array([0.1, 4.0]),
         "mlp.losses": np.array([[1.0, 2.0]]),
-    }  # fmt: skip
+    }
     found = {
-        "random numbers.bits": np.array([1, 5, 3], np.uint32), "random numbers.normals": np.array([0.1002, 4.0004]),
-        "mlp.losses": np.array([[1.0, 2.002]]), "sampler.curve": np.array([1.0, 2.0]),
-        "sampler.standard_error": np.array([0.1, 0.5]), "sampler.exact": np.array([1.2, 3.5]),
-        **{f"{name}.{key}": np.array(value) for name in ("random numbers", "mlp", "sampler")
-           for key, value in (("equal", name == "mlp"), ("seconds", 2.0))},
-    }  # fmt: skip
+        "random numbers.bits": np.array([1, 5, 3], np.uint32),
+        "random numbers.normals": np.array([0.1002, 4.0004]),
+        "mlp.losses": np.array([[1.0, 2.002]]),
+        "sampler.curve": np.array([1.0, 2.0]),
+        "sampler.standard_error": np.array([0.1, 0.5]),
+        "sampler.exact": np.array([1.2, 3.5]),
+        **{
+            f"{name}.{key}": np.array(value)
+            for name in ("random numbers", "mlp", "sampler")
+            for key, value in (("equal", name == "mlp"), ("seconds", 2.0))
+        },
+    }
     compared = agreement.compare(reference, found)
     assert list(compared) == ["random numbers", "mlp", "sampler"]  # the others were not reached
     assert compared["random numbers"]["bits"] == 1 and not compared["random numbers"]["equal"]

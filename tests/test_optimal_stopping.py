@@ -19,9 +19,18 @@ from ldmjax import data, gaussians, oracle
 from ldmjax.job import NO_JOB, Job
 
 TINY = optimal_stopping.Config(
-    n=(60,), latent_dims=(1, 3), seeds=(0,), caps=(np.inf, 5.0), linear_steps=400, mlp_steps=200, batch_size=32,
-    hidden=8, samples=256, sampling_steps=30, stops=6,
-)  # fmt: skip
+    n=(60,),
+    latent_dims=(1, 3),
+    seeds=(0,),
+    caps=(np.inf, 5.0),
+    linear_steps=400,
+    mlp_steps=200,
+    batch_size=32,
+    hidden=8,
+    samples=256,
+    sampling_steps=30,
+    stops=6,
+)
 TINY_FLAGS = (
     "--n=60 --latent_dims=1,3 --seeds=0 --caps=inf,5 --linear_steps=400 --mlp_steps=200 --batch_size=32 --hidden=8"
     " --samples=256 --sampling_steps=30 --stops=6"
@@ -39,11 +48,14 @@ def test_every_run_has_its_record(tiny):
     _, results, lines = tiny
     settings = {(r["model"], r["data"], r["training_draws"], r["cap"]) for r in results.rows}
     assert settings == {
-        ("linear", "digits", "sample", np.inf), ("linear", "digits", "sample", 5.0),
-        ("linear", "digits_twin", "sample", np.inf), ("linear", "digits_twin", "sample", 5.0),
-        ("mlp", "digits_twin", "fresh", np.inf), ("mlp", "digits_twin", "sample", np.inf),
+        ("linear", "digits", "sample", np.inf),
+        ("linear", "digits", "sample", 5.0),
+        ("linear", "digits_twin", "sample", np.inf),
+        ("linear", "digits_twin", "sample", 5.0),
+        ("mlp", "digits_twin", "fresh", np.inf),
+        ("mlp", "digits_twin", "sample", np.inf),
         ("mlp", "digits", "sample", np.inf),
-    }  # fmt: skip
+    }
     assert len(results.rows) == 7 * 2 and results.arrays["name"].tolist() == [r["name"] for r in results.rows]
     assert results.metadata == {"compilations": {"linear": 1, "mlp": 1}}
     assert any(": 8/8" in line for line in lines) and any("step 400/400" in line for line in lines)
@@ -269,9 +281,15 @@ def test_learned_linear_curves_lie_on_the_exact_law(default_run):
 def test_longer_training_reaches_the_tighter_bounds():
     """The documented longer setting: --mlp_steps=10000 --hidden=128 --latent_dims=16,32,64 --seeds=0."""
     config = optimal_stopping.Config(
-        latent_dims=(16, 32, 64), seeds=(0,), mlp_steps=10_000, hidden=128, linear_steps=10, samples=128, sampling_steps=10,
+        latent_dims=(16, 32, 64),
+        seeds=(0,),
+        mlp_steps=10_000,
+        hidden=128,
+        linear_steps=10,
+        samples=128,
+        sampling_steps=10,
         stops=2,
-    )  # fmt: skip
+    )
     results = optimal_stopping.compute(config, config.load(), NO_JOB)
     errors = {r["latent_dim"]: r["score_error"] for r in results.rows if r["training_draws"] == "fresh"}
     assert errors[16] <= 0.02 and errors[32] <= 0.05 and errors[64] <= 0.05

@@ -1,4 +1,4 @@
-"""Laws with a capped score (THEORY.md §3) against ODE integration, and Prop. 4, 5 and Corollary 1 by brute force."""
+"""Laws with a capped score (docs/theory.md 3) against ODE integration, and Prop. 4, 5 and Corollary 1 by brute force."""
 
 import numpy as np
 import pytest

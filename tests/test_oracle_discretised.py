@@ -114,7 +114,7 @@ def test_convergence_with_a_cap():
 
 @pytest.mark.parametrize("steps", [200, 1000])
 def test_last_euler_maruyama_step_leaves_two_dt(steps):
-    # THEORY.md §5: lamh = 0, plug-in score, t = 0.
+    # docs/theory.md, section 5: lamh = 0, plug-in score, t = 0.
     schedule = OrnsteinUhlenbeck(t_max=2.0)
     found = oracle.sampler_variances(
         [0.0], schedule, uniform_times(schedule, steps), scheme="euler_maruyama", start="marginal"
@@ -137,7 +137,7 @@ def test_heun_at_time_zero_is_infinite_only_without_variance():
         [1.0, 1e-10, 0.0], schedule, uniform_times(schedule, 100), scheme="heun_ode", start="marginal"
     )[-1]
     np.testing.assert_allclose(found[0], 1.0, rtol=1e-12)
-    assert 1e11 < found[1] < 1e16 and not np.isfinite(found[2])  # THEORY.md §5
+    assert 1e11 < found[1] < 1e16 and not np.isfinite(found[2])  # docs/theory.md, section 5
     capped = oracle.sampler_variances(
         [0.0], schedule, uniform_times(schedule, 100), scheme="heun_ode", start="marginal", cap=20.0
     )
@@ -178,7 +178,7 @@ def test_bad_sampler_arguments_raise(changes):
     ],
 )
 def test_table_of_relative_distances(sampler, ladder, printed):
-    # T_SPACE.md §1: W2 / sqrt(tr) on the CIFAR-10 spectrum from N(0, I), to the printed digits; the spectral rule to one
+    # docs/t_space.md 1: W2 / sqrt(tr) on the CIFAR-10 spectrum from N(0, I), to the printed digits; the spectral rule to one
     # unit of the last, because its table came from another grid (.05866 at T = 32 where .0586 is printed).
     variances = np.load(SPECTRUM).astype(np.float64)[::-1]
     for count, expected in printed.items():
@@ -190,7 +190,7 @@ def test_table_of_relative_distances(sampler, ladder, printed):
 
 
 def test_uniform_angles_are_optimal_for_one_variance():
-    # T_SPACE.md §1: theta_i = i pi / (2T), each update shrinks the std by cos(pi / 2T); 0.037834 at T = 32.
+    # docs/t_space.md, section 1: theta_i = i pi / (2T), each update shrinks the std by cos(pi / 2T); 0.037834 at T = 32.
     theta = np.pi / 2 * np.arange(32, 0, -1) / 32
     end = oracle.chain_variances([1.0], np.cos(theta), np.sin(theta), sampler="ddim")[-1, 0]
     np.testing.assert_allclose(1 - np.sqrt(end), 1 - np.cos(np.pi / 64) ** 32, rtol=1e-12)
@@ -344,7 +344,7 @@ def test_second_order_chains_beat_ddim_on_the_same_32_levels():
 
 
 def multistep_state(alpha, sigma, lam):
-    """DPM-Solver++(2M) on the state 1, from the text of T_SPACE.md §1."""
+    """DPM-Solver++(2M) on the state 1, from the text of docs/t_space.md, section 1."""
     x, previous, h_previous = 1.0, None, None
     half_logsnr = np.log(alpha / sigma)
     for k in range(alpha.size):

@@ -1,4 +1,4 @@
-"""General covariances (THEORY.md §4) against the diagonal case and W2 of the generated covariance written out."""
+"""General covariances (docs/theory.md, section 4) against the diagonal case and W2 of the generated covariance written out."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Angles, weights and optimised ladders against chain_variances, finite differences and the numbers of T_SPACE.md."""
+"""Angles, weights and optimised ladders against chain_variances, finite differences and the numbers of docs/t_space.md."""
 
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def test_weights_at_uniform_angles():
 @pytest.mark.parametrize(
     ("levels", "expected"),
     [
-        # T_SPACE.md §2, "9-16 of 32 for Karras, uniform logsnr, linear; 26 for uniform angles"; digits as found here.
+        # docs/t_space.md (2.2), "9-16 of 32 for Karras, uniform logsnr, linear; 26 for uniform angles"; digits as found here.
         (schedules.karras_levels(32), 9.09),
         (schedules.uniform_logsnr_levels(32), 8.79),
         (schedules.linear_beta_levels(32), 16.23),
@@ -133,7 +133,7 @@ def test_no_level_can_be_moved_to_advantage(name, pure_noise):
 
 @pytest.mark.parametrize("variance", [1.0, 0.01, 300.0])
 def test_uniform_angles_are_optimal_for_one_variance(variance):
-    # T_SPACE.md §1: from pure noise, whatever the variance, 1 - cos(pi/2T)^T = 0.037834 at T = 32.
+    # docs/t_space.md, section 1: from pure noise, whatever the variance, 1 - cos(pi/2T)^T = 0.037834 at T = 32.
     alpha, sigma = oracle.optimised_levels([variance], 32, pure_noise=True)
     np.testing.assert_allclose(relative_w2(np.array([variance]), (alpha, sigma)), 0.037834, atol=5e-7)
     theta = np.arctan2(sigma, alpha * np.sqrt(variance))
@@ -193,7 +193,7 @@ def test_few_levels():
 @needs_spectrum
 @pytest.mark.parametrize(("count", "printed"), [(8, 0.196), (32, 0.0582), (128, 0.0153)])
 def test_optimised_levels_of_the_table(count, printed):
-    # T_SPACE.md §1, row "optimised levels (bound)", to the printed digits.
+    # docs/t_space.md, table of section 1, row "optimised levels (bound)", to the printed digits.
     variances = cifar()
     found = relative_w2(variances, oracle.optimised_levels(variances, count))
     assert abs(found - printed) <= 0.5 * 10.0 ** -(3 if printed > 0.1 else 4)
@@ -201,8 +201,8 @@ def test_optimised_levels_of_the_table(count, printed):
 
 @pytest.mark.parametrize("name", [pytest.param("cifar", marks=needs_spectrum), *SPECTRA])
 def test_spectral_rule_is_within_two_percent_of_the_optimum(name):
-    # T_SPACE.md §1, for variances of mean 1 (as there in §3), and at any scale for chains from pure noise. At a largest
-    # variance of 1 the optimum lives on the mismatch of the start instead, as tested above.
+    # docs/t_space.md, section 1, for variances of mean 1 (as there in section 3), and at any scale for chains from pure noise.
+    # At a largest variance of 1 the optimum lives on the mismatch of the start instead, as tested above.
     variances = cifar() if name == "cifar" else mean_one(SPECTRA[name])
     alpha, sigma = schedules.spectral_levels(variances, 32)
     best = relative_w2(variances, oracle.optimised_levels(variances, 32))

@@ -1,4 +1,4 @@
-"""Laws and optima without a cap (THEORY.md §2, §9, §10) against loops, ODE integration and numerical minimisation."""
+"""Laws and optima without a cap (docs/theory.md 2, 9, 10) against loops, ODE integration and numerical minimisation."""
 
 from pathlib import Path
 
@@ -130,7 +130,7 @@ def test_best_noise_var_is_the_root_of_the_slope(seed):
 
 
 def test_slip_in_proposition_8_has_its_optimum_at_the_largest_noise():
-    # THEORY.md §9 item 2: the slope never reaches 0 on [0, 1), so the best stop is nu_T.
+    # docs/theory.md, section 9, item 2: the slope never reaches 0 on [0, 1), so the best stop is nu_T.
     best = oracle.best_noise_var([1.0, 1.0, 1.0], [1.1, 1.0, 0.9], noise_var_max=0.97)
     assert best[2] == 0.97
     np.testing.assert_array_equal(oracle.best_noise_var([1.0] * 3, [1.1, 1.0, 0.9], noise_var_max=1.0)[[0, 1]], 1.0)
@@ -207,7 +207,7 @@ def test_useful_interval_by_cases():
 
 
 def test_figure_4_thresholds():
-    # THEORY.md §9 item 6: backward time, Ornstein-Uhlenbeck, T = 2, exact score; t_4..t_8.
+    # docs/theory.md, section 9, item 6: backward time, Ornstein-Uhlenbeck, T = 2, exact score; t_4..t_8.
     variances = np.append(0.6 ** np.arange(7), [1e-10, 1e-10])
     highest = oracle.useful_noise_var(variances, variances)[3:8, 1]
     backward = 2.0 - OrnsteinUhlenbeck(t_max=2.0).inverse_logsnr(np.log1p(-highest) - np.log(highest))
@@ -282,7 +282,7 @@ def test_tolerance_against_root_finding(seed, relative, noise_var_max):
 
 @pytest.mark.skipif(not SPECTRUM.exists(), reason=f"{SPECTRUM} is not in this checkout")
 def test_tolerance_on_cifar10():
-    # THEORY.md §10: noise left that costs 1 % of the distance, in Ornstein-Uhlenbeck time, and it falls with d.
+    # docs/theory.md, section 10: noise left that costs 1 % of the distance, in Ornstein-Uhlenbeck time, and it falls with d.
     variances = np.load(SPECTRUM).astype(np.float64)[::-1]
     noise_var = oracle.tolerance_noise_var(variances, relative=0.01, noise_var_max=0.98)
     times = -0.5 * np.log1p(-noise_var)
@@ -313,7 +313,7 @@ def test_rectified_flow(seed):
 
 
 def test_unrescaled_rectified_flow_gains_from_overestimated_variance():
-    # THEORY.md §10: near s = 0 iff sum sqrt(lamh) (sqrt(lamh) - sqrt(lam)) > 0.
+    # docs/theory.md, section 10: near s = 0 iff sum sqrt(lamh) (sqrt(lamh) - sqrt(lam)) > 0.
     for factor, gains in [(1.2, True), (0.8, False)]:
         curve = oracle.rectified_flow_w2_squared_curve(
             [3.0, 2.0], [3 * factor, 2 * factor], [0.0, 1e-4], rescaled=False

@@ -177,9 +177,15 @@ def test_a_schedule_of_ones_own_in_the_oracle(xp):
 
 def chain(schedule, sampler):
     return samplers.sample(
-        oracle.gaussian_denoiser(VARIANCES, schedule), schedule, jnp.ones((2, 3)), jax.random.key(0),
-        times=np.linspace(1.0, 0.1, 5), stops=[4], statistic=lambda z, t: z, sampler=sampler,
-    )  # fmt: skip
+        oracle.gaussian_denoiser(VARIANCES, schedule),
+        schedule,
+        jnp.ones((2, 3)),
+        jax.random.key(0),
+        times=np.linspace(1.0, 0.1, 5),
+        stops=[4],
+        statistic=lambda z, t: z,
+        sampler=sampler,
+    )
 
 
 @pytest.mark.parametrize("sampler", ["exponential", "ddim"])

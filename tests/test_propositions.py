@@ -56,7 +56,7 @@ def test_proposition_3_holds_on_isotropic_spectra(seed):
 
 
 def test_the_slip_of_proposition_8_is_no_counterexample():
-    # No root of the slope: the optimum is at the largest noise (THEORY.md §9 item 2).
+    # No root of the slope: the optimum is at the largest noise (docs/theory.md, section 9, item 2).
     checks = oracle.check_propositions([1.0, 1.0, 1.0], [1.1, 1.0, 0.9], grid_size=401)
     assert checks["proposition_1"].holds is True and checks["proposition_3"].holds is True
 

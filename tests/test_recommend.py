@@ -123,7 +123,11 @@ COMMANDS = {
     "dimensions": ([*SMALL, "--autoencoder=mine_of_test:Own", "--latent_dims=2,70"], 0, ""),
     "quick factory": (["--quick", "--stops=3", "--autoencoder=mine_of_test:factory"], 0, ""),
     "latents, decoder": ([*SMALL, Z, D, "--decoder=mine_of_test:decode", "--latent_scale=0.2"], 0, ""),
-    "alone": ([*SMALL, "--latents={where}/two.npz", "--sampler=linear_vp"], 0, "'labels' are taken for labels and not used"),
+    "alone": (
+        [*SMALL, "--latents={where}/two.npz", "--sampler=linear_vp"],
+        0,
+        "'labels' are taken for labels and not used",
+    ),
     "alone, wide": ([*SMALL, "--latents={where}/wide.npy"], 0, "128 latents for 200 latents features"),
     "alone, steps": ([*SMALL, "--latents={where}/bfloat16.npy", "--sampling_steps=5"], 0, "read as bfloat16"),
     "alone, twice": ([*FAST, C], 0, "300 of 600 latents repeat another one exactly"),
@@ -135,14 +139,26 @@ COMMANDS = {
     "first": (["--data={where}/first.npz", *FAST, "--autoencoder=mine_of_test:First", REDS], 0, ""),
     "first, suite": (["--data={where}/first.npz", *SUITE], 0, ""),
     "broken": (["--autoencoder=mine_of_test:broken"], 2, "factory(): RuntimeError: no weights found"),
-    "no object": (["--autoencoder=mine_of_test:equal", "--latent_dims=2"], 2, "--autoencoder=mine_of_test:equal: factory(2)"),
+    "no object": (
+        ["--autoencoder=mine_of_test:equal", "--latent_dims=2"],
+        2,
+        "--autoencoder=mine_of_test:equal: factory(2)",
+    ),
     "halved": (["--autoencoder=mine_of_test:Halved"], 2, "own: decode: images must have shape [8, 8], got [4, 8]"),
     "no module": (["--autoencoder=nowhere:x"], 2, "module 'nowhere' does not load"),
     "no decoder": ([*SMALL, Z, D, "--decoder=mine_of_test:nothing"], 2, "has no 'nothing'"),
-    "rows": (["--latents={where}/few.npy", D, "--decoder=mine_of_test:decode"], 2, "one row for each of 1797 images, got"),
+    "rows": (
+        ["--latents={where}/few.npy", D, "--decoder=mine_of_test:decode"],
+        2,
+        "one row for each of 1797 images, got",
+    ),
     "too few": (["--latents={where}/few.npy"], 2, "few.npy: needs at least 256 latents, got 200"),
     "n": (["--data={where}/twice.npz", *SUITE, "--n=200"], 2, f"must be 64..172: 300 images ({TWICE}), 128 held out"),
-    "reference": (["--latents={where}/wide.npy", "--n=100", "--reference=201"], 2, "128..200: 300 latents, 100 of them"),
+    "reference": (
+        ["--latents={where}/wide.npy", "--n=100", "--reference=201"],
+        2,
+        "128..200: 300 latents, 100 of them",
+    ),
     "both": ([Z, "--autoencoder=mine_of_test:factory"], 2, "factory: allowed only without --latents"),
     "suite of own": (["--autoencoders=pca", "--autoencoder=mine_of_test:factory"], 2, "=pca: allowed only without"),
     "decoder only": (["--decoder=mine_of_test:decode"], 2, "allowed only with --latents"),
@@ -151,7 +167,11 @@ COMMANDS = {
     "channels alone": ([Z, "--channels=first"], 2, "--channels=first: not used with --latents alone"),
     "latent_dims": ([Z, "--latent_dims=3"], 2, "allowed only without --latents"),
     "spectrum": (["--spectrum=power:1"], 2, "images are needed"),
-    "no shift": (["--sampler=flow_matching", "--shift=dynamic:x"], 2, "must be a number from 0.01 to 100 or dynamic:TOKENS"),
+    "no shift": (
+        ["--sampler=flow_matching", "--shift=dynamic:x"],
+        2,
+        "must be a number from 0.01 to 100 or dynamic:TOKENS",
+    ),
     "shift of another": (["--shift=3"], 2, "--shift=3: allowed only with"),
     "steps": (["--sampler=scaled_linear_ddim", "--sampling_steps=1001"], 2, "steps=1001: scaled_linear_ddim takes"),
     "factors": ([*SUITE, "--latent_dims=2,4", "--latent_scale=1,2"], 2, "--latent_scale=1,2: must hold one"),
@@ -163,12 +183,23 @@ COMMANDS = {
     "offset": ([*SMALL, "--latents={where}/offset.npy"], 2, "around 1e+08, where float32 has steps of 8"),
     "features": ([*SUITE, "--features=mine_of_test:equal"], 2, "--features=mine_of_test:equal"),
     "late features": ([*SUITE, "--features=mine_of_test:late"], 2, "test:late: RuntimeError: out of memory"),
-    "unit": (["--data={where}/unit.npz", *COLOURS], 2, "Colours: own reconstructs images as they are, values 0 to 1, with an"),
-    "unit, decoder": (["--data={where}/unit2.npz", *FAST, C, "--decoder=mine_of_test:decode_colours"], 2,
-                      "--decoder=mine_of_test:decode_colours: of z the decoder gives images as they are"),
-    "reversed": (["--data={where}/reversed.npz", *COLOURS], 2, "but images with colours in reverse order (BGR for RGB) with"),
+    "unit": (
+        ["--data={where}/unit.npz", *COLOURS],
+        2,
+        "Colours: own reconstructs images as they are, values 0 to 1, with an",
+    ),
+    "unit, decoder": (
+        ["--data={where}/unit2.npz", *FAST, C, "--decoder=mine_of_test:decode_colours"],
+        2,
+        "--decoder=mine_of_test:decode_colours: of z the decoder gives images as they are",
+    ),
+    "reversed": (
+        ["--data={where}/reversed.npz", *COLOURS],
+        2,
+        "but images with colours in reverse order (BGR for RGB) with",
+    ),
     "last given": (["--data={where}/first.npz", *COLOURS, "--channels=last"], 2, "AssertionError"),
-}  # fmt: skip
+}
 ENDS_WELL = [name for name, (_, status, _) in COMMANDS.items() if status == 0]
 ALONE = [name for name in COMMANDS if name.startswith(("alone", "too few", "reference"))]
 

@@ -53,9 +53,13 @@ def test_ddim_and_ddpm_have_the_exact_chain(sampler, eta):
     times = uniform_logsnr_times(schedule, 30, logsnr_min=-6, logsnr_max=6)
     law = laws_by_steps(sampler, schedule, np.append(times, 0.0), eta=eta)
     chain = oracle.chain_variances(
-        VARIANCES, schedule.alpha(times), schedule.sigma(times), sampler="ddim",
-        eta=1.0 if sampler == "ddpm" else eta, start="marginal",
-    )  # fmt: skip
+        VARIANCES,
+        schedule.alpha(times),
+        schedule.sigma(times),
+        sampler="ddim",
+        eta=1.0 if sampler == "ddpm" else eta,
+        start="marginal",
+    )
     np.testing.assert_allclose(law, chain, rtol=1e-9, atol=1e-15)
 
 
@@ -88,9 +92,16 @@ def run_chain(stops, *, sampler="euler_maruyama", readout="state", schedule=None
     times = uniform_logsnr_times(schedule, steps, logsnr_min=-4, logsnr_max=5)
     start = jax.random.normal(jax.random.key(0), (4, count)).T
     return samplers.sample(
-        oracle.gaussian_denoiser(VARIANCES, schedule), schedule, start, jax.random.key(1), times=times, stops=stops,
-        statistic=lambda z, t: (z, t), sampler=sampler, readout=readout,
-    )  # fmt: skip
+        oracle.gaussian_denoiser(VARIANCES, schedule),
+        schedule,
+        start,
+        jax.random.key(1),
+        times=times,
+        stops=stops,
+        statistic=lambda z, t: (z, t),
+        sampler=sampler,
+        readout=readout,
+    )
 
 
 def test_noise_does_not_depend_on_the_stops():
@@ -140,9 +151,15 @@ def test_memory_does_not_grow_with_steps():
 
         def chain(start):
             return samplers.sample(
-                oracle.gaussian_denoiser(VARIANCES, schedule), schedule, start, jax.random.key(1), times=times,
-                stops=stops, statistic=lambda z, t: jnp.mean(z**2, axis=0), sampler="euler_maruyama",
-            )  # fmt: skip
+                oracle.gaussian_denoiser(VARIANCES, schedule),
+                schedule,
+                start,
+                jax.random.key(1),
+                times=times,
+                stops=stops,
+                statistic=lambda z, t: jnp.mean(z**2, axis=0),
+                sampler="euler_maruyama",
+            )
 
         compiled = jax.jit(chain).lower(jnp.zeros((4096, 4))).compile()
         return compiled.memory_analysis().temp_size_in_bytes
@@ -157,9 +174,12 @@ def test_on_an_accelerator_states_wait_for_their_statistics(sampler, stops):
     schedule = LinearVP()
     denoiser = oracle.gaussian_denoiser(VARIANCES, schedule)
     options = {
-        "times": uniform_logsnr_times(schedule, 12, logsnr_min=-4, logsnr_max=5), "stops": stops, "sampler": sampler,
-        "statistic": lambda z, t: (z.mean(axis=0), t * z[0]), "readout": "denoised",
-    }  # fmt: skip
+        "times": uniform_logsnr_times(schedule, 12, logsnr_min=-4, logsnr_max=5),
+        "stops": stops,
+        "sampler": sampler,
+        "statistic": lambda z, t: (z.mean(axis=0), t * z[0]),
+        "readout": "denoised",
+    }
     start = jax.random.normal(jax.random.key(0), (4, 16)).T
     on_the_way = samplers.sample(denoiser, schedule, start, jax.random.key(1), **options)
     with devices.made_for("tpu"):
@@ -223,9 +243,16 @@ def test_noise_by_row_is_that_of_jax():
     schedule, key = LinearVP(), jax.random.key(3)
     times = np.array([0.5, 0.4])
     found = samplers.sample(
-        lambda z, t: 0.0 * z, schedule, jnp.zeros((8, 3)), key, times=times, stops=[1], statistic=lambda z, t: z,
-        sampler="exponential", noise=samplers.BY_ROW,
-    )[0]  # fmt: skip
+        lambda z, t: 0.0 * z,
+        schedule,
+        jnp.zeros((8, 3)),
+        key,
+        times=times,
+        stops=[1],
+        statistic=lambda z, t: z,
+        sampler="exponential",
+        noise=samplers.BY_ROW,
+    )[0]
     std = np.sqrt(np.expm1(2 * (schedule.B(times[0]) - schedule.B(times[1]))))
     np.testing.assert_allclose(found, std * jax.random.normal(jax.random.fold_in(key, 0), (8, 3)), rtol=1e-5)
 
@@ -272,9 +299,16 @@ def run_ladder(sampler, ladder, start, denoiser=None, *, times=None, stops=None,
     times = ladder.times if times is None else times
     stops = np.arange(len(times)) if stops is None else stops
     return samplers.sample(
-        denoiser, ladder, start, jax.random.key(1), times=times, stops=stops, statistic=lambda z, t: z,
-        sampler=sampler, **options,
-    )  # fmt: skip
+        denoiser,
+        ladder,
+        start,
+        jax.random.key(1),
+        times=times,
+        stops=stops,
+        statistic=lambda z, t: z,
+        sampler=sampler,
+        **options,
+    )
 
 
 @pytest.mark.parametrize("name", list(LADDERS))

@@ -1,4 +1,4 @@
-"""Schedules against the definitions of THEORY.md §1: complex-step derivatives, quadrature of the drift, round trips."""
+"""Schedules against the definitions of docs/theory.md (1.2): complex-step derivatives, quadrature of the drift, round trips."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def test_integrated_drift_is_the_integral_of_the_rate(schedule):
 
 
 def test_linear_vp_rate_is_half_of_songs_beta():
-    # THEORY.md §1: beta 0.1..20 becomes w^2 = 0.05 + 9.95 t on [0, 1].
+    # docs/theory.md (1.2): beta 0.1..20 becomes w^2 = 0.05 + 9.95 t on [0, 1].
     t = np.array([0.0, 0.25, 1.0])
     np.testing.assert_allclose(LinearVP().w_squared(t), 0.05 + 9.95 * t, rtol=1e-15)
     np.testing.assert_allclose(LinearVP().beta(t), 0.1 + 19.9 * t, rtol=1e-15)

@@ -70,25 +70,45 @@ def test_labels_beside_latents_are_left_out_with_one_line(tmp_path, key, labels)
 @pytest.mark.parametrize(
     ("name", "arrays", "message"),
     [
-        ("z.npz", {"z": Z, "labels": np.arange(299)}, r"one of 'labels' for each latent, got z \[300, 4\], labels \[299\]"),
-        ("z.npz", {"z": Z, "labels": np.eye(300)}, r"'labels' must hold a label for each latent, .* got float64 \[300, 300\]"),
+        (
+            "z.npz",
+            {"z": Z, "labels": np.arange(299)},
+            r"one of 'labels' for each latent, got z \[300, 4\], labels \[299\]",
+        ),
+        (
+            "z.npz",
+            {"z": Z, "labels": np.eye(300)},
+            r"'labels' must hold a label for each latent, .* got float64 \[300, 300\]",
+        ),
         ("z.npz", {"z": Z, "y": Z[:, 0]}, r"a label for each latent, integers \[N\], got float32 \[300\]: give"),
         ("z.npz", {"labels": np.arange(300)}, r"'labels' must hold numbers \[N, ...\], got int64 \[300\]"),
         ("z.npz", {"z": Z, "classes": np.arange(300)}, r"'classes' must hold numbers \[N, ...\], got int64 \[300\]"),
-        ("z.npz", {"z": Z, "extra": np.array([["a", None]])}, r"'extra' must hold numbers \[N, ...\], got Python objects"),
+        (
+            "z.npz",
+            {"z": Z, "extra": np.array([["a", None]])},
+            r"'extra' must hold numbers \[N, ...\], got Python objects",
+        ),
         ("z.npy", {"z": np.array([["a", None]])}, r"'z' must hold numbers \[N, ...\], got Python objects"),
         ("z.npy", {"z": np.array({"latents": Z})}, "got Python objects"),
         ("z.npy", {"z": Z[:, 0]}, r"'z' must hold numbers \[N, ...\], got float32 \[300\]"),
         ("z.npy", {"z": np.float32(3.0)}, r"'z' must hold numbers \[N, ...\], got float32 \[\]"),
         ("z.npy", {"z": Z > 0}, "'z' must hold numbers .* got bool"),
-        ("z.npy", {"z": Z.astype(ml_dtypes.float8_e4m3fn)}, r"'z' has a type that numpy does not store, got \|V1: save it as"),
+        (
+            "z.npy",
+            {"z": Z.astype(ml_dtypes.float8_e4m3fn)},
+            r"'z' has a type that numpy does not store, got \|V1: save it as",
+        ),
         ("z.npz", {"z": Z, "w": Z.astype(ml_dtypes.float8_e5m2)}, r"'w' has a type that numpy does not store"),
-        ("z.npy", {"z": np.zeros((300, 2), [("mean", "f4"), ("std", "f4")])}, r"'z' must hold numbers .* got \[\('mean'"),
+        (
+            "z.npy",
+            {"z": np.zeros((300, 2), [("mean", "f4"), ("std", "f4")])},
+            r"'z' must hold numbers .* got \[\('mean'",
+        ),
         ("z.npy", {"z": np.where(Z > 2, np.nan, Z).astype(ml_dtypes.bfloat16)}, "'z' holds NaN, infinity"),
         ("z.npy", {"z": np.where(Z > 2, np.inf, Z).astype(np.float16)}, "'z' holds NaN, infinity"),
         ("z.npy", {"z": Z.astype("datetime64[s]")}, "'z' must hold numbers"),
     ],
-)  # fmt: skip
+)
 def test_arrays_that_are_no_latents(tmp_path, name, arrays, message):
     with pytest.raises(ValueError, match=message) as error:
         load(tmp_path / name, **arrays)

@@ -43,9 +43,12 @@ def spec(model, d, *, seed=0, n=200, draws="sample", **changes):
 def grid(model):
     caps = {"cap": 5.0} if model == "linear" else {"draws": "fresh"}
     return [
-        spec(model, 1), spec(model, 3, seed=1), spec(model, 3, n=50, learning_rate=0.02), spec(model, 6, **caps),
+        spec(model, 1),
+        spec(model, 3, seed=1),
+        spec(model, 3, n=50, learning_rate=0.02),
+        spec(model, 6, **caps),
         spec(model, 2, **caps),
-    ]  # fmt: skip
+    ]
 
 
 def leaves(trained, index, d):
@@ -94,9 +97,15 @@ def score_error(trained, index, law, cap=np.inf):
     variances, rotation = np.zeros(width), np.zeros((width, width))
     variances[:d], rotation[:d, :d] = law
     errors, norms = losses.noise_prediction_errors(
-        trained.denoiser(index), jnp.asarray(variances), jnp.asarray(rotation), jnp.asarray(cap), jax.random.key(0),
-        schedule=trained.config.schedule, logsnrs=jnp.linspace(-10.0, 9.0, 30), count=200,
-    )  # fmt: skip
+        trained.denoiser(index),
+        jnp.asarray(variances),
+        jnp.asarray(rotation),
+        jnp.asarray(cap),
+        jax.random.key(0),
+        schedule=trained.config.schedule,
+        logsnrs=jnp.linspace(-10.0, 9.0, 30),
+        count=200,
+    )
     return float(np.sqrt(errors.sum() / norms.sum()))
 
 
@@ -183,9 +192,15 @@ def test_unet_reaches_the_exact_score():
 
     def errors_of(denoiser, run, sources, extra):
         return losses.noise_prediction_errors(
-            denoiser, jnp.asarray(values), jnp.asarray(vectors), run.inputs.cap, run.key,
-            schedule=schedule, logsnrs=jnp.linspace(-10.0, 9.0, 30), count=200,
-        )  # fmt: skip
+            denoiser,
+            jnp.asarray(values),
+            jnp.asarray(vectors),
+            run.inputs.cap,
+            run.key,
+            schedule=schedule,
+            logsnrs=jnp.linspace(-10.0, 9.0, 30),
+            count=200,
+        )
 
     errors, norms = sweeps.map_trained(trained, errors_of, np.zeros(2))(np.arange(2))
     assert np.all(np.sqrt(errors.sum(axis=1) / norms.sum(axis=1)) < 0.07)  # 0.23 for the shrinkage alone

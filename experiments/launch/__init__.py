@@ -90,9 +90,12 @@ class Launch(Settings):
     """How an experiment is run; all experiments have these."""
 
     workdir: str | None = setting(
-        None, "Where flags.txt, records.jsonl, curves.npz and figures go; results/EXPERIMENT by default.", how=True,
-        allowed="a directory that can be written, or made", check=check_writable,
-    )  # fmt: skip
+        None,
+        "Where flags.txt, records.jsonl, curves.npz and figures go; results/EXPERIMENT by default.",
+        how=True,
+        allowed="a directory that can be written, or made",
+        check=check_writable,
+    )
     quick: bool = setting(False, "A smaller version of everything, to see that it runs.")
     overwrite: bool = setting(False, "Deletes the results in --workdir and starts anew.", how=True)
     dry_run: bool = setting(False, "Prints what would be computed, and where results would go, and ends.", how=True)
@@ -110,9 +113,12 @@ class Launch(Settings):
     checkpoint_every: float = setting(30.0, "Seconds of training between checkpoints.", low=0.0, high=1e6, how=True)
     keep_checkpoints: int = setting(2, "Newest checkpoints kept of each training.", low=1, high=1000, how=True)
     coordinator_address: str | None = setting(
-        None, "For several processes outside SLURM: where process 0 listens.", allowed="HOST:PORT", check=_check_address,
+        None,
+        "For several processes outside SLURM: where process 0 listens.",
+        allowed="HOST:PORT",
+        check=_check_address,
         how=True,
-    )  # fmt: skip
+    )
     num_processes: int | None = setting(
         None, "With --coordinator_address: their number.", low=1, high=100_000, how=True
     )
