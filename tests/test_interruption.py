@@ -26,7 +26,7 @@ SETTINGS = {
         "n": 300, "autoencoders": ("pca:12",), "seeds": (0, 1), "hidden": 64, "mlp_blocks": 1, "stops": 4,
     },
     "noisy_autoencoder": IMAGES | {
-        "n": 300, "autoencoder": "pca", "latent_dims": (2, 4), "seeds": (0,), "hidden": 16, "stops": 3,
+        "n": 300, "autoencoder": "pca", "latent_dims": (2, 4), "seeds": (0,), "hidden": 16, "stops": 3, "samples": 512,
     },
     "optimal_stopping": {
         "n": (60,), "latent_dims": (1, 3), "seeds": (0,), "caps": (np.inf, 5.0), "linear_steps": 200, "mlp_steps": 200,
