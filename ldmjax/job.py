@@ -9,6 +9,7 @@ A job knows nothing of flags: whoever makes it has to give every job a directory
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -33,7 +34,7 @@ class Job:
 
     def __init__(
         self,
-        directory: Path | None = None,
+        directory: str | os.PathLike | None = None,
         *,
         every: float = 30.0,
         keep_checkpoints: int = 2,

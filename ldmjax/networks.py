@@ -293,7 +293,11 @@ class OwnNetwork(nnx.Module):
     def __call__(self, z: jax.Array, t: jax.Array, run: RunInputs) -> jax.Array:
         """Returns E[z_0 | z_t] for z ``[B, D]``, t ``[B]``."""
         params = jax.tree.unflatten(self.structure, [leaf[...] for leaf in self.leaves])
-        return self.network.apply(params, z, jnp.broadcast_to(t, z.shape[:1]))
+        x0 = self.network.apply(params, z, jnp.broadcast_to(t, z.shape[:1]))
+        if x0.shape != z.shape:
+            name = type(self.network).__name__
+            raise ValueError(f"{name}.apply must give E[z_0 | z_t] of z's shape {list(z.shape)}, got {list(x0.shape)}")
+        return x0
 
 
 def mlp_flops(latent_dim: int, *, hidden: int, blocks: int) -> int:

@@ -22,6 +22,10 @@ from ldmjax.files import reason, written_whole
 LOG = logging.getLogger("ldmjax")
 
 
+class NotImported(ValueError):
+    """A piece holds a class whose module is not imported: the piece is sound, but cannot be read in this process."""
+
+
 def write_piece(path: Path, value: Any) -> None:
     """Writes ``value`` as ``path`` with endings .json and .npz; a disk that refuses is a warning, as nothing else is lost."""
     text, arrays = to_text(value)
@@ -37,12 +41,18 @@ def write_piece(path: Path, value: Any) -> None:
 
 
 def read_piece(path: Path) -> tuple[str, bytes] | None:
-    """Returns what `write_piece` wrote, for `from_text`; None if there is none or it is damaged."""
+    """Returns what `write_piece` wrote, for `from_text`; None if there is none or it is damaged.
+
+    Raises:
+      NotImported: if it is sound, and holds a class whose module is not imported.
+    """
     try:
         text, arrays = _beside(path, ".json").read_text(), _beside(path, ".npz").read_bytes()
         from_text(text, arrays)
     except FileNotFoundError:
         return None
+    except NotImported:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         LOG.warning("%s is damaged: it is computed again (%s)", path, reason(error))
         return None
@@ -98,7 +108,7 @@ def _encode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
         return {"dict": [[_encode(k, arrays), _encode(v, arrays)] for k, v in value.items()]}
     if (names := _fields(type(value))) is None:
         raise TypeError(f"{type(value).__name__} cannot be kept")
-    kind = f"{type(value).__module__}:{type(value).__qualname__}"
+    kind = f"{_lasting_name(type(value).__module__)}:{type(value).__qualname__}"
     return {"fields": [kind, {name: _encode(getattr(value, name), arrays) for name in names}]}
 
 
@@ -132,11 +142,22 @@ def _fields(cls: type) -> tuple[str, ...] | None:
     return cls._fields if issubclass(cls, tuple) and hasattr(cls, "_fields") else None
 
 
+def _lasting_name(module: str) -> str:
+    """The name by which a module is imported, also of the one that was started as a command."""
+    if module != "__main__":
+        return module
+    main = sys.modules["__main__"]
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    return spec.name.removesuffix(".__main__") if spec else Path(file).stem if file else module
+
+
 def _class(described: str) -> type:
     module, _, name = described.partition(":")
-    found = sys.modules[module]
+    found = sys.modules.get("__main__" if module == _lasting_name("__main__") else module)
     for part in name.split("."):
-        found = getattr(found, part)
+        found = getattr(found, part, None)
+    if found is None:
+        raise NotImported(f"{described.replace(':', '.')} is not imported: import the module that defines it first")
     if not isinstance(found, type) or _fields(found) is None:
         raise ValueError(f"{described} is not a dataclass or named tuple")
     return found

@@ -117,7 +117,13 @@ def make_step(
       ValueError: for an unknown sampler, one that the schedule does not allow, or eta outside [0, 1].
     """
     if not isinstance(sampler, str):
-        return sampler(denoiser, schedule)
+        how = "a name or a function (denoiser, schedule) -> Step (Step.without_memory makes one)"
+        if isinstance(sampler, Step):
+            raise ValueError(f"sampler must be {how}, got a Step")
+        step = sampler(denoiser, schedule)
+        if not isinstance(step, Step):
+            raise ValueError(f"sampler must be {how}, got a function that gives {type(step).__name__}")
+        return step
     on_ladder = isinstance(schedule, Ladder)
     _check_sampler(schedule, sampler, eta)
     if sampler == "dpmpp_2m":

@@ -159,6 +159,8 @@ def stack_runs(
     places: dict[tuple[str, int, int], int] = {}
     source = [places.setdefault((s.data, s.seed, s.n), len(places)) for s in specs]
     groups = list(places)
+    if missing := [group for group in groups if group not in latents]:
+        raise ValueError(f"latents must hold {missing[0]}, the (data, seed, n) of a run, got {sorted(latents)}")
     n_max = max(n for _, _, n in groups)
     # Without fresh runs no Gaussian draws are made: the factor has no columns.
     fresh = any(s.training_draws == "fresh" for s in specs)
@@ -324,8 +326,8 @@ def load_denoiser(workdir: str | os.PathLike, name: str) -> Denoiser:
       The denoiser, on latents ``[B, D]`` padded to the width they were trained at.
 
     Raises:
-      ValueError: if there is no such run, or more than one; the message names those that there are. The class of a network or
-        schedule of your own has to be imported before.
+      ValueError: if there is no such run, or more than one; the message names those that there are. If a network or schedule is
+        of a class of your own whose module is not imported.
     """
     kept = [runs for directory in (Path(workdir) / "checkpoints", Path(workdir)) for runs in _kept_runs(directory)]
     found = [runs for runs in kept if name in runs.names]

@@ -92,6 +92,8 @@ class TrainingConfig:
             if self.model not in MODELS:
                 raise ValueError(f"{allowed}, got {self.model!r}")
             return
+        if isinstance(self.model, type):
+            raise ValueError(f"{allowed}, got the class {self.model.__name__}: give an instance of it")
         methods = {"init": "init(key)", "apply": "apply(params, z, t)"}
         missing = [words for name, words in methods.items() if not callable(getattr(self.model, name, None))]
         if missing:

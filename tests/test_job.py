@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import sys
+import types
 from typing import NamedTuple
 
 import numpy as np
@@ -178,3 +180,18 @@ def test_numbers_go_to_a_series():
         ("linear/loss", 20, 0.25),
     ]
     assert {entry[0] for entry in Series.seen} == {"linear/loss", "linear/rate"}
+
+
+def test_a_piece_of_a_class_that_is_not_imported_is_not_damaged(tmp_path, monkeypatch):
+    """As when another process reads what a script kept: `__main__` is known by the name that it is imported by."""
+    job, main = Job(tmp_path), types.ModuleType("__main__")
+    main.__file__ = "own_network.py"
+    main.Own = dataclasses.make_dataclass("Own", ["size"], frozen=True, namespace={"__module__": "__main__"})
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    job.put("x", main.Own(3))
+    assert job.get("x") == main.Own(3)
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
+    with pytest.raises(pieces.NotImported, match="own_network.Own is not imported"):
+        job.get("x")
+    monkeypatch.setitem(sys.modules, "own_network", main)
+    assert job.get("x") == main.Own(3)

@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from commands import NOT_OPTIMISED, ROOT
 
 TEXT = (ROOT / "docs/new_experiment.md").read_text()
-SOURCE = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL)[1]
+SOURCE, TRAINING = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +65,13 @@ def test_a_changed_computation_and_bad_settings_are_refused(script):
         status, out, err = start(script, word, "--workdir=refused")
         assert status == 2 and out == "" and len(err.splitlines()) == 1 and word in err and allowed in err
     assert not (script.parent / "refused").exists()
+
+
+def test_the_training_of_the_text_learns_the_law_and_comes_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(TRAINING, names)
+    np.testing.assert_allclose(names["found"][-1], names["exact"], rtol=0.1)
+    z, t = jnp.ones((2, 5)), jnp.full(2, 0.3)
+    np.testing.assert_array_equal(names["again"](z, t), names["trained"].denoiser(4)(z, t))
+    assert names["specs"][-1].name in TRAINING

@@ -254,7 +254,7 @@ def _run(line, own, settings, data, compute, report, *, experiment, directory, b
     write_results(place, results, seconds=seconds, data=name, data_sha256=identity.data or None)
     shown = read_results(place, settings)
     show(report(shown), place)
-    print(f"{len(results.rows)} records in {seconds:.0f} s; records, curves and figures are in {directory}")
+    print(f"{len(results.rows)} records in {seconds:.0f} s; results are in {directory}")
     return shown
 
 

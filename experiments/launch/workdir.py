@@ -128,8 +128,9 @@ def _difference(workdir: Path, held: dict, asked: dict) -> str:
     if held["data"] != asked["data"]:
         return f"{here}: holds results of other data: {WAYS_OUT}"
     versions = {name: v for name, v in held["versions"].items() if asked["versions"].get(name) != v}
-    code = ", ".join(f"{name} {v}" for name, v in versions.items()) or "another state of the code that computes"
-    return f"{here}: holds results of {code}: {WAYS_OUT}"
+    code = ", ".join(f"{name} {v}" for name, v in versions.items())
+    code = code or "another state of the code that computes (compute or the library has changed)"
+    return f"{here}: holds results of {code}: --overwrite starts anew, another --workdir keeps both"
 
 
 def _job_file(workdir: Path) -> Path:
