@@ -71,7 +71,7 @@ class Job:
 
     def quietly(self) -> "Job":
         """This job without its lines."""
-        return self._changed(_show=None, _live=False)
+        return self._changed(_show=None, _live=False, _bars=None)
 
     def _changed(self, **attributes) -> "Job":
         other = object.__new__(Job)
@@ -156,6 +156,8 @@ class Job:
           label: says what they are.
           at_once: indices in a call.
         """
+        if len(set(names)) < len(names):
+            raise ValueError(f"names of pieces must differ, got {list(names)}")
         results = [self.get(name) for name in names]
         missing = [i for i, found in enumerate(results) if found is None]
         if not missing:
@@ -168,6 +170,10 @@ class Job:
                 for i, result in zip(indices, compute(asked), strict=False):
                     self.put(names[i], result)
                     results[i] = result
+                if any(results[i] is None for i in indices):
+                    raise ValueError(
+                        f"{label}: fewer results than the {len(indices)} that were asked for, or None among them"
+                    )
                 progress.update(before + first + len(indices))
         return results
 

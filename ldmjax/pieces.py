@@ -53,7 +53,7 @@ def read_piece(path: Path) -> tuple[str, bytes] | None:
         return None
     except NotImported:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         LOG.warning("%s is damaged: it is computed again (%s)", path, reason(error))
         return None
     return text, arrays
@@ -97,8 +97,9 @@ def _encode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         name = f"array{len(arrays)}"
         arrays[name] = np.asarray(value)
-        if arrays[name].dtype.hasobject:
-            raise TypeError("an array of Python objects cannot be kept")
+        kind = arrays[name].dtype
+        if kind.hasobject or (kind.kind == "V" and kind.names is None) or isinstance(value, np.ma.MaskedArray):
+            raise TypeError(f"a {type(value).__name__} of {kind} cannot be kept")
         return {"scalar" if isinstance(value, np.generic) else "array": name}
     if type(value) is list:
         return [_encode(v, arrays) for v in value]

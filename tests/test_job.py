@@ -6,6 +6,7 @@ import sys
 import types
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -195,3 +196,16 @@ def test_a_piece_of_a_class_that_is_not_imported_is_not_damaged(tmp_path, monkey
         job.get("x")
     monkeypatch.setitem(sys.modules, "own_network", main)
     assert job.get("x") == main.Own(3)
+
+
+@pytest.mark.parametrize("value", [jnp.ones(2, jnp.bfloat16), np.ma.masked_array([1.0, 2.0], [True, False])])
+def test_arrays_that_would_come_back_as_others_are_refused(value):
+    with pytest.raises(TypeError, match="cannot be kept"):
+        pieces.to_text([value])
+
+
+def test_a_map_gives_every_result_of_distinct_names():
+    with pytest.raises(ValueError, match="names of pieces must differ"):
+        Job().map(lambda indices: indices, ["a", "a"], label="x")
+    with pytest.raises(ValueError, match="fewer results"):
+        Job().map(lambda indices: indices[:1], ["a", "b"], label="x", at_once=2)

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import fcntl
+import functools
 import json
 import os
 import resource
@@ -122,7 +123,7 @@ def test_a_report_is_made_again_from_the_files_alone(run, tmp_path):
         (tmp_path / "w" / name).unlink()
     (tmp_path / "w/flags.txt").write_text((tmp_path / "w/flags.txt").read_text() + "--a_flag_that_is_gone=1\n")
     before = files(tmp_path / "w")
-    forbidden = lambda *arguments: pytest.fail("computed")  # noqa: E731
+    forbidden = functools.wraps(toy.compute)(lambda *arguments: pytest.fail("computed"))
     status, out, err = run("--redraw", "--workdir=w", compute=forbidden)
     assert status == 0 and out.startswith("12.5\n"), err
     assert json.loads((tmp_path / "w/toy.json").read_text()) == {"kind": "b"} and (tmp_path / "w/squares.png").exists()
@@ -297,6 +298,8 @@ def test_what_is_finished_is_kept_when_the_computation_ends_early(run):
         ("** 2", "** 3", False),
         ("(1, 2, 3)", "(1, 2, 4)", False),
         ("import numpy as np", "import numpy as np  # arrays", True),
+        ("    assert data is None\n", "    assert data is None\n    np.log(1.0)\n", False),
+        ("    assert data is None\n", '    assert data is None\n    job.log("starts")\n', True),
     ],
 )
 def test_the_code_that_computes_is_known_from_the_code_that_reports(tmp_path, old, new, same):
@@ -304,6 +307,39 @@ def test_the_code_that_computes_is_known_from_the_code_that_reports(tmp_path, ol
     assert text.count(old) >= 1
     meanings = [code._meaning(code._computing(ast.parse(t).body)) for t in (text, text.replace(old, new))]
     assert (meanings[0] == meanings[1]) == same
+
+
+def test_what_compute_reaches_without_naming_it_computes():
+    """By a registry, by a string, in a module beside it, behind a decorator."""
+    text = (
+        "M = {}\ndef register(f):\n    M[f.__name__] = f\n    return f\n@register\ndef _third(x):\n    return 3 * x\n"
+        "def _fourth(x):\n    return 4 * x\ndef compute(c, d, j):\n    return M['_third'](1) + globals()['_fourth'](1)\n"
+        "def report(r):\n    return _third(1), _fourth(1), _shown()\ndef _shown():\n    return 5\n"
+    )
+    meaning = lambda source: code._meaning(code._computing(ast.parse(source).body))  # noqa: E731
+    assert len({meaning(text.replace(*change)) for change in [("3 *", "2 *"), ("4 *", "2 *"), ("5", "5")]}) == 3
+    assert meaning(text.replace("5", "6")) == meaning(text)
+
+
+def test_modules_beside_an_experiment_compute(tmp_path):
+    (tmp_path / "exp.py").write_text(
+        "import helper\ndef compute(c, d, j):\n    return helper.f(3)\ndef report(r):\n    pass\n"
+    )
+    digests = set()
+    for factor in (2, 5):
+        (tmp_path / "helper.py").write_text(f"from deeper import K\ndef f(x):\n    return K * x * {factor}\n")
+        for depth in (1, 2):
+            (tmp_path / "deeper.py").write_text(f"K = {depth}\n")
+            digests.add(code.digest_of([tmp_path / "exp.py"]))
+    assert len(digests) == 4
+
+
+def test_a_workdir_of_another_experiment_is_not_redrawn(run, tmp_path):
+    assert run("--n=5", "--workdir=w")[0] == 0
+    job = json.loads((tmp_path / "w/checkpoints/job.json").read_text())
+    (tmp_path / "w/checkpoints/job.json").write_text(json.dumps(job | {"experiment": "other"}))
+    status, out, err = run("--redraw", "--workdir=w")
+    assert (status, out) == (2, "") and "holds results of experiments.other" in err
 
 
 def test_the_library_is_part_of_the_code_that_computes_but_for_what_reports():

@@ -16,6 +16,7 @@ After 3, 4, 130 and 143 the same command goes on from what was kept.
 """
 
 import dataclasses
+import inspect
 import logging
 import os
 import sys
@@ -208,7 +209,7 @@ def main(
         experiment = _name(compute)
         directory = Path(own.workdir or f"results/{experiment}")
         if own.redraw:
-            return _redraw(line, config, report, directory)
+            return _redraw(line, config, report, directory, experiment=experiment)
         quick = quick or {} if own.quick else {}
         line.apply({name: quick[name] for name in line.groups[OWN] if name in quick})
         settings = config(**{**quick, **line.values(OWN)})
@@ -243,10 +244,11 @@ def _run(line, own, settings, data, compute, report, *, experiment, directory, b
     identity = workdir.Identity(
         experiment=experiment,
         flags=words,
-        files=workdir.digests_of_files(words),
+        files=workdir.digests_of_files({name: word for name, word in words.items() if line.is_text(name)}),
         data=getattr(data, "digest", ""),
         code=code.digest(compute),
-        versions=records.versions(),
+        versions=records.versions()
+        | {"float32 products": devices.product_precision(), "x64": str(jax.config.jax_enable_x64)},
     )
     place = workdir.claim(directory, identity, overwrite=own.overwrite)
     results = compute(settings, data, own.job(place))
@@ -273,7 +275,7 @@ def _print_plan(stages: Sequence[Stage], directory: Path) -> None:
     )
 
 
-def _redraw(line: CommandLine, config: type[Settings], report: Callable, directory: Path) -> None:
+def _redraw(line: CommandLine, config: type[Settings], report: Callable, directory: Path, *, experiment: str) -> None:
     """Shows the report again, from the files of a workdir."""
     given = [name for name in _identifying(line) if line[name].present]
     if given:
@@ -283,9 +285,11 @@ def _redraw(line: CommandLine, config: type[Settings], report: Callable, directo
     flags = directory / "flags.txt"
     if not flags.is_file():
         raise bad("workdir", directory, "must hold the results of an experiment: there is no flags.txt")
+    if (held := workdir.held_experiment(directory)) not in (None, experiment):
+        raise bad("workdir", directory, f"holds results of experiments.{held}")
     # An old workdir may have flags that are gone.
     known = {spelling for name in _identifying(line) for spelling in (name, f"no{name}")}
-    words = [word for word in flags.read_text().splitlines() if word.lstrip("-").partition("=")[0] in known]
+    words = [word for word in flags.read_text().split("\n") if word.lstrip("-").partition("=")[0] in known]
     line.parse([sys.argv[0], *words])
     try:
         results = read_results(directory, config(**line.values(OWN)))
@@ -301,12 +305,13 @@ def _redraw(line: CommandLine, config: type[Settings], report: Callable, directo
 
 
 def _docstring(compute: Callable) -> str:
-    return compute.__globals__["__doc__"]
+    return inspect.unwrap(compute).__globals__["__doc__"]
 
 
 def _name(compute: Callable) -> str:
     """The experiment's, also where its module runs as a command."""
-    spec, file = compute.__globals__["__spec__"], compute.__globals__["__file__"]
+    names = inspect.unwrap(compute).__globals__
+    spec, file = names["__spec__"], names["__file__"]
     return (spec.name if spec else Path(file).stem).removeprefix("experiments.")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.launch.settings import Parser, Settings, as_word, fields, parsers
+from experiments.launch.settings import Parser, Settings, WordParser, as_word, fields, parsers
 
 WIDTH = 100
 
@@ -106,7 +106,12 @@ class CommandLine:
         """Gives flags that are not on the command line these values."""
         for name, value in values.items():
             if not self.flags[name].present:
-                self.flags[name].value = value
+                self.flags[name].value = value if value is None else self.flags[name].parser.parse(as_word(value))
+
+    def is_text(self, name: str) -> bool:
+        """Whether a flag's words may be paths: not numbers, switches or choices."""
+        parser = self.flags[name].parser.of_setting
+        return isinstance(getattr(parser, "item", parser), WordParser)
 
     def word(self, name: str) -> str:
         """The word that sets a flag to its value; empty for one that has none."""

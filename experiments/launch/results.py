@@ -67,7 +67,7 @@ def write_results(workdir: Path, results: Results, **about: Any) -> None:
     records.write_records(workdir, results.rows)
     if results.arrays:
         records.write_curves(workdir, results.arrays)
-    records.write_metadata(workdir, **about, **results.metadata)
+    records.write_metadata(workdir, **{**about, **results.metadata})
 
 
 def read_results(workdir: Path, config: Settings) -> Results:

@@ -148,6 +148,11 @@ def _read_job(workdir: Path) -> dict | None:
     return found if isinstance(found, dict) else {}
 
 
+def held_experiment(workdir: Path) -> str | None:
+    """The experiment whose job the workdir holds, None if none is known."""
+    return (_read_job(workdir) or {}).get("experiment")
+
+
 def _delete_results(workdir: Path) -> None:
     """What jobs write; figures only where a job is known to have been."""
     figures = workdir.glob("*.png") if _job_file(workdir).exists() else ()
