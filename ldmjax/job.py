@@ -16,6 +16,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -151,7 +152,8 @@ class Job:
         Args:
           compute: takes ``at_once`` indices, gives their results, of which those that are asked for are read; no result may
             depend on which share a call. Where too few are left the last is asked for again: another number of them would be
-            another program, with other roundings.
+            another program, with other roundings. It may give futures: they are kept when they are done, while the next results
+            are computed.
           names: of the pieces, unique in the job.
           label: says what they are.
           at_once: indices in a call.
@@ -168,14 +170,17 @@ class Job:
                 indices = missing[first : first + at_once]
                 asked = indices + indices[-1:] * (at_once - len(indices))
                 for i, result in zip(indices, compute(asked), strict=False):
-                    self.put(names[i], result)
+                    if isinstance(result, Future):
+                        result.add_done_callback(lambda done, name=names[i]: self.put(name, done.result()))
+                    else:
+                        self.put(names[i], result)
                     results[i] = result
                 if any(results[i] is None for i in indices):
                     raise ValueError(
                         f"{label}: fewer results than the {len(indices)} that were asked for, or None among them"
                     )
                 progress.update(before + first + len(indices))
-        return results
+        return [result.result() if isinstance(result, Future) else result for result in results]
 
     @contextlib.contextmanager
     def training(self, name: str) -> Iterator[TrainingCheckpoints]:

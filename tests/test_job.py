@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import sys
+import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -202,6 +204,20 @@ def test_a_piece_of_a_class_that_is_not_imported_is_not_damaged(tmp_path, monkey
 def test_arrays_that_would_come_back_as_others_are_refused(value):
     with pytest.raises(TypeError, match="cannot be kept"):
         pieces.to_text([value])
+
+
+def test_futures_are_kept_when_they_are_done(tmp_path):
+    """The first results are still being made while the second ones are asked for."""
+    job, second = Job(tmp_path), threading.Event()
+
+    def compute(indices):
+        if 2 in indices:
+            second.set()
+        return [pool.submit(lambda i=i: second.wait(10) and 10 * i) for i in indices]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert job.map(compute, NAMES[:4], label="pieces", at_once=2) == [0, 10, 20, 30]
+    assert [job.get(name) for name in NAMES[:4]] == [0, 10, 20, 30]
 
 
 def test_a_map_gives_every_result_of_distinct_names():

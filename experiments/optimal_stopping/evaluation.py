@@ -98,7 +98,7 @@ def stopping_results(
             def compute(batch, runs=runs, call=call):
                 statistics = call(runs[batch])
                 each = (jax.tree.map(lambda x, k=k: x[k], statistics) for k in range(len(batch)))
-                return pool.map(read, runs[batch], each)
+                return [pool.submit(read, i, one) for i, one in zip(runs[batch], each, strict=True)]
 
             found = job.map(
                 compute,
