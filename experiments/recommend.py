@@ -331,11 +331,7 @@ def plan(config: Config, known: Inputs) -> list[Stage]:
 def compute(config: Config, known: Inputs, job: Job) -> Results:
     """Records and curves of `Recommendation`."""
     for name, digest in known.digests.items():
-        if not job.is_same(name, digest):
-            changed = (
-                "gives other numbers than when the job began: --overwrite starts anew, another --workdir keeps both"
-            )
-            raise config.refuse(name, changed)
+        config.refuse_change(name, digest, job)
     candidates = known.make(job)
     compared = "latents" if config.latents and not config.decoder else "images"
     try:

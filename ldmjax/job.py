@@ -62,17 +62,13 @@ class Job:
             raise ValueError(f"need every >= 0 and keep_checkpoints >= 1, got {every} and {keep_checkpoints}")
         self.directory = None if directory is None else Path(directory).absolute()
         self.every, self.keep_checkpoints = every, keep_checkpoints
-        self._show, self._line_every, self._live, self._series = show, line_every, live, series
-        self._bars: bars.Progress | None = None
+        self._show, self._line_every, self._series = show, line_every, series
+        self._screen = _Screen() if live and show is not None else None  # of this job and of all made `within` it
         self._prefix = ""
 
     def within(self, name: str) -> "Job":
         """This job with "name: " before every line."""
         return self._changed(_prefix=f"{self._prefix}{name}: ")
-
-    def quietly(self) -> "Job":
-        """This job without its lines."""
-        return self._changed(_show=None, _live=False, _bars=None)
 
     def _changed(self, **attributes) -> "Job":
         other = object.__new__(Job)
@@ -81,10 +77,13 @@ class Job:
 
     def log(self, line: str) -> None:
         """Shows a line."""
-        if self._bars is not None:
-            self._bars.console.print(self._prefix + line, markup=False, highlight=False, soft_wrap=True)
+        self._say(self._prefix + line)
+
+    def _say(self, line: str) -> None:
+        if self._screen is not None and self._screen.drawn:
+            self._screen.bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
         elif self._show is not None:
-            self._show(self._prefix + line)
+            self._show(line)
 
     @contextlib.contextmanager
     def progress(
@@ -100,19 +99,12 @@ class Job:
           of: what they are called, "run" say.
           done: units that were done before.
         """
-        live = None
-        if self._live and self._show is not None and self._bars is None:
-            live = self._bars = bars.Progress(
-                bars.TextColumn("{task.description}"), bars.BarColumn(bar_width=24), bars.MofNCompleteColumn(),
-                bars.TextColumn("{task.fields[note]}"), console=Console(), transient=True,
-            )  # fmt: skip
-            live.start()
-        try:
-            yield Progress(self, f"{self._prefix}{label}", total, unit=unit, each=each, of=of, done=done)
-        finally:
-            if live is not None:
-                live.stop()
-                self._bars = None
+        label, how = f"{self._prefix}{label}", {"unit": unit, "each": each, "of": of, "done": done}
+        if self._screen is None:
+            yield Progress(self, label, total, **how)
+            return
+        with self._screen.bar(label, total, done) as bar:
+            yield Progress(self, label, total, **how, bar=bar)
 
     def keep(self, name: str, compute: Callable[[], Result]) -> Result:
         """Returns the piece ``name``, from disk if it was finished before.
@@ -132,8 +124,10 @@ class Job:
         if self.directory is None:
             return None
         found = pieces.read_piece(self._path(name)) if is_first_process() else None
-        text = from_first_process(None if found is None else found[0].encode())
-        arrays = from_first_process(None if found is None else found[1])
+        text = from_first_process(found and found.text.encode())
+        arrays = from_first_process(found and found.arrays)
+        if found is not None:
+            return found.value
         return None if text is None or arrays is None else pieces.from_text(text.decode(), arrays)
 
     def put(self, name: str, value: Any) -> None:
@@ -211,18 +205,42 @@ class Job:
         return self.keep(f"first {name}", lambda: text) == text
 
 
+class _Screen:
+    """The bars on a terminal: one display, however many pieces of work, one within another, are shown at a time."""
+
+    def __init__(self):
+        columns = bars.TextColumn("{task.description}"), bars.BarColumn(bar_width=24), bars.MofNCompleteColumn()
+        self.bars = bars.Progress(*columns, bars.TextColumn("{task.fields[note]}"), console=Console(), transient=True)
+        self.drawn = 0
+
+    @contextlib.contextmanager
+    def bar(self, label: str, total: int, done: int) -> Iterator[Callable[[int, str], None]]:
+        """A context with a bar of its own, and the function that moves it to so many units and writes a note beside it."""
+        if not self.drawn:
+            self.bars.start()
+        self.drawn += 1
+        task = self.bars.add_task(label, total=total, completed=done, note="")
+        try:
+            yield lambda done, note: self.bars.update(task, completed=done, note=note)
+        finally:
+            self.bars.remove_task(task)
+            self.drawn -= 1
+            if not self.drawn:
+                self.bars.stop()
+
+
 NO_JOB = Job()
 
 
 class Progress:
     """Shows how far one piece of work is; made by `Job.progress`."""
 
-    def __init__(self, job: Job, label: str, total: int, *, unit: str, each: int, of: str, done: int):
+    def __init__(self, job: Job, label: str, total: int, *, unit: str, each: int, of: str, done: int, bar=None):
         self._job, self._label, self._total, self._unit, self._each = job, label, total, unit, each
         self._rate_of = f"{of}-{unit}s" if of else f"{unit}s" if unit else ""
         self._first = done
         self._begin = self._last = time.perf_counter()
-        self._task = None if job._bars is None else job._bars.add_task(label, total=total, completed=done, note="")
+        self._bar: Callable[[int, str], None] | None = bar
 
     def restart(self, done: int) -> None:
         """Begins to measure anew, from ``done`` units."""
@@ -237,11 +255,11 @@ class Progress:
             for name, value in {**numbers, "rate": rate * self._each}.items():
                 series.add_scalar(f"{self._label}/{name}", value, done)
         note = _note(numbers, rate * self._each, (self._total - done) / max(rate, 1e-9), self._rate_of)
-        if self._task is not None:
-            self._job._bars.update(self._task, completed=done, note=note)
-        elif self._job._show is not None and (now - self._last >= self._job._line_every or done == self._total):
+        if self._bar is not None:
+            self._bar(done, note)
+        if done == self._total or (self._bar is None and now - self._last >= self._job._line_every):
             self._last = now
-            self._job._show(f"{self._label}: {self._unit and self._unit + ' '}{done}/{self._total}, {note}")
+            self._job._say(f"{self._label}: {self._unit and self._unit + ' '}{done}/{self._total}, {note}")
 
 
 def _note(numbers: dict[str, float], rate: float, seconds: float, rate_of: str) -> str:

@@ -12,7 +12,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -40,15 +40,23 @@ def write_piece(path: Path, value: Any) -> None:
         LOG.warning("%s could not be written: %s", path, reason(error))
 
 
-def read_piece(path: Path) -> tuple[str, bytes] | None:
-    """Returns what `write_piece` wrote, for `from_text`; None if there is none or it is damaged.
+class Piece(NamedTuple):
+    """A piece as it was read: its files' contents, for other processes, and the value that they hold."""
+
+    text: str
+    arrays: bytes
+    value: Any
+
+
+def read_piece(path: Path) -> Piece | None:
+    """Returns what `write_piece` wrote; None if there is none or it is damaged.
 
     Raises:
       NotImported: if it is sound, and holds a class whose module is not imported.
     """
     try:
         text, arrays = _beside(path, ".json").read_text(), _beside(path, ".npz").read_bytes()
-        from_text(text, arrays)
+        return Piece(text, arrays, from_text(text, arrays))
     except FileNotFoundError:
         return None
     except NotImported:
@@ -56,7 +64,6 @@ def read_piece(path: Path) -> tuple[str, bytes] | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         LOG.warning("%s is damaged: it is computed again (%s)", path, reason(error))
         return None
-    return text, arrays
 
 
 def _beside(path: Path, ending: str) -> Path:

@@ -349,7 +349,7 @@ def _kept_runs(directory: Path) -> Iterator[KeptRuns]:
     for path in sorted(directory.glob("pieces/trained_*.json")):
         found = pieces.read_piece(path.with_suffix(""))
         if found is not None:
-            yield pieces.from_text(*found)
+            yield found.value
 
 
 def training_programs(

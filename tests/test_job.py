@@ -225,3 +225,21 @@ def test_a_map_gives_every_result_of_distinct_names():
         Job().map(lambda indices: indices, ["a", "a"], label="x")
     with pytest.raises(ValueError, match="fewer results"):
         Job().map(lambda indices: indices[:1], ["a", "b"], label="x", at_once=2)
+
+
+def test_bars_of_jobs_within_one_another_share_the_terminal(capsys):
+    lines = []
+    job = Job(show=lines.append, live=True)
+    with job.progress("outer", 1, unit="task") as outer:
+        inner = job.within("inner")
+        with inner.progress("steps", 2, unit="step") as steps:
+            steps.update(1, loss=0.5)
+            inner.log("said while bars are drawn")
+            steps.update(2, loss=0.25)
+        outer.update(1)
+    assert lines == [] and "inner: said while bars are drawn" in capsys.readouterr().out
+    inner.log("afterwards")
+    with pytest.raises(ZeroDivisionError), inner.progress("fails", 2, unit="step"):
+        raise ZeroDivisionError
+    inner.log("and after an error")
+    assert lines == ["inner: afterwards", "inner: and after an error"]

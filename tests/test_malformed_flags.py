@@ -160,6 +160,7 @@ def malformed_values(name, parser):
             below = parser.low if parser.low_open else parser.low - 1
             found = ["", "word", "nan", "-inf", "1;2", str(below), str(-HUGE)]
             found += [] if parser.infinite else ["inf"]
+            found += [str(parser.low + 1)] if parser.multiple > 1 else []
             found += (
                 [str(HUGE), str(parser.high if parser.high_open else parser.high + 1)] if parser.high < HUGE else []
             )

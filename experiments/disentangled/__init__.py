@@ -69,13 +69,11 @@ class Config(launch.DataSettings, launch.LadderSettings):
     selection_seed: int = launch.seed(100, "Seed on which rates and settings are chosen.")
     hidden: int = setting(64, "Width of an expert.", low=1, high=16_384)
     blocks: int = setting(1, "Residual blocks of an expert.", low=0, high=64)
-    samples: int = setting(1024, "Generated samples per measurement; a multiple of 64.", low=64, high=65_536)
+    samples: int = setting(1024, "Generated samples per measurement.", low=64, high=65_536, multiple=tasks_lib.BLOCKS)
     experts_per_batch: int | None = launch.per_batch_setting("experts")
 
     def __post_init__(self):
         super().__post_init__()
-        if self.samples % tasks_lib.BLOCKS:
-            raise self.refuse("samples", f"must be a multiple of {tasks_lib.BLOCKS}")
         if self.many_levels <= self.levels:
             raise self.refuse("many_levels", f"must be > {self.levels}, the levels")
         if max(self.experts) > self.levels or 1 not in self.experts:

@@ -57,7 +57,7 @@ class Config(launch.DataSettings, launch.LadderSettings):
     levels: tuple[int, ...] = launch.levels_setting((8, 16, 32, 64, 128, 1000))
     few: int = setting(32, "Compared with the largest of --levels; one of them.", low=1, high=10_000)
     tolerance: float = setting(1.2, "Ratio of W2 distances that counts as equal.", low=1.0)
-    samples: int = setting(4096, f"Samples per chain; a multiple of {BLOCKS}.", low=2 * BLOCKS, high=65_536)
+    samples: int = setting(4096, "Samples per chain.", low=2 * BLOCKS, high=65_536, multiple=BLOCKS)
     tasks: tuple[str, ...] | None = setting(
         None, "What scores are learned on; all, but no data for a --spectrum, if not given.", choices=TASKS
     )
@@ -80,8 +80,6 @@ class Config(launch.DataSettings, launch.LadderSettings):
         super().__post_init__()
         if self.few not in self.levels or self.few == self.many:
             raise self.refuse("few", f"must be one of --levels={','.join(map(str, self.levels))}, not the largest")
-        if self.samples % BLOCKS:
-            raise self.refuse("samples", f"must be a multiple of {BLOCKS}")
         try:
             schedules.make_ladder(self.learned_ladder, self.many, np.ones(1))
         except ValueError as error:
@@ -144,12 +142,12 @@ def _stages(name, training, width, models, calls):
     """Counts training and sampling of so many models, ``calls`` evaluations of each."""
     networks, parameters = models * training.experts, experts.parameter_count(training, width)
     return [
-        launch.Stage(
-            stage=f"train {name}",
+        launch.Stage.of_steps(
+            f"train {name}",
             runs=networks,
             programs=1,
             steps=training.steps,
-            evaluations=networks * training.steps * training.batch_size,
+            batch=training.batch_size,
             parameters=parameters,
         ),
         launch.Stage(

@@ -179,6 +179,11 @@ class Stage:
     evaluations: int | None = None
     parameters: int | None = None
 
+    @classmethod
+    def of_steps(cls, stage: str, *, runs: int, steps: int, batch: int, **counts: int) -> "Stage":
+        """A stage of runs that evaluate the network on so many latents in every step."""
+        return cls(stage=stage, runs=runs, steps=steps, evaluations=runs * steps * batch, **counts)
+
 
 def main(
     config: type[Settings],

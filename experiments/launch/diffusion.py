@@ -92,11 +92,7 @@ class DiffusionSettings(FeatureSettings, DataSettings):
 
     def check_features_unchanged(self, data: ImageData, job: Job) -> None:
         """Refuses to go on with functions of the user's that give other numbers than when the job began."""
-        if not job.is_same("features", " ".join(space.digest for space in data.spaces)):
-            allowed = (
-                "gives other numbers than when the job began: --overwrite starts anew, another --workdir keeps both"
-            )
-            raise self.refuse("features", allowed)
+        self.refuse_change("features", " ".join(space.digest for space in data.spaces), job)
 
     @contextlib.contextmanager
     def blaming(self, name: str) -> Iterator[None]:
@@ -160,12 +156,12 @@ class DiffusionSettings(FeatureSettings, DataSettings):
             if kind in ("pca", "identity"):
                 continue
             config, runs = AutoencoderConfig(kind=kind, steps=self.autoencoder_steps), len(self.seeds) * len(wanted)
-            stage = Stage(
-                stage=f"train {kind} autoencoders",
+            stage = Stage.of_steps(
+                f"train {kind} autoencoders",
                 runs=runs,
                 programs=3 * len({shape[:-1] for shape in wanted}),
                 steps=config.steps,
-                evaluations=runs * config.steps * config.batch_size,
+                batch=config.batch_size,
                 parameters=max(parameter_count(config, image_shape, shape) for shape in wanted),
             )
             stages.append(stage)
@@ -181,21 +177,8 @@ class DiffusionSettings(FeatureSettings, DataSettings):
             name = f"{network.model} on {max(dims)} entries" + (" at most" if min(dims) < max(dims) else "")
             runs, parameters = len(self.seeds) * len(dims), training.parameter_count(network, max(dims))
             chains = runs * times_sampled * (sampling.samples // sampling.chunk)
-            training_stage = Stage(
-                stage=f"train {name}",
-                runs=runs,
-                programs=2,
-                steps=network.steps,
-                evaluations=runs * network.steps * network.batch_size,
-                parameters=parameters,
-            )
-            sampling_stage = Stage(
-                stage=f"sample {name}",
-                runs=chains,
-                programs=1,
-                steps=sampling.steps,
-                evaluations=chains * sampling.steps * sampling.chunk,
-                parameters=parameters,
-            )
-            stages += [training_stage, sampling_stage]
+            learn = {"runs": runs, "programs": 2, "steps": network.steps, "batch": network.batch_size}
+            draw = {"runs": chains, "programs": 1, "steps": sampling.steps, "batch": sampling.chunk}
+            for what, size in {"train": learn, "sample": draw}.items():
+                stages.append(Stage.of_steps(f"{what} {name}", parameters=parameters, **size))
         return stages

@@ -23,6 +23,8 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ldmjax.job import Job
+
 IMPORT = re.compile(r"[^:\s]+:[^:\s]+")  # package.module:function
 LARGEST_SEED = 2**31 - 1  # seeds travel as int32
 
@@ -44,6 +46,7 @@ def setting(
     low_open: bool = False,
     high_open: bool = False,
     infinite: bool = False,
+    multiple: int = 1,
     choices: Sequence[str] = (),
     allowed: str = "",
     check: Callable[[str], object] = lambda word: None,
@@ -59,12 +62,14 @@ def setting(
       low_open: see ``low``.
       high_open: see ``low``.
       infinite: whether inf is allowed beyond ``high``.
+      multiple: of which a whole number has to be one.
       choices: the words that are allowed.
       allowed: says what other words are, after "must be" (of a list: in the plural).
       check: raises ValueError, maybe with a reason, for a word that is not.
       how: whether it says only how a job is run, not what is computed: it is no part of a job's identity.
     """
     bounds = {"low": low, "high": high, "low_open": low_open, "high_open": high_open, "infinite": infinite}
+    bounds["multiple"] = multiple
     words = {"choices": tuple(choices), "allowed": allowed, "check": check}
     return dataclasses.field(default=default, metadata={"help": help, "bounds": bounds, "words": words, "how": how})
 
@@ -112,6 +117,12 @@ class Settings:
         """Returns the error for a setting that only something else shows to be wrong: the data, or another setting."""
         return SettingError(name, getattr(self, name), allowed)
 
+    def refuse_change(self, name: str, digest: str, job: Job) -> None:
+        """`SettingError` if what the user's function gives, known by a digest, is not what it gave when the job began."""
+        if not job.is_same(name, digest):
+            ways_out = "--overwrite starts anew, another --workdir keeps both"
+            raise self.refuse(name, f"gives other numbers than when the job began: {ways_out}")
+
 
 def as_word(value: Any) -> str:
     """The word on a command line that stands for a value."""
@@ -154,12 +165,15 @@ def _plain(number: float) -> str:
 class NumberParser(Parser):
     """A whole or a real number within bounds."""
 
-    def __init__(self, kind: type, *, low: float, high: float, low_open: bool, high_open: bool, infinite: bool):
-        self.kind, self.low, self.high, self.infinite = kind, low, high, infinite
+    def __init__(
+        self, kind: type, *, low: float, high: float, low_open: bool, high_open: bool, infinite: bool, multiple: int
+    ):
+        self.kind, self.low, self.high, self.infinite, self.multiple = kind, low, high, infinite, multiple
         self.low_open, self.high_open = low_open, high_open
         lower = "" if low == -math.inf else f"{'>' if low_open else '>='} {_plain(low)}"
         upper = "" if high == math.inf else f"{'<' if high_open else '<='} {_plain(high)}"
         bounds = " ".join(["", " and ".join(filter(None, (lower, upper)))]).rstrip() + (" or inf" if infinite else "")
+        bounds += f", a multiple of {multiple}" if multiple > 1 else ""
         noun = "whole number" if kind is int else "number" if infinite else "finite number"
         self.allowed, self.plural = f"a {noun}{bounds}", f"{noun}s{bounds}"
 
@@ -170,7 +184,8 @@ class NumberParser(Parser):
             raise ValueError from None
         above = value > self.low if self.low_open else value >= self.low
         below = value < self.high if self.high_open else value <= self.high
-        if not (above and below and math.isfinite(value) or self.infinite and value == math.inf):
+        fits = above and below and math.isfinite(value) and (self.multiple == 1 or value % self.multiple == 0)
+        if not (fits or self.infinite and value == math.inf):
             raise ValueError
         return value
 

@@ -83,24 +83,18 @@ def plan(config: Config, problems: Problems) -> list[Stage]:
         specs, own = make_specs(config, model, problems), config.training(model)
         size = {"runs": len(specs), "parameters": training.parameter_count(own, width)}
         stages += [
-            Stage(
-                stage=f"train {model}",
-                programs=1,
-                steps=own.steps,
-                evaluations=len(specs) * own.steps * own.batch_size,
-                **size,
-            ),
+            Stage.of_steps(f"train {model}", programs=1, steps=own.steps, batch=own.batch_size, **size),
             Stage(
                 stage=f"score errors {model}",
                 programs=1,
                 evaluations=2 * len(specs) * SCORE_LEVELS * SCORE_DRAWS,
                 **size,
             ),
-            Stage(
-                stage=f"sample {model}",
+            Stage.of_steps(
+                f"sample {model}",
                 programs=len(sampling_widths(problems.latent_dims)),
                 steps=config.sampling_steps,
-                evaluations=len(specs) * config.sampling_steps * config.samples,
+                batch=config.samples,
                 **size,
             ),
         ]

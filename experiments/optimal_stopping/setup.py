@@ -37,7 +37,7 @@ class Config(launch.DataSettings):
     mlp_steps: int = setting(1000, "Optimiser steps of the MLPs.", low=1, high=10_000_000)
     batch_size: int = setting(256, "Latents per step of the MLPs.", low=2, high=65_536)
     hidden: int = setting(64, "Width of the MLPs.", low=1, high=16_384)
-    samples: int = setting(4096, f"Generated samples per run; a multiple of {BLOCKS}.", low=2 * BLOCKS, high=1_048_576)
+    samples: int = setting(4096, "Generated samples per run.", low=2 * BLOCKS, high=1_048_576, multiple=BLOCKS)
     sampling_steps: int = setting(250, "Euler-Maruyama steps, uniform in logsnr from -10 to 9.", low=2, high=100_000)
     stops: int = setting(25, "Recorded stopping times, evenly spaced steps; the last is the end.", low=2, high=10_000)
     runs_per_batch: int | None = launch.per_batch_setting()
@@ -48,8 +48,6 @@ class Config(launch.DataSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.samples % BLOCKS:
-            raise self.refuse("samples", f"must be a multiple of {BLOCKS}, the number of jackknife blocks")
         if self.stops > self.sampling_steps:
             raise self.refuse("stops", f"must be 2..{self.sampling_steps}, the number of sampling steps")
 

@@ -82,14 +82,12 @@ class Config(launch.Settings):
     logsnr_max: float = setting(
         9.0, "Cleanest level trained, and where sampling ends, as logsnr.", low=0, low_open=True, high=100
     )
-    samples: int = setting(8192, f"Generated per score; a multiple of {BLOCKS}.", low=2 * BLOCKS, high=1_048_576)
+    samples: int = setting(8192, "Generated per score.", low=2 * BLOCKS, high=1_048_576, multiple=BLOCKS)
     sampling_steps: int = setting(300, "Euler-Maruyama steps, uniform in logsnr.", low=2, high=100_000)
     stops: int = setting(10, "Stopping times of the samples, closer together towards the end.", low=2, high=10_000)
 
     def __post_init__(self):
         super().__post_init__()
-        if self.samples % BLOCKS:
-            raise self.refuse("samples", f"must be a multiple of {BLOCKS}, the number of jackknife blocks")
         if self.stops > self.sampling_steps:
             raise self.refuse("stops", f"must be 2..{self.sampling_steps}, the number of sampling steps")
 

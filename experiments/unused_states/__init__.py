@@ -74,17 +74,10 @@ class Config(launch.DataSettings, launch.LadderSettings):
         "sampling starts. If not given, all but the number that the closed form drops.",
     )
     steps: int = setting(1000, "Optimiser steps of each network.", low=1, high=10_000_000)
-    samples: int = setting(
-        8192,
-        f"Samples of each trained model; a multiple of {BLOCKS}.",
-        low=2 * BLOCKS,
-        high=1_048_576,
-    )
+    samples: int = setting(8192, "Samples of each trained model.", low=2 * BLOCKS, high=1_048_576, multiple=BLOCKS)
 
     def __post_init__(self):
         super().__post_init__()
-        if self.samples % BLOCKS:
-            raise self.refuse("samples", f"must be a multiple of {BLOCKS}")
         if self.states and self.states[1] != self.levels:
             raise self.refuse("states", f"must end at {self.levels}: sampling starts at the noisiest level")
         if not any(self.pairs().values()):

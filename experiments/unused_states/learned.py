@@ -70,9 +70,12 @@ def plan(variances: np.ndarray, config: "Config") -> list[launch.Stage]:
     for d in config.trained_dims(variances.size):
         for low, training in _models(variances, d, config)[-1].items():
             name, networks = f"d = {d}, levels {low}..{config.levels}", len(training.level_blocks)
-            calls, parameters = networks * config.steps * training.batch_size, experts.parameter_count(training, d)
-            size = {"evaluations": calls, "parameters": parameters, "steps": config.steps}
-            stages.append(launch.Stage(stage=f"train {name}", runs=networks, programs=1, **size))
+            size = {
+                "steps": config.steps,
+                "batch": training.batch_size,
+                "parameters": experts.parameter_count(training, d),
+            }
+            stages.append(launch.Stage.of_steps(f"train {name}", runs=networks, programs=1, **size))
             calls = config.samples * chains.evaluations(config.trained_sampler, networks)
             stages.append(launch.Stage(stage=f"sample {name}", runs=1, programs=2, evaluations=calls))
     return stages
